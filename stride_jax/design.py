@@ -1,0 +1,250 @@
+"""Which subsets an example belongs to, and products with M that never build M.
+
+Every example joins d of K subsets at random, so the membership matrix `M in {0,1}^{K x N}` is the
+adjacency of a left-d-regular bipartite graph. Membership is a pure function of (seed, example id):
+it survives reordering, and examples appended later move no one.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """Left-d-regular random design (method §2).
+
+    Attributes:
+      num_subsets: K, subsets = operators = measurements per query.
+      degree: d, subsets each example belongs to.
+      seed: of the draw.
+
+    Raises:
+      ValueError: d > K, or either below 1.
+    """
+
+    num_subsets: int = 1000
+    degree: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_subsets < 1 or self.degree < 1:
+            raise ValueError(
+                f"num_subsets={self.num_subsets}, degree={self.degree}: both must be at least 1"
+            )
+        if self.degree > self.num_subsets:
+            raise ValueError(
+                f"degree={self.degree} exceeds num_subsets={self.num_subsets}: an example can't "
+                "belong to more subsets than there are; lower the degree"
+            )
+
+
+def id_words(ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Hash example ids to two 32-bit words each, `[N, 2]` uint32.
+
+    >>> id_words(["a", "b"]).shape
+    (2, 2)
+    """
+    digests = b"".join(hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in ids)
+    return np.frombuffer(digests, "<u4").reshape(-1, 2)
+
+
+@functools.partial(jax.jit, static_argnames="design")
+def _draw(words_Nx2: jax.Array, design: Design) -> jax.Array:
+    key = jax.random.key(design.seed, impl="threefry2x32")
+
+    def one(words_2: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, words_2[0]), words_2[1])
+        bits = jax.random.bits(own, (design.degree,))
+        chosen = jnp.full(design.degree, -1, jnp.int32)
+        # Floyd's sampling: d distinct subsets, every d-set equally likely, in d steps.
+        for i in range(design.degree):
+            top = design.num_subsets - design.degree + i
+            draw = (bits[i] % jnp.uint32(top + 1)).astype(jnp.int32)
+            chosen = chosen.at[i].set(jnp.where(jnp.any(chosen == draw), top, draw))
+        return jnp.sort(chosen)
+
+    return jax.vmap(one)(words_Nx2)
+
+
+def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
+    """The d subsets of every example: M by its columns.
+
+    Args:
+      design: K, d and seed.
+      ids: N example ids.
+
+    Returns:
+      `[N, d]` int32, each row d distinct subsets in ascending order. A row depends on the seed and
+      its own id alone.
+
+    Raises:
+      ValueError: repeated ids, K > N d, or a subset that no example joined.
+
+    >>> membership(Design(num_subsets=3, degree=2), ["a", "b", "c"]).shape
+    (3, 2)
+    """
+    if len(set(map(str, ids))) < len(ids):
+        raise ValueError(
+            f"{len(ids) - len(set(map(str, ids)))} of {len(ids)} example ids are repeated; "
+            "ids must be distinct (content_ids makes them so)"
+        )
+    k, d, n = design.num_subsets, design.degree, len(ids)
+    if k > n * d:
+        raise ValueError(
+            f"num_subsets={k} exceeds num_train * degree = {n} * {d} = {n * d}: some subsets would "
+            "be empty; lower num_subsets or raise the degree"
+        )
+    subsets_Nxd = _draw(jnp.asarray(id_words(ids)), design)
+    sizes = np.bincount(np.asarray(subsets_Nxd).reshape(-1), minlength=k)
+    if (empty := int((sizes == 0).sum())) > 0:
+        raise ValueError(
+            f"{empty} of {k} subsets are empty ({n} examples in {d} subsets each, {n * d / k:.1f} "
+            f"a subset on average); use num_subsets <= {max(1, n * d // 10)}, or another seed"
+        )
+    return subsets_Nxd
+
+
+def subset_sum(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> jax.Array:
+    """`M v`: sum of the members' values.
+
+    Args:
+      subsets_Nxd: membership.
+      values: `[N, ...]`.
+      num_subsets: K.
+
+    Returns:
+      `[K, ...]`, by d segment-sums; no array larger than `values` or the result is made.
+    """
+    out = jnp.zeros((num_subsets, *values.shape[1:]), values.dtype)
+    for column in range(subsets_Nxd.shape[1]):
+        out += jax.ops.segment_sum(values, subsets_Nxd[:, column], num_subsets)
+    return out
+
+
+def subset_sizes(subsets_Nxd: jax.Array, num_subsets: int) -> jax.Array:
+    """`M 1`: members of each subset, `[K]` float32."""
+    return subset_sum(subsets_Nxd, jnp.ones(subsets_Nxd.shape[0]), num_subsets)
+
+
+def subset_mean(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> jax.Array:
+    """Mean of the members' values, `[K, ...]`."""
+    sizes = subset_sizes(subsets_Nxd, num_subsets)
+    total = subset_sum(subsets_Nxd, values, num_subsets)
+    return total / sizes.reshape(-1, *(1,) * (values.ndim - 1))
+
+
+def example_sum(subsets_Nxd: jax.Array, values: jax.Array) -> jax.Array:
+    """`Mᵀ r`: sum of the values of an example's subsets.
+
+    Args:
+      subsets_Nxd: membership.
+      values: `[K, ...]`.
+
+    Returns:
+      `[N, ...]`, a gather-and-add of d rows.
+    """
+    out = jnp.zeros((subsets_Nxd.shape[0], *values.shape[1:]), values.dtype)
+    for column in range(subsets_Nxd.shape[1]):
+        out += values[subsets_Nxd[:, column]]
+    return out
+
+
+def members(subsets_Nxd: jax.Array, num_subsets: int) -> tuple[np.ndarray, np.ndarray]:
+    """M by its rows: the examples of every subset, padded to the largest.
+
+    Returns:
+      `(rows_KxS, mask_KxS)`: int32 rows of the training set, and float32 1 where real. Padding
+      points at row 0.
+    """
+    flat = np.asarray(subsets_Nxd)
+    order = np.argsort(flat.reshape(-1), kind="stable")
+    owner = flat.reshape(-1)[order]
+    sizes = np.bincount(owner, minlength=num_subsets)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rows = np.zeros((num_subsets, int(sizes.max())), np.int32)
+    mask = np.zeros(rows.shape, np.float32)
+    rows[owner, place] = order // flat.shape[1]
+    mask[owner, place] = 1
+    return rows, mask
+
+
+def subsets_needed(num_train: int, sparsity: int, constant: float = 1.6) -> int:
+    """How many subsets a planned sparsity needs: `K = c k log(N / k)` (method §2).
+
+    Args:
+      num_train: N.
+      sparsity: k, influential examples per query.
+      constant: c; the published K = 1000 at k = 50, N = 11.4 M is 1.6 times k log(N / k) = 617.
+
+    Raises:
+      ValueError: sparsity outside 1 … N.
+
+    >>> subsets_needed(11_400_000, 50)
+    987
+    """
+    if not 1 <= sparsity <= num_train:
+        raise ValueError(f"sparsity={sparsity} must lie between 1 and num_train={num_train}")
+    return max(1, math.ceil(constant * sparsity * math.log(num_train / sparsity)))
+
+
+@dataclasses.dataclass(frozen=True)
+class DesignReport:
+    """What a drawn design turned out to be.
+
+    Attributes:
+      size_min, size_mean, size_max: members per subset.
+      expansion_min, expansion_mean: `|neighbours of S| / (d |S|)` over sampled sets S of
+        `sample_size` examples; `1 − eps` for a (|S|, eps)-expander.
+      sample_size: |S|.
+    """
+
+    size_min: int
+    size_mean: float
+    size_max: int
+    expansion_min: float
+    expansion_mean: float
+    sample_size: int
+
+
+def inspect_design(
+    design: Design,
+    subsets_Nxd: jax.Array,
+    sample_size: int = 20,
+    num_samples: int = 200,
+) -> DesignReport:
+    """Measure subset sizes, and expansion on random sets of examples.
+
+    Args:
+      design: what was asked for.
+      subsets_Nxd: what was drawn.
+      sample_size: |S|, about twice the planned sparsity.
+      num_samples: how many sets.
+
+    Raises:
+      ValueError: sample_size above N.
+    """
+    table = np.asarray(subsets_Nxd)
+    if not 1 <= sample_size <= len(table):
+        raise ValueError(f"sample_size={sample_size} must lie between 1 and N={len(table)}")
+    sizes = np.bincount(table.reshape(-1), minlength=design.num_subsets)
+    rng = np.random.default_rng(design.seed)
+    ratios = [
+        len(np.unique(table[rng.choice(len(table), sample_size, replace=False)]))
+        / (design.degree * sample_size)
+        for _ in range(num_samples)
+    ]
+    return DesignReport(
+        int(sizes.min()),
+        float(sizes.mean()),
+        int(sizes.max()),
+        min(ratios),
+        float(np.mean(ratios)),
+        sample_size,
+    )

@@ -1,0 +1,107 @@
+"""Training as one pure function, so that many models train at once under `vmap`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any
+Forward = Callable[[Params, jax.Array], jax.Array]
+"""`(params, inputs) -> logits`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How a base model, and every model of the bank, is trained.
+
+    Attributes:
+      epochs: passes over the examples.
+      batch_size: examples a step.
+      optimizer: `sgd` (momentum .9) or `adamw`.
+      learning_rate: peak; a cosine takes it to zero.
+      weight_decay: of adamw, or added to the gradient of sgd.
+      seed: of the initial parameters and the order of examples.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer={self.optimizer!r}: use 'sgd' or 'adamw'")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: both at least 1")
+
+
+def optimizer(settings: TrainSettings, num_steps: int) -> optax.GradientTransformation:
+    """The optax optimiser a run of `num_steps` uses."""
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, num_steps)
+    if settings.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=settings.weight_decay)
+    return optax.chain(
+        optax.add_decayed_weights(settings.weight_decay), optax.sgd(schedule, momentum=0.9)
+    )
+
+
+def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """Cross-entropy in nats of each example, `[B]`."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
+
+
+def fit(
+    forward: Forward,
+    params: Params,
+    inputs: jax.Array,
+    labels_N: jax.Array,
+    members_S: jax.Array,
+    key: jax.Array,
+    settings: TrainSettings,
+) -> Params:
+    """Train on the rows `members_S`, every row once an epoch in a fresh order.
+
+    The epochs' orders are joined and cut into batches, so no row is dropped at an epoch's end
+    (only fewer than `batch_size` rows at the very end).
+
+    Args:
+      forward: `(params, inputs) -> logits`.
+      params: initial parameters.
+      inputs: `[N, ...]` all examples.
+      labels_N: `[N]` int.
+      members_S: `[S]` rows to train on.
+      key: of the order.
+      settings: optimiser and schedule; the seed is not used here.
+
+    Returns:
+      Trained parameters. Pure: `vmap` over `params`, `members_S` and `key` trains many models.
+    """
+    size = members_S.shape[0]
+    batch = min(settings.batch_size, size)
+    num_steps = settings.epochs * size // batch
+    tx = optimizer(settings, num_steps)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, members_S))(
+        jax.random.split(key, settings.epochs)
+    )
+    rows = orders.reshape(-1)[: num_steps * batch].reshape(num_steps, batch)
+
+    def loss(params: Params, rows_B: jax.Array) -> jax.Array:
+        return cross_entropy(forward(params, inputs[rows_B]), labels_N[rows_B]).mean()
+
+    def step(state: tuple[Params, Any], rows_B: jax.Array) -> tuple[tuple[Params, Any], None]:
+        params, moments = state
+        updates, moments = tx.update(jax.grad(loss)(params, rows_B), moments, params)
+        return (optax.apply_updates(params, updates), moments), None
+
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), rows)
+    return params
+
+
+def initial_params(module: Any, key: jax.Array, inputs: jax.Array) -> Params:
+    """Fresh parameters of a linen module for inputs of this shape."""
+    return module.init(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype))["params"]

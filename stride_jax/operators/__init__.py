@@ -1,0 +1,28 @@
+"""Steering operators: basis, the pytree and how it shifts, losses, joint training."""
+
+from stride_jax.operators.basis import Basis, BasisSettings, fit_basis
+from stride_jax.operators.joint import JointSettings, train_jointly
+from stride_jax.operators.steering import (
+    Context,
+    Operators,
+    Site,
+    context,
+    example_features,
+    logit_site,
+    residual_site,
+)
+
+__all__ = [
+    "Basis",
+    "BasisSettings",
+    "Context",
+    "JointSettings",
+    "Operators",
+    "Site",
+    "context",
+    "example_features",
+    "fit_basis",
+    "logit_site",
+    "residual_site",
+    "train_jointly",
+]

@@ -1,0 +1,147 @@
+"""The shared basis `B_psi`: tapped activations to R features.
+
+Taps are concatenated, each centred and divided by the mean standard deviation of its units, then
+projected to the leading principal components; a constant feature is added. (Scaling each tap to
+unit total variance instead lost half of the score: method §4.4.)
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax.taps import Activations
+
+
+@dataclasses.dataclass(frozen=True)
+class BasisSettings:
+    """How activations become features.
+
+    Attributes:
+      rank: R, principal components kept (fewer if the data have fewer); the constant comes on top.
+      kind: `linear`, or `mlp`: linear plus a small MLP that starts at zero and learns.
+      hidden: units of that MLP.
+      sample: tokens drawn to fit the components, all if there are fewer.
+      seed: of the draw and of the MLP.
+    """
+
+    rank: int = 64
+    kind: str = "linear"
+    hidden: int = 64
+    sample: int = 20_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank} must be at least 1")
+        if self.kind not in ("linear", "mlp"):
+            raise ValueError(f"basis kind={self.kind!r}: use 'linear' or 'mlp'")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """psi: centring, scaling and projection, as one pytree.
+
+    Attributes:
+      mean: `{tap: [D_tap]}`.
+      scale: `{tap: []}` mean standard deviation of the tap's units.
+      weights: what joint training may train: `projection` `[D, R]`, and for an MLP basis `inner`
+        `[D, hidden]`, `bias` `[hidden]` and `outer` `[hidden, R]`.
+    """
+
+    mean: Activations
+    scale: Activations
+    weights: dict[str, jax.Array]
+
+    @property
+    def rank(self) -> int:
+        """R + 1: features with the constant."""
+        return self.weights["projection"].shape[1] + 1
+
+
+def standardise(basis: Basis, activations: Activations) -> jax.Array:
+    """Concatenated taps, centred and scaled: `[..., D]`, taps in the basis' own order.
+
+    Raises:
+      ValueError: a tap the basis was fitted on is missing.
+    """
+    if missing := set(basis.mean) - set(activations):
+        raise ValueError(
+            f"activations lack the taps {sorted(missing)} that the basis was fitted on"
+        )
+    columns = []
+    for name in sorted(basis.mean):
+        mean = basis.mean[name].reshape((1,) * (activations[name].ndim - 1) + (-1,))
+        columns.append((activations[name] - mean) / basis.scale[name])
+    return jnp.concatenate(columns, axis=-1)
+
+
+def features(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """`B_psi` of standardised activations.
+
+    `b(x) = [x P + relu(x V + c) U, 1]`, the second term for an MLP basis alone.
+
+    Args:
+      weights: `Basis.weights`.
+      x: `[..., D]` from `standardise`.
+
+    Returns:
+      `[..., R + 1]`.
+    """
+    b = x @ weights["projection"]
+    if "inner" in weights:
+        bias = weights["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+        b += jax.nn.relu(x @ weights["inner"] + bias) @ weights["outer"]
+    return jnp.concatenate([b, jnp.ones((*b.shape[:-1], 1), b.dtype)], axis=-1)
+
+
+def fit_basis(activations: Activations, settings: BasisSettings) -> Basis:
+    """Fit centring, scaling and principal components on training activations.
+
+    Args:
+      activations: `{tap: [N, T, D_tap]}`.
+      settings: rank and kind.
+
+    Returns:
+      A basis whose projection holds the leading `min(R, rank of the data)` principal directions.
+
+    Raises:
+      ValueError: no taps, or activations without any variance.
+
+    >>> x = jax.random.normal(jax.random.key(0), (50, 1, 8))
+    >>> basis = fit_basis({"input": x}, BasisSettings(rank=3))
+    >>> features(basis.weights, standardise(basis, {"input": x})).shape
+    (50, 1, 4)
+    """
+    if not activations:
+        raise ValueError("a basis needs at least one tap")
+    rng = np.random.default_rng(settings.seed)
+    first = next(iter(activations.values()))
+    tokens = first.shape[0] * first.shape[1]
+    rows = np.arange(tokens)
+    if tokens > settings.sample:
+        rows = np.sort(rng.choice(tokens, settings.sample, replace=False))
+    mean, scale, columns = {}, {}, []
+    for name in sorted(activations):
+        x = np.asarray(activations[name]).reshape(tokens, -1)[rows]
+        mean[name] = x.mean(axis=0)
+        scale[name] = x.std(axis=0).mean()
+        if not scale[name] > 0:
+            raise ValueError(f"tap {name!r} is constant over the training set; leave it out")
+        columns.append((x - mean[name]) / scale[name])
+    x = np.concatenate(columns, axis=1)
+    values, vectors = np.linalg.eigh((x.T @ x / len(x)).astype(np.float64))
+    # Directions without variance carry nothing but rounding.
+    rank = min(settings.rank, int((values > values[-1] * 1e-7).sum()))
+    projection = vectors[:, ::-1][:, :rank]
+    projection = projection * np.sign(projection[np.abs(projection).argmax(axis=0), range(rank)])
+    weights: dict[str, Any] = {"projection": projection.astype(np.float32)}
+    if settings.kind == "mlp":
+        dim = x.shape[1]
+        weights["inner"] = rng.normal(0, dim**-0.5, (dim, settings.hidden)).astype(np.float32)
+        weights["bias"] = np.zeros(settings.hidden, np.float32)
+        weights["outer"] = np.zeros((settings.hidden, rank), np.float32)
+    return jax.tree.map(jnp.asarray, Basis(mean, scale, weights))

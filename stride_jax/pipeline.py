@@ -1,0 +1,340 @@
+"""Data → base model → operators → measurements → recovery → attribution → evaluation.
+
+Each stage's product is a file named by a hash of its settings and of the stages before it, so it
+is reused exactly when its inputs have not changed. Stages run when something needs them.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax import attribution, evaluation, models, taps
+from stride_jax import design as designs
+from stride_jax import measure as measures
+from stride_jax import operators as ops
+from stride_jax.baselines.gradients import gradient_dot
+from stride_jax.baselines.simple import feature_cosine, random_scores
+from stride_jax.data import DataSettings, Examples, load_splits
+from stride_jax.evaluation import BankSettings
+from stride_jax.models import ModelSettings, TrainSettings
+from stride_jax.recovery import lasso
+from stride_jax.runtime import checkpoint
+from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
+from stride_jax.runtime.progress import Progress, silent
+from stride_jax.stride import StrideSettings, make_site
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """One run, from data to summary.
+
+    Attributes:
+      data: dataset and splits.
+      model: architecture.
+      train: recipe of the base model and of the bank's models.
+      taps: activations the basis sees.
+      stride: the method.
+      bank: ground truth.
+      top_k: proponents and opponents stored a query; 0 stores every non-zero score.
+    """
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    taps: tuple[str, ...] = ("input", "hidden0", "hidden1")
+    stride: StrideSettings = StrideSettings()
+    bank: BankSettings = BankSettings()
+    top_k: int = 100
+
+
+class Run:
+    """A run's stages; each is a property that is read from disk or computed once."""
+
+    def __init__(
+        self, settings: RunSettings, workdir: str | os.PathLike[str], progress: Progress = silent
+    ) -> None:
+        self.settings = settings
+        self.workdir = pathlib.Path(workdir)
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        s = settings
+        self._inputs: dict[str, tuple[Any, tuple[str, ...]]] = {
+            "data": (s.data, ()),
+            "model": ((s.model, s.train), ("data",)),
+            "operators": (
+                (s.taps, s.stride.design, s.stride.basis, s.stride.site, s.stride.joint),
+                ("model",),
+            ),
+            "measurements": (s.stride.measure, ("operators",)),
+            "recovery": (s.stride.lasso, ("measurements",)),
+            "random": ((), ("data",)),
+            "feature-cosine": (s.taps[-1], ("model",)),
+            "grad-dot": ((), ("model",)),
+        }
+
+    def key(self, stage: str) -> str:
+        """Hash of a stage's settings and of everything before it."""
+        settings, needs = self._inputs[stage]
+        return fingerprint(stage, settings, [self.key(need) for need in needs])
+
+    def _stage(self, name: str, needs: Sequence[str], compute: Callable[[], Arrays]) -> Arrays:
+        """A stage's arrays, from its file if it is there; `needs` are brought in before timing."""
+        path = self.workdir / name / f"{self.key(name)}.npz"
+        if path.exists():
+            arrays = read_arrays(path)
+        else:
+            for need in needs:
+                getattr(self, need)
+            began = time.monotonic()
+            arrays = compute()
+            arrays["seconds"] = np.array(time.monotonic() - began)
+            write_arrays(path, **arrays)
+        self.seconds[name] = float(arrays.pop("seconds"))
+        return arrays
+
+    # ── data and base model ──────────────────────────────────────────────────────────────────────
+
+    @functools.cached_property
+    def _data(self) -> tuple[dict[str, Examples], int]:
+        began = time.monotonic()
+        data = load_splits(self.settings.data, self.workdir / "data")
+        self.seconds["data"] = time.monotonic() - began
+        return data
+
+    @property
+    def train(self) -> Examples:
+        """The training split."""
+        return self._data[0]["train"]
+
+    @property
+    def query(self) -> Examples:
+        """The query split."""
+        return self._data[0]["query"]
+
+    @functools.cached_property
+    def module(self) -> Any:
+        """The linen module."""
+        return models.make_model(self.settings.model, self._data[1])
+
+    @functools.cached_property
+    def model(self) -> tuple[Any, float]:
+        """The base model's parameters and its temperature, from its checkpoint or trained."""
+        folder = self.workdir / "model" / self.key("model")
+        fresh = functools.partial(
+            models.initial_params, self.module, inputs=jnp.asarray(self.train.inputs)
+        )
+        init_key, order_key = jax.random.split(jax.random.key(self.settings.train.seed))
+        if folder.exists():
+            params, config = checkpoint.restore(folder, jax.eval_shape(fresh, init_key))
+        else:
+            params, config = self._train_base(fresh(init_key), order_key)
+            checkpoint.save(folder, params, config)
+        self.seconds["model"] = config["seconds"]
+        return params, config["temperature"]
+
+    def _train_base(self, params: Any, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+        began = time.monotonic()
+        held_out = self._data[0]["calibration"]
+
+        @jax.jit
+        def forward(params: Any, x: jax.Array) -> jax.Array:
+            return self.module.apply({"params": params}, x)[0]
+
+        fit = jax.jit(functools.partial(models.fit, forward, settings=self.settings.train))
+        params = fit(
+            params, self.train.inputs, self.train.labels, jnp.arange(len(self.train)), key=key
+        )
+        logits = np.asarray(forward(params, jnp.asarray(held_out.inputs)))
+        temperature = models.fit_temperature(logits, held_out.labels)
+        config = {
+            "model": self.settings.model,
+            "train": self.settings.train,
+            "temperature": temperature,
+            "seconds": time.monotonic() - began,
+        }
+        return params, config
+
+    # ── STRIDE ───────────────────────────────────────────────────────────────────────────────────
+
+    @functools.cached_property
+    def tapped(self) -> taps.TappedModel:
+        """The calibrated base model with its taps: what every method sees."""
+        return taps.with_temperature(
+            taps.from_model(self.module, self.settings.taps), self.model[1]
+        )
+
+    def _observe(self, examples: Examples, name: str) -> taps.Observed:
+        began = time.monotonic()
+        seen = taps.observe(
+            self.tapped, self.model[0], examples.inputs, examples.labels, progress=self.progress
+        )
+        self.seconds[name] = time.monotonic() - began
+        return seen
+
+    @functools.cached_property
+    def train_seen(self) -> taps.Observed:
+        """The frozen model on the training examples."""
+        return self._observe(self.train, "forward-train")
+
+    @functools.cached_property
+    def query_seen(self) -> taps.Observed:
+        """The frozen model on the queries."""
+        return self._observe(self.query, "forward-query")
+
+    @functools.cached_property
+    def subsets(self) -> jax.Array:
+        """Membership of the training examples."""
+        return designs.membership(self.settings.stride.design, self.train.ids)
+
+    def _site(self, seen: taps.Observed, examples: Examples) -> tuple[ops.Site, ops.Context]:
+        site = make_site(
+            self.tapped, self.model[0], seen, examples.inputs, self.settings.stride.site
+        )
+        return site, ops.context(site, seen, examples.inputs)
+
+    @functools.cached_property
+    def operators(self) -> ops.Operators:
+        """The index: basis and K steering matrices."""
+
+        def compute() -> Arrays:
+            s = self.settings.stride
+            site, context = self._site(self.train_seen, self.train)
+            basis = ops.fit_basis(self.train_seen.activations, s.basis)
+            made, log = ops.train_jointly(
+                s.design, self.subsets, site, basis, self.train_seen, context, s.joint,
+                progress=self.progress,
+            )  # fmt: skip
+            flat = {f"operators/{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made))}
+            names = np.array(sorted(basis.mean))
+            return flat | {f"log/{k}": v for k, v in log.items()} | {"taps": names}
+
+        arrays = self._stage("operators", ["train_seen"], compute)
+        names, weights = list(arrays["taps"]), ["projection"]
+        if self.settings.stride.basis.kind == "mlp":
+            weights = ["bias", "inner", "outer", "projection"]
+        like = ops.Operators(
+            ops.Basis(dict.fromkeys(names, 0), dict.fromkeys(names, 0), dict.fromkeys(weights, 0)),  # pyright: ignore[reportArgumentType]
+            0,  # pyright: ignore[reportArgumentType]
+        )
+        tree = jax.tree.structure(like)
+        leaves = [jnp.asarray(arrays[f"operators/{i}"]) for i in range(tree.num_leaves)]
+        return jax.tree.unflatten(tree, leaves)
+
+    @functools.cached_property
+    def measurements(self) -> np.ndarray:
+        """`y_QxK`, nats."""
+
+        def compute() -> Arrays:
+            site, context = self._site(self.query_seen, self.query)
+            y = measures.measure(
+                site, self.operators, self.query_seen, context, self.settings.stride.measure,
+                progress=self.progress,
+            )  # fmt: skip
+            return {"y": y}
+
+        return self._stage("measurements", ["operators", "query_seen"], compute)["y"]
+
+    @functools.cached_property
+    def recovery(self) -> lasso.Recovery:
+        """Influences with their certificates."""
+
+        def compute() -> Arrays:
+            state = lasso.init(self.settings.stride.design, self.subsets)
+            found = lasso.solve(
+                state, self.measurements, self.settings.stride.lasso, progress=self.progress
+            )
+            return dataclasses.asdict(found)
+
+        return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))
+
+    # ── evaluation ───────────────────────────────────────────────────────────────────────────────
+
+    @functools.cached_property
+    def bank(self) -> evaluation.Bank:
+        """Models retrained on random subsets."""
+        bank = evaluation.build_bank(
+            self.module, self.train, self.query, self.settings.train, self.settings.bank,
+            self.workdir / "bank", progress=self.progress, clock=time.monotonic,
+        )  # fmt: skip
+        self.seconds["bank"] = bank.seconds
+        return bank
+
+    def baseline(self, name: str) -> np.ndarray:
+        """Scores of a baseline, `[Q, N]`."""
+
+        def compute() -> Arrays:
+            if name == "random":
+                return {"scores": random_scores(len(self.query), len(self.train))}
+            if name == "feature-cosine":
+                tap = self.settings.taps[-1]
+                return {"scores": feature_cosine(self.train_seen, self.query_seen, tap)}
+            pairs = [(e.inputs, e.labels) for e in (self.train, self.query)]
+            scores = gradient_dot(self.tapped, self.model[0], *pairs, progress=self.progress)
+            return {"scores": scores}
+
+        return self._stage(name, ["train_seen", "query_seen"], compute)["scores"]
+
+    def attribution(self) -> attribution.Attribution:
+        """STRIDE's scores with ids and settings."""
+        return attribution.Attribution(
+            self.query.ids, self.train.ids, self.recovery.scores_QxN, plain(self.settings)
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        """Run everything and return what `summary.json` holds."""
+        scores = {"stride": self.recovery.scores_QxN}
+        scores |= {name: self.baseline(name) for name in ("grad-dot", "feature-cosine", "random")}
+        bank, noise = self.bank, evaluation.ceiling(self.bank)
+        ours = ("operators", "measurements", "recovery")
+        results = {}
+        for name, values in scores.items():
+            result = evaluation.lds(values, bank)
+            stages = ours if name == "stride" else (name,)
+            results[name] = {
+                "lds": result.lds,
+                "lds_ci95": result.ci95,
+                "seconds": sum(self.seconds[stage] for stage in stages),
+            }
+        return {
+            "lds": results["stride"]["lds"],
+            "lds_ci95": results["stride"]["lds_ci95"],
+            "ceiling": noise.reliability,
+            "ceiling_detail": noise,
+            "methods": results,
+            "stages": self.seconds,
+            "accuracy": self._accuracy(),
+            "temperature": self.model[1],
+            "recovery": {
+                "max_relative_gap": float(self.recovery.relative_gap_Q.max()),
+                "mean_support": float(self.recovery.support_Q.mean()),
+                "mean_iterations": float(self.recovery.iterations_Q.mean()),
+            },
+            "settings": self.settings,
+            "versions": attribution.versions(),
+            "device": str(jax.devices()[0].device_kind),
+            "num_train": len(self.train),
+            "num_queries": len(self.query),
+        }
+
+    def _accuracy(self) -> float:
+        logits = np.asarray(self.tapped(self.model[0], jnp.asarray(self.query.inputs))[0])
+        return float((logits.argmax(axis=1) == self.query.labels).mean())
+
+    def write(self) -> dict[str, Any]:
+        """Run everything; write `attribution.parquet` and `summary.json`; return the summary."""
+        summary = plain(self.evaluate())
+        attribution.save(
+            self.workdir / "attribution.parquet", self.attribution(), self.settings.top_k or None
+        )
+        write_json(self.workdir / "summary.json", summary)
+        return summary

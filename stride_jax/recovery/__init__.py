@@ -1,0 +1,5 @@
+"""Sparse recovery of influences from measurements."""
+
+from stride_jax.recovery.lasso import LassoSettings, LassoState, Recovery, init, solve
+
+__all__ = ["LassoSettings", "LassoState", "Recovery", "init", "solve"]

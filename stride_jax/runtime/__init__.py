@@ -1,0 +1,1 @@
+"""Foundations: mesh, checkpoints, files, progress."""

@@ -1,0 +1,74 @@
+"""Orbax behind one door: save a pytree with its settings, restore it onto any sharding."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from stride_jax.runtime.files import plain
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, unreadable or of another shape."""
+
+
+def save(path: str | os.PathLike[str], tree: Any, config: Any, *, step: int = 0) -> None:
+    """Write `tree` (arrays) and `config` (JSON values) as one checkpoint; orbax renames at the end.
+
+    Args:
+      path: folder of the checkpoint series.
+      tree: pytree of arrays.
+      config: what made them: dataclasses and JSON values.
+      step: number of this checkpoint in the series.
+    """
+    with ocp.CheckpointManager(pathlib.Path(path).absolute()) as manager:
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(tree),  # pyright: ignore[reportCallIssue]
+                config=ocp.args.JsonSave(plain(config)),  # pyright: ignore[reportCallIssue]
+            ),
+        )
+
+
+def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None) -> tuple[Any, Any]:
+    """Read a checkpoint back.
+
+    Args:
+      path: folder of the checkpoint series.
+      like: pytree of arrays or `jax.ShapeDtypeStruct`s; shardings they carry are used.
+      step: which checkpoint; the latest by default.
+
+    Returns:
+      `(tree, config)` as saved.
+
+    Raises:
+      CheckpointError: nothing there, or it does not fit `like`; names the folder and the remedy.
+    """
+    folder = pathlib.Path(path).absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint at {folder}: train the model first")
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
+        like,
+    )
+    with ocp.CheckpointManager(folder) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None:
+            raise CheckpointError(f"{folder} holds no finished checkpoint; delete it and run again")
+        try:
+            out = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(shapes),  # pyright: ignore[reportCallIssue]
+                    config=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # orbax raises many kinds; the remedy is the same
+            raise CheckpointError(
+                f"checkpoint {step} in {folder} can't be restored into the expected shapes "
+                f"({error}); delete the folder to make it again, or restore with its own settings"
+            ) from error
+    return out["params"], out["config"]

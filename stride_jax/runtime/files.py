@@ -1,0 +1,112 @@
+"""Atomic writes and fingerprints: what makes a stage's product safe to reuse.
+
+A product is written to a temporary name beside its target and renamed, so a kill leaves either
+the old file or the new one. A fingerprint is a hash of everything a product depends on, so a
+product whose inputs changed is never taken for the new one.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class UnreadableFileError(ValueError):
+    """A file that should hold a product of ours can't be read."""
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON values: dataclasses and mappings become dicts, tuples lists.
+
+    >>> plain({"a": (1, 2.5), "b": None})
+    {'a': [1, 2.5], 'b': None}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash of settings and arrays: 16 hexadecimal digits, equal only for equal contents.
+
+    Args:
+      *parts: JSON-like values, frozen dataclasses, or numpy arrays (shape, dtype and bytes count).
+
+    Returns:
+      16 hexadecimal digits.
+
+    >>> fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
+    True
+    >>> fingerprint(np.zeros(2)) == fingerprint(np.zeros((2, 1)))
+    False
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.shape}{part.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(json.dumps(plain(part), sort_keys=True).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A temporary path beside `path`, renamed onto it when the block ends without an error."""
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    # mkstemp's own mode is 0600; a product should be as readable as any other file here.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(name, 0o666 & ~umask)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write settings or results as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
+
+
+def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
+    """Write named arrays as an uncompressed `.npz`, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **{n: np.asarray(v) for n, v in arrays.items()})
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read what `write_arrays` wrote.
+
+    Raises:
+      UnreadableFileError: the file is torn or not ours; the message names it and the remedy.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a different error for each kind of tear
+        raise UnreadableFileError(
+            f"{path} can't be read as arrays ({error}); delete it to have it made again"
+        ) from error

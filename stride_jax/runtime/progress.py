@@ -1,0 +1,19 @@
+"""Progress bars as a value, so that the mathematics never prints by itself."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tqdm
+
+Progress = Callable[..., Iterable[Any]]
+"""Wraps an iterable: `progress(iterable, desc=..., total=...)`."""
+
+
+def silent(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
+    """No bar: the library's default."""
+    return iterable
+
+
+bars: Progress = functools.partial(tqdm.tqdm, dynamic_ncols=True, leave=False)
+"""A tqdm bar on stderr that clears itself: the entry points' default."""

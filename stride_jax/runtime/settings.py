@@ -1,0 +1,47 @@
+"""From a config's sections to frozen settings dataclasses."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Turn a mapping into a settings dataclass, section by section.
+
+    Args:
+      cls: a dataclass; fields that are dataclasses take nested mappings.
+      values: field values; those not named keep their defaults.
+      where: path of the section, for messages.
+
+    Raises:
+      ValueError: an unknown key (lists those there are), or a value of the wrong type.
+
+    >>> from stride_jax.design import Design
+    >>> build(Design, {"num_subsets": 100})
+    Design(num_subsets=100, degree=10, seed=0)
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    if unknown := sorted(set(values) - set(names)):
+        raise ValueError(f"{where} has no setting {unknown[0]!r}; it has {names}")
+    built = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            built[name] = build(kind, value, f"{where}.{name}")  # pyright: ignore[reportArgumentType]
+        else:
+            built[name] = _coerce(kind, value, f"{where}.{name}")
+    return cls(**built)
+
+
+def _coerce(kind: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(kind) is tuple:
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str, bool) and type(value) is not kind:
+        raise ValueError(f"{where}={value!r} must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,305 @@
+"""Activation hooks: any model as `(params, inputs) -> (logits, {tap: activation})`.
+
+The whole library is typed against this one form, so a model of any framework plugs in through a
+constructor below or a few lines of its own. The `suffix` form is the rest of the network as a
+function of a tapped activation, which residual-site steering needs.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from jax.sharding import Mesh
+
+from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.progress import Progress, silent
+
+Params = Any
+Activations = dict[str, jax.Array]
+Forward = Callable[[Params, Any], tuple[jax.Array, Activations]]
+Suffix = Callable[[Params, Any, Activations], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TappedModel:
+    """A frozen model seen through its taps.
+
+    Attributes:
+      forward: pure, jitted `(params, inputs) -> (logits, {tap: activation})`.
+      suffix: pure, jitted `(params, inputs, {tap: activation}) -> logits`, with the given
+        activations in place of the model's own; None where the model has no such form.
+
+    >>> tapped = from_function(lambda p, x: (x @ p, {"input": x}))
+    >>> logits, activations = tapped(jnp.eye(2), jnp.ones((1, 2)))
+    >>> logits.shape, sorted(activations)
+    ((1, 2), ['input'])
+    """
+
+    forward: Forward
+    suffix: Suffix | None = None
+
+    def __call__(self, params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
+        return self.forward(params, inputs)
+
+
+def select(activations: Mapping[str, Any], taps: Sequence[str] | None) -> Activations:
+    """Keep the named taps, in that order; all of them for None.
+
+    Raises:
+      ValueError: an unknown tap; lists those there are.
+    """
+    if taps is None:
+        return dict(activations)
+    if unknown := [name for name in taps if name not in activations]:
+        raise ValueError(f"unknown tap {unknown[0]!r}: this model has {sorted(activations)}")
+    return {name: activations[name] for name in taps}
+
+
+def from_function(
+    function: Callable[[Params, Any], tuple[jax.Array, Mapping[str, Any]]],
+    taps: Sequence[str] | None = None,
+    suffix: Suffix | None = None,
+) -> TappedModel:
+    """Tap any pure function that returns its logits and named activations.
+
+    Args:
+      function: `(params, inputs) -> (logits, {tap: activation})`.
+      taps: which to keep; all by default.
+      suffix: `(params, inputs, {tap: activation}) -> logits`, for residual-site operators.
+    """
+
+    def forward(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
+        logits, activations = function(params, inputs)
+        return logits, select(activations, taps)
+
+    return TappedModel(jax.jit(forward), None if suffix is None else jax.jit(suffix))
+
+
+def from_model(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
+    """Tap one of our linen models, which hand out every layer and let it be replaced."""
+
+    def function(params: Params, inputs: Any) -> Any:
+        return module.apply({"params": params}, inputs)
+
+    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+        logits, activations = module.apply({"params": params}, inputs, replace=replace)
+        select(activations, list(replace))
+        return logits
+
+    return from_function(function, taps, suffix)
+
+
+def from_linen(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
+    """Tap any linen module that returns logits: the outputs of its submodules.
+
+    Taps are submodule paths such as `Dense_0` or `block1/mlp`, read by `capture_intermediates`;
+    the inputs are the tap `input`. A submodule called several times is tapped at its last call.
+    """
+
+    def function(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
+        logits, state = module.apply({"params": params}, inputs, capture_intermediates=True)
+        activations = {"input": inputs}
+        for path, value in jax.tree_util.tree_leaves_with_path(
+            state["intermediates"], is_leaf=lambda x: isinstance(x, tuple)
+        ):
+            names = [entry.key for entry in path[:-1]]
+            if names and isinstance(value[-1], jax.Array):
+                activations["/".join(names)] = value[-1]
+        return logits, activations
+
+    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+        found: set[str] = set()
+
+        def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            path = "/".join(context.module.path)
+            if context.method_name == "__call__" and path in replace:
+                found.add(path)
+                return replace[path]
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(interceptor):
+            logits = module.apply({"params": params}, replace.get("input", inputs))
+        _all_replaced(replace, found)
+        return logits  # pyright: ignore[reportReturnType]
+
+    return from_function(function, taps, suffix)
+
+
+def from_nnx(module: nnx.Module, taps: Sequence[str] | None = None) -> tuple[TappedModel, Params]:
+    """Tap an nnx module that returns logits; also returns its state, to pass as `params`.
+
+    Taps are submodule paths such as `linear` or `blocks/0`, read by `nnx.capture`; the inputs are
+    the tap `input`.
+    """
+    graph, state = nnx.split(module)
+
+    def function(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
+        merged = nnx.merge(graph, params)
+        run = nnx.capture(merged, nnx.Intermediate, method_outputs=nnx.Intermediate)
+        logits, captured = run(inputs)
+        activations = {"input": inputs}
+        for path, value in nnx.to_flat_state(captured):
+            if path[-1] == "__call__" and len(path) > 1:
+                activations["/".join(map(str, path[:-1]))] = value.get_value()[-1]
+        return logits, activations
+
+    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+        merged = nnx.merge(graph, params)
+        found = set()
+        for path, parent in list(nnx.iter_modules(merged)):
+            for name in replace:
+                *above, last = name.split("/")
+                if tuple(map(str, path)) == tuple(above) and name != "input":
+                    _put(parent, last, replace[name])
+                    found.add(name)
+        _all_replaced(replace, found)
+        return merged(replace.get("input", inputs))  # pyright: ignore[reportCallIssue]
+
+    return from_function(function, taps, suffix), state
+
+
+class _Constant(nnx.Module):
+    """Stands in for a submodule whose output is given."""
+
+    def __init__(self, value: jax.Array) -> None:
+        self.value = nnx.data(value)
+
+    def __call__(self, *_: Any, **__: Any) -> jax.Array:
+        return self.value
+
+
+def _put(parent: nnx.Module, name: str, value: jax.Array) -> None:
+    if isinstance(parent, nnx.List):
+        parent[int(name)] = _Constant(value)
+    else:
+        setattr(parent, name, _Constant(value))
+
+
+def _all_replaced(replace: Mapping[str, Any], found: set[str]) -> None:
+    if missing := set(replace) - found - {"input"}:
+        raise ValueError(f"unknown tap {min(missing)!r}: no submodule of that name was called")
+
+
+def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
+    """The same model with its logits divided by a temperature (`models.calibrate`)."""
+
+    def forward(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
+        logits, activations = tapped.forward(params, inputs)
+        return logits / temperature, activations
+
+    inner = tapped.suffix
+    if inner is None:
+        return TappedModel(jax.jit(forward))
+
+    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+        return inner(params, inputs, replace) / temperature
+
+    return TappedModel(jax.jit(forward), jax.jit(suffix))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What the frozen model said about a set of examples; cached once, since it never changes.
+
+    Attributes:
+      activations: `{tap: [N, T, D_tap]}`; a classifier has T = 1.
+      logits_NxTxC: logits.
+      labels_NxT: int32 true class or next token.
+      weights_NxT: token weights omega in [0, 1]; a loss is their weighted sum.
+    """
+
+    activations: Activations
+    logits_NxTxC: jax.Array
+    labels_NxT: jax.Array
+    weights_NxT: jax.Array
+
+    def __len__(self) -> int:
+        return self.labels_NxT.shape[0]
+
+
+def observe(
+    tapped: TappedModel,
+    params: Params,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    batch_size: int = 512,
+    mesh: Mesh | None = None,
+    progress: Progress = silent,
+) -> Observed:
+    """Run the frozen model once over all examples and keep its activations and logits.
+
+    Args:
+      tapped: the model.
+      params: its parameters.
+      inputs: `[N, ...]`.
+      labels: `[N]` for a classifier (logits `[N, C]`), `[N, T]` for tokens (logits `[N, T, C]`).
+      weights: like `labels`, float32; ones by default.
+      batch_size: examples a step; rounded up to a multiple of the devices.
+      mesh: examples are split over all its devices.
+      progress: wraps the batches.
+
+    Returns:
+      `Observed`, float32, a classifier's arrays with T = 1 and activations flattened.
+
+    Raises:
+      ValueError: lengths that differ, labels outside the classes, or logits that are not finite.
+    """
+    mesh = meshes.make_mesh() if mesh is None else mesh
+    labels = np.asarray(labels)
+    weights = np.ones(labels.shape, np.float32) if weights is None else np.asarray(weights)
+    if not len(inputs) == len(labels) == len(weights) or len(inputs) == 0:
+        raise ValueError(
+            f"inputs, labels and weights need one row an example and at least one: got "
+            f"{len(inputs)}, {len(labels)}, {len(weights)}"
+        )
+    devices = mesh.devices.size
+    batch_size = -(-min(batch_size, len(inputs)) // devices) * devices
+    placed = meshes.over_examples(mesh)
+    parts = []
+    for start in progress(range(0, len(inputs), batch_size), desc="forward"):
+        rows = meshes.pad_rows(np.asarray(inputs[start : start + batch_size]), batch_size)
+        logits, activations = tapped(params, jax.device_put(rows, placed))
+        seen = tapped(params, jax.device_put(rows, placed))
+        parts.append(jax.tree.map(lambda v: np.asarray(v, np.float32), seen))
+    logits, activations = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(inputs)], *parts)
+    return _as_tokens(logits, activations, labels, weights.astype(np.float32))
+
+
+def _as_tokens(
+    logits: np.ndarray, activations: dict[str, np.ndarray], labels: np.ndarray, weights: np.ndarray
+) -> Observed:
+    """Give a classifier's arrays their token axis, T = 1, and check them."""
+    if logits.ndim == labels.ndim or logits.shape[: labels.ndim] != labels.shape:
+        raise ValueError(
+            f"logits of shape {logits.shape} do not fit labels of shape {labels.shape}: a "
+            "classifier gives [N, C] and [N], a language model [N, T, C] and [N, T]"
+        )
+    if labels.ndim == 1:
+        logits, labels, weights = logits[:, None], labels[:, None], weights[:, None]
+        activations = {name: a[:, None] for name, a in activations.items()}
+    lead, classes = labels.shape, logits.shape[-1]
+    activations = {name: a.reshape(*lead, -1) for name, a in activations.items()}
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, but the model has {classes} classes"
+        )
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(axis=(1, 2)).sum())
+        raise ValueError(
+            f"the model's logits are not finite for {bad} of {len(logits)} examples; compute them "
+            "in float32 and check the checkpoint"
+        )
+    return Observed(
+        {name: jnp.asarray(a) for name, a in activations.items()},
+        jnp.asarray(logits),
+        jnp.asarray(labels, jnp.int32),
+        jnp.asarray(weights),
+    )
