@@ -30,6 +30,7 @@ from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.stride import StrideSettings, make_site
+from stride_jax.version import __version__
 
 Arrays = dict[str, np.ndarray]
 
@@ -85,7 +86,7 @@ class Run:
     def key(self, stage: str) -> str:
         """Hash of a stage's settings and of everything before it."""
         settings, needs = self._inputs[stage]
-        return fingerprint(stage, settings, [self.key(need) for need in needs])
+        return fingerprint(__version__, stage, settings, [self.key(need) for need in needs])
 
     def _stage(self, name: str, needs: Sequence[str], compute: Callable[[], Arrays]) -> Arrays:
         """A stage's arrays, from its file if it is there; `needs` are brought in before timing."""
@@ -300,6 +301,8 @@ class Run:
         for name, values in scores.items():
             result = evaluation.lds(values, bank)
             stages = ours if name == "stride" else (name,)
+            for stage in stages if name == "stride" else ():
+                getattr(self, stage)  # a stage read from its file knows what it took
             results[name] = {
                 "lds": result.lds,
                 "lds_ci95": result.ci95,

@@ -154,8 +154,8 @@ def from_nnx(module: nnx.Module, taps: Sequence[str] | None = None) -> tuple[Tap
         for path, parent in list(nnx.iter_modules(merged)):
             for name in replace:
                 *above, last = name.split("/")
-                if tuple(map(str, path)) == tuple(above) and name != "input":
-                    _put(parent, last, replace[name])
+                here = tuple(map(str, path)) == tuple(above) and name != "input"
+                if here and _put(parent, last, replace[name]):
                     found.add(name)
         _all_replaced(replace, found)
         return merged(replace.get("input", inputs))  # pyright: ignore[reportCallIssue]
@@ -173,11 +173,17 @@ class _Constant(nnx.Module):
         return self.value
 
 
-def _put(parent: nnx.Module, name: str, value: jax.Array) -> None:
+def _put(parent: nnx.Module, name: str, value: jax.Array) -> bool:
+    """Replace a submodule by a constant; False where there is none of that name."""
     if isinstance(parent, nnx.List):
-        parent[int(name)] = _Constant(value)
+        there = name.isdigit() and int(name) < len(parent)
+        if there:
+            parent[int(name)] = _Constant(value)
     else:
-        setattr(parent, name, _Constant(value))
+        there = isinstance(getattr(parent, name, None), nnx.Module)
+        if there:
+            setattr(parent, name, _Constant(value))
+    return there
 
 
 def _all_replaced(replace: Mapping[str, Any], found: set[str]) -> None:

@@ -54,7 +54,7 @@ def content_ids(*columns: Sequence | np.ndarray) -> np.ndarray:
       UserWarning: with the number of duplicates, if there are any.
 
     >>> content_ids(np.array([[1, 2], [3, 4]]), np.array([0, 1])).tolist()
-    ['68d15b9aefb26e1c', '7318c59c37cc6056']
+    ['2816123644d719a4', '27014f4eae646cea']
     """
     lengths = {len(column) for column in columns}
     if len(lengths) != 1:

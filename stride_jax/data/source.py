@@ -1,8 +1,11 @@
 """From a TFDS name to arrays in memory, read by grain."""
 
+import contextlib
 import dataclasses
+import io
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -55,6 +58,21 @@ def _read(builder: Any, split: str) -> Examples:
     return Examples(images.astype(np.float32) / 255, labels, ids)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS prints, logs and draws a dozen bars for a dataset that takes two seconds."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    tfds.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        tfds.enable_progress_bar()
+
+
 def load_splits(
     settings: DataSettings, data_dir: str | os.PathLike[str]
 ) -> tuple[dict[str, Examples], int]:
@@ -84,16 +102,3 @@ def load_splits(
             for role in ("train", "calibration", "query")
         }
     return splits, features["label"].num_classes
-
-
-class _quiet:
-    """TFDS prints, logs and draws a dozen bars for a dataset that takes two seconds."""
-
-    def __enter__(self) -> None:
-        tfds.disable_progress_bar()
-        self.level = logging.getLogger("absl").level
-        logging.getLogger("absl").setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("absl").setLevel(self.level)
-        tfds.enable_progress_bar()

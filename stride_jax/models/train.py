@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 Params = Any
 Forward = Callable[[Params, jax.Array], jax.Array]
@@ -58,9 +59,9 @@ def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
 def fit(
     forward: Forward,
     params: Params,
-    inputs: jax.Array,
-    labels_N: jax.Array,
-    members_S: jax.Array,
+    inputs: ArrayLike,
+    labels_N: ArrayLike,
+    members_S: ArrayLike,
     key: jax.Array,
     settings: TrainSettings,
 ) -> Params:
@@ -81,6 +82,7 @@ def fit(
     Returns:
       Trained parameters. Pure: `vmap` over `params`, `members_S` and `key` trains many models.
     """
+    inputs, labels_N, members_S = map(jnp.asarray, (inputs, labels_N, members_S))
     size = members_S.shape[0]
     batch = min(settings.batch_size, size)
     num_steps = settings.epochs * size // batch
@@ -104,4 +106,4 @@ def fit(
 
 def initial_params(module: Any, key: jax.Array, inputs: jax.Array) -> Params:
     """Fresh parameters of a linen module for inputs of this shape."""
-    return module.init(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype))["params"]
+    return jax.jit(module.init)(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype))["params"]

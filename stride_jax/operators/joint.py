@@ -140,12 +140,12 @@ def _total_loss(
         fit_K, kl_K, y_KxB = jax.tree.map(
             lambda v: v.reshape(k, *v.shape[2:]), jax.lax.map(jax.checkpoint(run), split)
         )
-    terms = {"fidelity": fit_K.mean(), "stability": kl_K.mean()}
+    # Sums, so that an operator is trained the same whatever other operators there are.
+    terms = {"fidelity": fit_K.sum(), "stability": kl_K.sum()}
     if settings.linearity:
         sketch = problem.sketch_Kxq
         gamma = settings.gamma * (sketch**2).sum() / sketch.shape[1]
-        # Summed over subsets, as the others are before their mean over K.
-        terms["linearity"] = linearity(y_KxB.T, sketch, gamma) / k
+        terms["linearity"] = linearity(y_KxB.T, sketch, gamma)
     total = sum(getattr(settings, name) * value for name, value in terms.items())
     return jnp.asarray(total), terms
 
@@ -179,7 +179,7 @@ def train_jointly(
 ) -> tuple[Operators, dict[str, np.ndarray]]:
     """Train K operators, from zero, on cached features of the frozen model.
 
-    `mean_k [w_f fidelity_k + w_s stability_k] + w_l linearity`, minimised by Adam.
+    `Σ_k [w_f fidelity_k + w_s stability_k] + w_l linearity`, minimised by Adam.
 
     Args:
       design: K.

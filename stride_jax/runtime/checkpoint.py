@@ -54,11 +54,16 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
         like,
     )
-    with ocp.CheckpointManager(folder) as manager:
+    # Handlers are named so that the manager can tell the shapes of what it holds.
+    handlers = {"params": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
         step = manager.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"{folder} holds no finished checkpoint; delete it and run again")
         try:
+            # Compared before restoring: orbax leaves its own readers dangling where shapes differ.
+            if difference := _difference(manager.item_metadata(step)["params"], shapes):
+                raise ValueError(difference)
             out = manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -72,3 +77,17 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
                 f"({error}); delete the folder to make it again, or restore with its own settings"
             ) from error
     return out["params"], out["config"]
+
+
+def _difference(saved: Any, wanted: Any) -> str | None:
+    """The first array that two trees do not share, in words; None where all shapes agree."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+    ours, theirs = shapes(wanted), shapes(saved)
+    for name in sorted(ours | theirs):
+        if ours.get(name) != theirs.get(name):
+            return f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
+    return None

@@ -102,7 +102,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       UnreadableFileError: the file is torn or not ours; the message names it and the remedy.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise

@@ -1,0 +1,53 @@
+"""Strict settings for every test: 8 fake devices, no silent rank promotion, real digits."""
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import functools
+import warnings
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stride_jax import taps
+from stride_jax.data import DataSettings, Examples, load_splits
+from stride_jax.models import MLP, TrainSettings, fit, initial_params
+
+
+class Trained(NamedTuple):
+    """A small model of real digits."""
+
+    module: MLP
+    params: Any
+    tapped: taps.TappedModel
+    train: Examples
+    query: Examples
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Examples]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # duplicates are tested in test_data
+        return load_splits(DataSettings("digits8x8"), tmp_path_factory.mktemp("tfds"))[0]
+
+
+@pytest.fixture(scope="session")
+def trained(digits: dict[str, Examples]) -> Trained:
+    """MLP 64-24-16-10 on 400 digits."""
+    whole = digits["train"]
+    train = Examples(whole.inputs[:400], whole.labels[:400], whole.ids[:400])
+    module = MLP(10, (24, 16))
+    params = initial_params(module, jax.random.key(0), jnp.asarray(train.inputs))
+    run = jax.jit(
+        functools.partial(
+            fit,
+            lambda p, x: module.apply({"params": p}, x)[0],
+            settings=TrainSettings(epochs=10, batch_size=32, learning_rate=0.1),
+        )
+    )
+    params = run(params, train.inputs, train.labels, np.arange(400), key=jax.random.key(1))
+    return Trained(module, params, taps.from_model(module), train, digits["query"])

