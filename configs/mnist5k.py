@@ -41,6 +41,12 @@ def get_config(arg: str = "") -> ConfigDict:
                 "lasso": {"lambda_fraction": 0.05},
             },
             "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 20},
+            "leaderboard": {
+                "num_subsets": 200,
+                "repeats": 5,
+                "removal_queries": 20,
+                "removal_top_k": (50, 500),
+            },
             "top_k": 100,
         }
     )
@@ -52,6 +58,10 @@ def get_config(arg: str = "") -> ConfigDict:
                 "train.epochs": 4,
                 "stride.design.num_subsets": 200,
                 "stride.joint.steps": 20,
+                "leaderboard.num_subsets": 8,
+                "leaderboard.repeats": 1,
+                "leaderboard.removal_queries": 2,
+                "leaderboard.removal_top_k": (20,),
                 "bank.num_subsets": 10,
                 "bank.models_at_once": 10,
             }

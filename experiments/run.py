@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import figures
@@ -42,11 +42,17 @@ def main(argv: Sequence[str]) -> None:
     """Build the settings, run the pipeline, print the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    run = Run(build(RunSettings, _CONFIG.value.to_dict()), _WORKDIR.value, bars)
+    logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
+    values = _CONFIG.value.to_dict()
+    values.pop("leaderboard", None)  # a section of benchmarks.leaderboard
+    run = Run(build(RunSettings, values), _WORKDIR.value, bars)
     summary = run.write()
-    figures.proponents(run, pathlib.Path(_WORKDIR.value) / "proponents.png")
+    written = ["summary.json", "attribution.parquet"]
+    if run.query.inputs.ndim == 4:  # images
+        written.append("proponents.png")
+        figures.proponents(run, pathlib.Path(_WORKDIR.value) / written[-1])
     print(table(summary))
-    print(f"written to {_WORKDIR.value}: summary.json, attribution.parquet, proponents.png")
+    print(f"written to {_WORKDIR.value}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

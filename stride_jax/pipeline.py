@@ -20,8 +20,8 @@ from stride_jax import attribution, evaluation, models, taps
 from stride_jax import design as designs
 from stride_jax import measure as measures
 from stride_jax import operators as ops
-from stride_jax.baselines.gradients import gradient_dot
-from stride_jax.baselines.simple import feature_cosine, random_scores
+from stride_jax.baselines import gradients, simple
+from stride_jax.baselines.model import Model
 from stride_jax.data import DataSettings, Examples, load_splits
 from stride_jax.evaluation import BankSettings
 from stride_jax.models import ModelSettings, TrainSettings
@@ -43,6 +43,7 @@ class RunSettings:
       data: dataset and splits.
       model: architecture.
       train: recipe of the base model and of the bank's models.
+      num_checkpoints: of the base model along its training, the last one the model itself.
       taps: activations the basis sees.
       stride: the method.
       bank: ground truth.
@@ -52,6 +53,7 @@ class RunSettings:
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    num_checkpoints: int = 5
     taps: tuple[str, ...] = ("input", "hidden0", "hidden1")
     stride: StrideSettings = StrideSettings()
     bank: BankSettings = BankSettings()
@@ -71,7 +73,7 @@ class Run:
         s = settings
         self._inputs: dict[str, tuple[Any, tuple[str, ...]]] = {
             "data": (s.data, ()),
-            "model": ((s.model, s.train), ("data",)),
+            "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
             "operators": (
                 (s.taps, s.stride.design, s.stride.basis, s.stride.site, s.stride.joint),
                 ("model",),
@@ -127,23 +129,32 @@ class Run:
         """The linen module."""
         return models.make_model(self.settings.model, self._data[1])
 
-    @functools.cached_property
+    @property
     def model(self) -> tuple[Any, float]:
-        """The base model's parameters and its temperature, from its checkpoint or trained."""
+        """The base model's parameters and its temperature."""
+        base = self.base_model
+        return base.params, base.temperature
+
+    @functools.cached_property
+    def base_model(self) -> Model:
+        """The base model with its checkpoints and temperature, from disk or trained."""
         folder = self.workdir / "model" / self.key("model")
         fresh = functools.partial(
             models.initial_params, self.module, inputs=jnp.asarray(self.train.inputs)
         )
         init_key, order_key = jax.random.split(jax.random.key(self.settings.train.seed))
         if folder.exists():
-            params, config = checkpoint.restore(folder, jax.eval_shape(fresh, init_key))
+            like = [jax.eval_shape(fresh, init_key)] * self.settings.num_checkpoints
+            params, config = checkpoint.restore(folder, like)
         else:
             params, config = self._train_base(fresh(init_key), order_key)
             checkpoint.save(folder, params, config)
         self.seconds["model"] = config["seconds"]
-        return params, config["temperature"]
+        return Model(
+            self.module, tuple(params), tuple(config["learning_rates"]), config["temperature"]
+        )
 
-    def _train_base(self, params: Any, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+    def _train_base(self, params: Any, key: jax.Array) -> tuple[list[Any], dict[str, Any]]:
         began = time.monotonic()
         held_out = self._data[0]["calibration"]
 
@@ -151,19 +162,26 @@ class Run:
         def forward(params: Any, x: jax.Array) -> jax.Array:
             return self.module.apply({"params": params}, x)[0]
 
-        fit = jax.jit(functools.partial(models.fit, forward, settings=self.settings.train))
-        params = fit(
+        fit = functools.partial(
+            models.trajectory,
+            forward,
+            settings=self.settings.train,
+            num_checkpoints=self.settings.num_checkpoints,
+        )
+        path = jax.jit(fit)(
             params, self.train.inputs, self.train.labels, jnp.arange(len(self.train)), key=key
         )
-        logits = np.asarray(forward(params, jnp.asarray(held_out.inputs)))
+        checkpoints = [params for params, _ in path]
+        logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
         temperature = models.fit_temperature(logits, held_out.labels)
         config = {
             "model": self.settings.model,
             "train": self.settings.train,
             "temperature": temperature,
+            "learning_rates": [float(rate) for _, rate in path],
             "seconds": time.monotonic() - began,
         }
-        return params, config
+        return checkpoints, config
 
     # ── STRIDE ───────────────────────────────────────────────────────────────────────────────────
 
@@ -274,16 +292,19 @@ class Run:
         """Scores of a baseline, `[Q, N]`."""
 
         def compute() -> Arrays:
+            both = self.base_model, self.train
             if name == "random":
-                return {"scores": random_scores(len(self.query), len(self.train))}
-            if name == "feature-cosine":
-                tap = self.settings.taps[-1]
-                return {"scores": feature_cosine(self.train_seen, self.query_seen, tap)}
-            pairs = [(e.inputs, e.labels) for e in (self.train, self.query)]
-            scores = gradient_dot(self.tapped, self.model[0], *pairs, progress=self.progress)
+                scores = simple.score_random(None, *both, self.query, simple.RandomSettings())
+            elif name == "feature-cosine":
+                settings = simple.CosineSettings(tap=self.settings.taps[-1])
+                state = simple.fit_cosine(*both, settings)
+                scores = simple.score_cosine(state, *both, self.query, settings)
+            else:
+                settings = gradients.GradientSettings()
+                scores = gradients.score(None, *both, self.query, settings)
             return {"scores": scores}
 
-        return self._stage(name, ["train_seen", "query_seen"], compute)["scores"]
+        return self._stage(name, ["model"], compute)["scores"]
 
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids and settings."""

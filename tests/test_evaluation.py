@@ -1,145 +1,150 @@
-"""The bank's durability, and LDS against independent computations."""
+"""LDS, its ceiling and its intervals, against independent computations and known worlds."""
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
-import scipy.spatial
 import scipy.stats
 
 from stride_jax import evaluation
-from stride_jax.baselines.gradients import gradient_dot
-from stride_jax.baselines.simple import feature_cosine, random_scores
-from stride_jax.data import Examples
-from stride_jax.evaluation.bank import bank_key, draw_subsets
-from stride_jax.evaluation.statistics import bootstrap_mean, spearman_brown
-from stride_jax.models import MLP, TrainSettings
-from stride_jax.taps import observe
+from stride_jax.evaluation.statistics import spearman_brown, spearman_rows
+from stride_jax.models import TrainSettings
 
 SETTINGS = evaluation.BankSettings(num_subsets=5, num_seeds=2, models_at_once=4)
-RECIPE = TrainSettings(epochs=2, batch_size=16)
 
 
-@pytest.fixture(scope="module")
-def small(digits):
-    train, query = digits["train"], digits["query"]
-    cut = lambda e, n: Examples(e.inputs[:n], e.labels[:n], e.ids[:n])  # noqa: E731
-    return MLP(10, (8,)), cut(train, 60), cut(query, 20)
+def bank_of(losses, members, num_train=40, **settings):
+    """A synthetic bank; margins are minus the cubed losses."""
+    origin = evaluation.Origin("MLP", TrainSettings(), num_train, "train", "query")
+    losses = losses.astype(np.float32)
+    settings = dataclasses.replace(SETTINGS, **settings)
+    return evaluation.Bank(members, losses, -(losses**3), settings, origin, 0.0)
 
 
-def test_a_resumed_bank_equals_an_uninterrupted_one(small, tmp_path):
-    whole = evaluation.build_bank(*small, RECIPE, SETTINGS, tmp_path / "whole")
-    evaluation.build_bank(*small, RECIPE, SETTINGS, tmp_path / "killed")
-    home = tmp_path / "killed" / bank_key(*small, RECIPE, SETTINGS)
-    shards = sorted(home.glob("models-*.npz"))
-    assert len(shards) == 3
-    shards[1].unlink()  # killed before this one
-    shards[2].write_bytes(shards[2].read_bytes()[:100])  # a torn disk
-    untouched = shards[0].stat().st_mtime_ns
-    resumed = evaluation.build_bank(*small, RECIPE, SETTINGS, tmp_path / "killed")
-    np.testing.assert_array_equal(resumed.losses_MxExQ, whole.losses_MxExQ)
-    assert shards[0].stat().st_mtime_ns == untouched
-    assert shards[2].with_suffix(".corrupt").exists(), "a corrupt shard is set aside"
+# ── LDS ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_bank_is_keyed_by_all_that_matters(small):
-    module, train, query = small
-    key = bank_key(*small, RECIPE, SETTINGS)
-    assert key == bank_key(*small, RECIPE, dataclasses.replace(SETTINGS, models_at_once=9))
-    flipped = Examples(train.inputs, train.labels[::-1], train.ids)
-    others = [
-        bank_key(MLP(10, (9,)), train, query, RECIPE, SETTINGS),
-        bank_key(module, flipped, query, RECIPE, SETTINGS),
-        bank_key(*small, dataclasses.replace(RECIPE, epochs=3), SETTINGS),
-        bank_key(*small, RECIPE, dataclasses.replace(SETTINGS, alpha=0.4)),
-    ]
-    assert len({key, *others}) == 5
-
-
-def test_the_bank_holds_the_losses_of_models_trained_on_its_subsets(small, tmp_path):
-    bank = evaluation.build_bank(*small, RECIPE, SETTINGS, tmp_path)
-    again = evaluation.build_bank(
-        *small, RECIPE, dataclasses.replace(SETTINGS, models_at_once=1), tmp_path / "alone"
-    )
-    np.testing.assert_allclose(bank.losses_MxExQ, again.losses_MxExQ, rtol=1e-3, atol=1e-4)
-    assert (bank.losses_MxExQ[:, 0] != bank.losses_MxExQ[:, 1]).any(), "seeds differ"
-    np.testing.assert_array_equal(bank.target_QxM, -bank.losses_MxExQ.mean(axis=1).T)
-    larger = draw_subsets(60, dataclasses.replace(SETTINGS, num_subsets=8))
-    np.testing.assert_array_equal(larger[:5], bank.members_MxS)
-    for row in bank.members_MxS:
-        assert len(set(row)) == 30
-
-
-def bank_of(losses, members):
-    return evaluation.Bank(members, losses.astype(np.float32), SETTINGS, 0.0)
-
-
-def test_lds_against_scipy():
+@pytest.mark.parametrize("target", ["loss", "margin"])
+@pytest.mark.parametrize("correlation", ["spearman", "pearson"])
+def test_lds_against_scipy(target, correlation):
     rng = np.random.default_rng(0)
     members = np.stack([np.sort(rng.permutation(40)[:20]) for _ in range(30)])
     losses, scores = rng.normal(size=(30, 2, 6)), rng.normal(size=(6, 40)).astype(np.float32)
-    result = evaluation.lds(scores, bank_of(losses, members))
+    bank = bank_of(losses, members)
+    result = evaluation.lds(scores, bank, target=target, correlation=correlation)
+    oracle = scipy.stats.spearmanr if correlation == "spearman" else scipy.stats.pearsonr
+    outputs = -losses if target == "loss" else -(losses**3)
     for q in range(6):
         predicted = [scores[q, rows].sum() for rows in members]
-        expected = scipy.stats.spearmanr(predicted, -losses[:, :, q].mean(axis=1)).statistic
-        assert result.per_query_Q[q] == pytest.approx(expected, abs=1e-6)
+        expected = oracle(predicted, outputs[:, :, q].mean(axis=1)).statistic
+        assert result.per_query_Q[q] == pytest.approx(expected, abs=1e-5)
     assert result.lds == pytest.approx(result.per_query_Q.mean())
     assert result.ci95[0] < result.lds < result.ci95[1]
-    with pytest.raises(ValueError, match="scores have 5 queries, the bank 6"):
-        evaluation.lds(scores[:5], bank_of(losses, members))
+    with pytest.raises(ValueError, match="scores have 5 queries, the bank 6; 39 training examples"):
+        evaluation.lds(scores[:5, :39], bank)
 
 
 def test_an_additive_world_scores_one_and_its_mirror_minus_one():
     rng = np.random.default_rng(1)
-    members = draw_subsets(40, dataclasses.replace(SETTINGS, num_subsets=30))
+    members = evaluation.draw_subsets(40, dataclasses.replace(SETTINGS, num_subsets=30))
     scores = rng.normal(size=(6, 40)).astype(np.float32)
     losses = -np.stack([scores[:, rows].sum(axis=1) for rows in members])[:, None]
-    assert evaluation.lds(scores, bank_of(losses, members)).lds == pytest.approx(1)
-    assert evaluation.lds(-scores, bank_of(losses, members)).lds == pytest.approx(-1)
+    bank = bank_of(losses, members)
+    for options in ({}, {"target": "margin"}, {"correlation": "pearson"}):
+        assert evaluation.lds(scores, bank, **options).lds == pytest.approx(1)
+        assert evaluation.lds(-scores, bank, **options).lds == pytest.approx(-1)
 
 
-def test_ceiling_recovers_a_known_reliability():
+def test_leave_out_correlation_is_of_the_group_sums_with_the_loss_increase():
     rng = np.random.default_rng(2)
-    signal, noise = rng.normal(size=(400, 1, 50)), rng.normal(size=(400, 4, 50))
-    found = evaluation.ceiling(bank_of(signal + noise, np.zeros((400, 1), np.int32)))
-    # Pearson of two halves: 1 / (1 + 1/2); of all four: 1 / (1 + 1/4). Spearman is a bit lower.
-    assert found.half_vs_half == pytest.approx(2 / 3, abs=0.03)
-    assert found.reliability == pytest.approx(0.8, abs=0.03)
-    assert found.perfect_predictor == pytest.approx(np.sqrt(found.reliability))
+    groups = {"kind": "groups", "num_subsets": 12, "num_seeds": 1}
+    members = evaluation.draw_subsets(40, dataclasses.replace(SETTINGS, **groups))
+    losses, scores = rng.normal(size=(12, 1, 5)), rng.normal(size=(5, 40))
+    found = evaluation.leave_out_correlation(scores, bank_of(losses, members, **groups))
+    whole_loss = 0.7
+    for q in range(5):
+        left_out = [scores[q, np.setdiff1d(np.arange(40), rows)].sum() for rows in members]
+        expected = scipy.stats.spearmanr(left_out, losses[:, 0, q] - whole_loss).statistic
+        assert found.per_query_Q[q] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="kind='random'; 'groups' is needed here"):
+        evaluation.leave_out_correlation(scores, bank_of(losses, members))
+
+
+def test_figures_of_different_protocols_are_not_compared():
+    rng = np.random.default_rng(3)
+    members = evaluation.draw_subsets(40, SETTINGS)
+    scores, bank = rng.normal(size=(6, 40)), bank_of(rng.normal(size=(5, 2, 6)), members)
+    a, b = evaluation.lds(scores, bank), evaluation.lds(scores[::-1], bank)
+    difference, (low, high) = evaluation.lds_difference(a, b)
+    assert difference == pytest.approx(a.lds - b.lds)
+    assert low < difference < high
+    margin = evaluation.lds(scores, bank, target="margin")
+    with pytest.raises(ValueError, match=r"not comparable: target: 'loss' and 'margin'$"):
+        evaluation.lds_difference(a, margin)
+    sparser = dataclasses.replace(bank, settings=dataclasses.replace(SETTINGS, alpha=0.3))
+    with pytest.raises(ValueError, match=r"not comparable: num_subsets: 5 and 4; alpha: 0.5 and"):
+        evaluation.lds_difference(a, evaluation.lds(scores, sparser.take(range(4))))
+    with pytest.raises(ValueError, match="correlation='kendall': use"):
+        evaluation.lds(scores, bank, correlation="kendall")
+
+
+# ── noise ceiling and intervals ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("target", ["loss", "margin"])
+@pytest.mark.parametrize(("seeds", "noise"), [(2, 1.5), (3, 1.0), (4, 1.0)])
+def test_ceiling_recovers_a_known_truth(seeds, noise, target):
+    rng = np.random.default_rng(4)
+    signal, again = rng.normal(size=(400, 1, 60)), rng.normal(size=(2, 400, seeds, 60))
+    # The cube that makes margins is nearly linear here, so one truth serves both targets.
+    bank, replica = (bank_of(10 + 0.1 * (signal + noise * z), np.zeros((400, 1))) for z in again)
+    found = evaluation.ceiling(bank, target=target)
+    truth = spearman_rows(bank.target(target), replica.target(target)).mean()
+    best = spearman_rows(-signal[:, 0].T, bank.target(target)).mean()
+    assert found.reliability == pytest.approx(truth, abs=0.03)
+    assert found.perfect_predictor == pytest.approx(best, abs=0.03)
+    assert found.reliability_ci95[0] < found.reliability < found.reliability_ci95[1]
+    np.testing.assert_allclose(np.sqrt(found.reliability_ci95), found.perfect_predictor_ci95)
+    exact = 1 / (1 + noise**2 / seeds)
+    linear = evaluation.ceiling(bank, target=target, correlation="pearson")
+    assert linear.reliability == pytest.approx(exact, abs=0.03)
+
+
+def test_a_bank_of_one_seed_has_no_ceiling():
+    found = evaluation.ceiling(bank_of(np.zeros((5, 1, 3)), np.zeros((5, 1))))
+    assert np.isnan(found.reliability)
+    assert np.isnan(found.perfect_predictor_ci95).all()
     assert spearman_brown(0.5, 1) == 0.5
 
 
+def test_the_interval_covers_the_true_lds_as_often_as_it_says():
+    """Queries are drawn from a population of 4,000, whose mean LDS is the truth."""
+    rng = np.random.default_rng(5)
+    members = evaluation.draw_subsets(40, dataclasses.replace(SETTINGS, num_subsets=20))
+    scores = rng.normal(size=(4000, 40))
+    effect = np.stack([scores[:, rows].sum(axis=1) for rows in members])[:, None]
+    # Queries differ in how well they are predicted.
+    losses = -effect + rng.normal(size=(20, 2, 4000)) * rng.gamma(2, 4, 4000)
+    bank = bank_of(losses, members)
+    truth = evaluation.lds(scores, bank).lds
+    covered = 0
+    for _ in range(500):
+        q = rng.integers(0, 4000, 150)
+        sample = dataclasses.replace(bank, losses_MxExQ=bank.losses_MxExQ[:, :, q])
+        low, high = evaluation.lds(scores[q], sample).ci95
+        covered += low <= truth <= high
+    assert 0.92 <= covered / 500 <= 0.98
+
+
 def test_bootstrap_interval_has_the_width_of_the_standard_error():
-    values = np.random.default_rng(3).normal(size=400)
-    _, (low, high) = bootstrap_mean(values, draws=4000)
+    rng = np.random.default_rng(6)
+    values = rng.normal(size=400)
+    _, (low, high) = evaluation.bootstrap_mean(values, draws=4000)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
-
-
-def test_baselines_against_brute_force(trained):
-    train, query = ((e.inputs[:9], e.labels[:9]) for e in (trained.train, trained.query))
-
-    def flat(x, y):
-        def loss(p):
-            logits = trained.module.apply({"params": p}, x[None])[0][0]
-            return jax.nn.logsumexp(logits) - logits[y]
-
-        return np.concatenate([g.ravel() for g in jax.tree.leaves(jax.grad(loss)(trained.params))])
-
-    a, b = (np.stack([flat(*row) for row in zip(*pair, strict=True)]) for pair in (query, train))
-    found = gradient_dot(
-        trained.tapped, trained.params, train, query, batch_size=4, max_bytes=4 * a.shape[1] * 5
-    )
-    np.testing.assert_allclose(found, a @ b.T, rtol=1e-3, atol=1e-4 * np.abs(a @ b.T).max())
-    seen = [observe(trained.tapped, trained.params, *pair) for pair in (train, query)]
-    h = [np.asarray(s.activations["hidden1"])[:, 0] for s in seen]
-    cosine = 1 - scipy.spatial.distance.cdist(h[1], h[0], "cosine")
-    np.testing.assert_allclose(feature_cosine(*seen, "hidden1"), cosine, atol=1e-5)
-    assert abs(random_scores(50, 400).mean()) < 0.02
-
-
-def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match=r"alpha=1.0 must lie strictly"):
-        evaluation.BankSettings(alpha=1.0)
-    with pytest.raises(ValueError, match="gives subsets of 0"):
-        draw_subsets(3, evaluation.BankSettings(alpha=0.1))
+    # Paired: what both methods share cancels.
+    shared, gap = rng.normal(size=400), 0.1 + 0.05 * rng.normal(size=400)
+    mean, (low, high) = evaluation.bootstrap_difference(shared + gap, shared)
+    assert mean == pytest.approx(gap.mean())
+    assert high - low == pytest.approx(2 * 1.96 * gap.std() / 20, rel=0.08)
+    with pytest.raises(ValueError, match="a paired difference of 3 and 4 queries"):
+        evaluation.bootstrap_difference(np.zeros(3), np.zeros(4))

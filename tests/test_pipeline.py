@@ -88,6 +88,39 @@ def test_mistakes_are_named_before_work_starts(tmp_path):
         build(Design, {"num_subsets": "9"})
 
 
+def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "benchmarks.leaderboard", "--config=configs/breast_cancer.py:runlocal"),
+            *(f"--workdir={tmp_path}/boards/small", f"--docs={tmp_path}/docs"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    board = json.loads((tmp_path / "boards/small/leaderboard.json").read_text())
+    rows = {row["method"]: row for row in board["rows"]}
+    assert set(rows) == {
+        *("random", "feature-cosine", "grad-dot", "grad-cos", "tracin", "trak", "logra", "ekfac"),
+        *("less", "datamodels", "stride"),
+    }
+    assert {"ceiling", "bank", "device", "versions"} <= set(board)
+    for row in rows.values():
+        low, high = row["lds_ci95"]
+        assert low <= row["lds"] <= high
+        assert len(row["counterfactual"]["drop"]) == 1
+        assert row["train_seconds"] + row["query_seconds"] > 0
+    assert rows["stride"]["lds_minus_stride_ci95"] == [0, 0]
+    assert rows["grad-dot"]["ratio_to_grad_dot"] == 1
+    assert rows["trak"]["index_bytes"] == 4 * (427 * 1024 + 427), "one float a feature and doubt"
+    page = (tmp_path / "docs/leaderboard.md").read_text()
+    assert all(f"| {name} |" in page for name in rows)
+    assert (tmp_path / "docs/leaderboard_small.png").exists()
+
+
 def test_keys_follow_the_chain_of_stages(tmp_path):
     plain = Run(RunSettings(), tmp_path)
     other = Run(build(RunSettings, {"stride": {"joint": {"steps": 5}}}), tmp_path)

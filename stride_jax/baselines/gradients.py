@@ -1,72 +1,96 @@
-"""Gradient dot product: the simplest gradient baseline (TracIn with one checkpoint)."""
+"""Gradient dot product, its cosine, and TracIn over several checkpoints."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
+from stride_jax.baselines.model import Layers, Model, batches
+from stride_jax.data import Examples
 from stride_jax.models.train import cross_entropy
-from stride_jax.runtime.mesh import pad_rows
-from stride_jax.runtime.progress import Progress, silent
-from stride_jax.taps import TappedModel
 
 
-def gradient_dot(
-    tapped: TappedModel,
-    params: Any,
-    train: tuple[np.ndarray, np.ndarray],
-    query: tuple[np.ndarray, np.ndarray],
-    *,
-    batch_size: int = 64,
-    max_bytes: int = 1 << 29,
-    progress: Progress = silent,
+@dataclasses.dataclass(frozen=True)
+class GradientSettings:
+    """Which gradient similarity.
+
+    Attributes:
+      cosine: divide by both norms.
+      all_checkpoints: sum over the checkpoints, each weighted by its learning rate (TracIn);
+        otherwise the base model alone.
+      batch_size: examples a pass.
+    """
+
+    cosine: bool = False
+    all_checkpoints: bool = False
+    batch_size: int = 256
+
+
+def fit(model: Model, train: Examples, settings: GradientSettings) -> None:
+    """Nothing is prepared: all work is done per query."""
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _pass(model: Model, params: Any, x: jax.Array, y: jax.Array) -> Layers:
+    return model.layer_pass(params, x, y, cross_entropy)
+
+
+@jax.jit
+def _dot(query: Layers, train: Layers) -> jax.Array:
+    """`Σ_layers <G_q, G_i>` without forming G where a layer has one token."""
+    total: Any = 0.0
+    for name, (a, d) in query.items():
+        other_a, other_d = train[name]
+        if a.shape[1] == 1:
+            total += (a[:, 0] @ other_a[:, 0].T) * (d[:, 0] @ other_d[:, 0].T)
+        else:
+            left = jnp.einsum("bti,bto->bio", a, d).reshape(len(a), -1)
+            right = jnp.einsum("bti,bto->bio", other_a, other_d).reshape(len(other_a), -1)
+            total += left @ right.T
+    return total
+
+
+@jax.jit
+def _norms(layers: Layers) -> jax.Array:
+    """`||G||` of each example over all layers: `||G||² = Σ_{t,u} (a_t·a_u)(δ_t·δ_u)`."""
+    total: Any = 0.0
+    for a, d in layers.values():
+        total += ((a @ a.transpose(0, 2, 1)) * (d @ d.transpose(0, 2, 1))).sum(axis=(1, 2))
+    return jnp.sqrt(jnp.maximum(total, 0.0))
+
+
+def score(
+    state: None, model: Model, train: Examples, query: Examples, settings: GradientSettings
 ) -> np.ndarray:
-    """Dot product of loss gradients in all parameters.
+    """Similarity of loss gradients in the linear layers' parameters.
 
-    `w_i = <∇ Loss(x), ∇ Loss(i)>`: a small step on example i lowers the query's loss by about
-    that much. Training gradients are streamed; a block of query gradients is held.
-
-    Args:
-      tapped: model; calibrated logits if the others see them.
-      params: its parameters.
-      train, query: `(inputs, labels)`.
-      batch_size: training gradients alive at once.
-      max_bytes: of held query gradients.
-      progress: wraps the batches.
+    `w_i = Σ_c eta_c <∇ Loss(x; theta_c), ∇ Loss(i; theta_c)>`: a small step on example i lowers the
+    query's loss by about that much (Pruthi et al., TracIn, 2020). With `cosine`, each term is
+    divided by both gradients' norms.
 
     Returns:
       `[Q, N]` float32.
     """
-
-    def loss(params: Any, x: jax.Array, label: jax.Array) -> jax.Array:
-        return cross_entropy(tapped(params, x[None])[0], label[None])[0]
-
-    def flat_gradient(params: Any, x: jax.Array, label: jax.Array) -> jax.Array:
-        return ravel_pytree(jax.grad(loss)(params, x, label))[0]
-
-    gradients = jax.jit(jax.vmap(flat_gradient, in_axes=(None, 0, 0)))
-
-    @jax.jit
-    def block(params: Any, x: jax.Array, labels: jax.Array, held: jax.Array) -> jax.Array:
-        return held @ jax.vmap(flat_gradient, in_axes=(None, 0, 0))(params, x, labels).T
-
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    queries = max(1, min(len(query[0]), max_bytes // (4 * size)))
-    scores = np.empty((len(query[0]), len(train[0])), np.float32)
-    for q in range(0, len(scores), queries):
-        rows = range(q, min(q + queries, len(scores)), batch_size)
-        held = jnp.concatenate(
-            [
-                gradients(
-                    params, *(jnp.asarray(a[r : min(r + batch_size, q + queries)]) for a in query)
-                )
-                for r in rows
-            ]
-        )
-        for i in progress(range(0, len(train[0]), batch_size), desc="gradient dot"):
-            x, labels = (pad_rows(a[i : i + batch_size], batch_size) for a in train)
-            out = np.asarray(block(params, x, labels, held))
-            scores[q : q + queries, i : i + batch_size] = out[:, : len(train[0]) - i]
+    del state
+    pairs = list(zip(model.checkpoints, model.learning_rates, strict=True))
+    if not settings.all_checkpoints:
+        pairs = [(model.params, 1.0)]
+    scores = np.zeros((len(query), len(train)), np.float32)
+    for params, rate in pairs:
+        queries = [
+            (q, _pass(model, params, x, y))
+            for q, x, y, _ in batches(query.inputs, query.labels, settings.batch_size)
+        ]
+        for i, x, y, _ in batches(train.inputs, train.labels, settings.batch_size):
+            layers = _pass(model, params, x, y)
+            for q, held in queries:
+                dots = _dot(held, layers)
+                if settings.cosine:
+                    norms = _norms(held)[:, None] * _norms(layers)[None]
+                    dots = dots / jnp.maximum(norms, 1e-30)
+                block = scores[q : q + settings.batch_size, i : i + settings.batch_size]
+                block += rate * np.asarray(dots)[: block.shape[0], : block.shape[1]]
     return scores

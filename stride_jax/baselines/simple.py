@@ -1,31 +1,79 @@
 """Baselines that need no gradients: chance, and similarity of features."""
 
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.taps import Observed
+from stride_jax.baselines.model import Model, batches
+from stride_jax.data import Examples
 
 
-def random_scores(num_queries: int, num_train: int, seed: int = 0) -> np.ndarray:
-    """Chance: independent normal scores, `[Q, N]` float32."""
-    return np.random.default_rng(seed).standard_normal((num_queries, num_train), np.float32)
+@dataclasses.dataclass(frozen=True)
+class RandomSettings:
+    """Chance.
+
+    Attributes:
+      seed: of the scores.
+    """
+
+    seed: int = 0
 
 
-def feature_cosine(train: Observed, query: Observed, tap: str) -> np.ndarray:
-    """Cosine similarity of an activation, mean over tokens (RDS; FeatSim in the paper).
+def fit_random(model: Model, train: Examples, settings: RandomSettings) -> None:
+    """Nothing to prepare."""
+
+
+def score_random(
+    state: None, model: Model, train: Examples, query: Examples, settings: RandomSettings
+) -> np.ndarray:
+    """Independent normal scores, `[Q, N]` float32."""
+    del state, model
+    rng = np.random.default_rng(settings.seed)
+    return rng.standard_normal((len(query), len(train)), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineSettings:
+    """Which activation is compared.
+
+    Attributes:
+      tap: its name; the last one the model hands out if empty.
+      batch_size: examples a pass.
+    """
+
+    tap: str = ""
+    batch_size: int = 512
+
+
+@functools.partial(jax.jit, static_argnames=("model", "tap"))
+def _unit_features(model: Model, params: Any, x: jax.Array, tap: str) -> jax.Array:
+    seen: Any = model.module.apply({"params": params}, x)[1]
+    h = seen[tap or list(seen)[-1]].reshape(x.shape[0], -1)
+    return h / jnp.maximum(jnp.linalg.norm(h, axis=1, keepdims=True), 1e-12)
+
+
+def fit_cosine(model: Model, train: Examples, settings: CosineSettings) -> np.ndarray:
+    """Unit-length features of the examples, `[N, D]`."""
+    parts = [
+        np.asarray(_unit_features(model, model.params, x, settings.tap))
+        for _, x, _, _ in batches(train.inputs, train.labels, settings.batch_size)
+    ]
+    return np.concatenate(parts)[: len(train)]
+
+
+def score_cosine(
+    state: np.ndarray, model: Model, train: Examples, query: Examples, settings: CosineSettings
+) -> np.ndarray:
+    """Cosine similarity of an activation (RDS; FeatSim in the paper).
 
     `w_i = <h_x, h_i> / (||h_x|| ||h_i||)`, no sign: a similar example of another class counts as a
     proponent too.
 
-    Args:
-      train, query: the frozen model on both sets.
-      tap: which activation; the last hidden layer by custom.
-
     Returns:
       `[Q, N]` float32 in [-1, 1].
     """
-
-    def unit(observed: Observed) -> np.ndarray:
-        h = np.asarray(observed.activations[tap]).mean(axis=1)
-        return h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
-
-    return unit(query) @ unit(train).T
+    return fit_cosine(model, query, settings) @ state.T

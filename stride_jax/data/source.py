@@ -15,7 +15,11 @@ import tensorflow_datasets as tfds
 from stride_jax.data import builders
 from stride_jax.data.examples import Examples, content_ids
 
-_OURS = {"mnist5k": builders.Mnist5k, "digits8x8": builders.Digits8x8}
+_OURS = {
+    "mnist5k": builders.Mnist5k,
+    "digits8x8": builders.Digits8x8,
+    "breast_cancer": builders.BreastCancer,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,8 @@ class DataSettings:
     """Which data to attribute.
 
     Attributes:
-      name: `mnist5k`, `digits8x8`, or any TFDS name with features `image` and `label`.
+      name: `mnist5k`, `digits8x8`, `breast_cancer`, or any TFDS name with features `label` and
+        `image` or `features` (a table's row).
       train, calibration, query: TFDS split of each role; slices such as `test[:400]` work.
     """
 
@@ -44,7 +49,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         ) from error
 
 
-def _read(builder: Any, split: str) -> Examples:
+def _read(builder: Any, split: str, column: str) -> Examples:
     try:
         source = builder.as_data_source(split)
     except ValueError as error:
@@ -52,10 +57,22 @@ def _read(builder: Any, split: str) -> Examples:
             f"split {split!r} of {builder.name}: {error}; it has {sorted(builder.info.splits)}"
         ) from error
     batches = list(grain.MapDataset.source(source).batch(512))
-    images = np.concatenate([batch["image"] for batch in batches])
+    inputs = np.concatenate([batch[column] for batch in batches])
     labels = np.concatenate([batch["label"] for batch in batches]).astype(np.int32)
-    ids = content_ids(images, labels)
-    return Examples(images.astype(np.float32) / 255, labels, ids)
+    return Examples(inputs, labels, content_ids(inputs, labels))
+
+
+def _scaled(splits: dict[str, Examples]) -> dict[str, Examples]:
+    """Bytes to [0, 1]; a table's columns to mean 0 and deviation 1 over the training split."""
+    raw = splits["train"].inputs
+    if raw.dtype == np.uint8:
+        shift, scale = np.float32(0), np.float32(255)
+    else:
+        shift, scale = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-12)
+    return {
+        role: dataclasses.replace(e, inputs=((e.inputs - shift) / scale).astype(np.float32))
+        for role, e in splits.items()
+    }
 
 
 @contextlib.contextmanager
@@ -83,22 +100,24 @@ def load_splits(
       data_dir: folder of prepared datasets.
 
     Returns:
-      `{"train", "calibration", "query"}` with images scaled to [0, 1], and the number of classes.
+      `{"train", "calibration", "query"}`, images scaled to [0, 1] and tables standardised, and the
+      number of classes.
 
     Raises:
-      ValueError: unknown dataset or split, or features other than `image` and `label`.
+      ValueError: unknown dataset or split, or without `label` and `image` or `features`.
     """
     builder = _builder(settings.name, os.fspath(data_dir))
     features: Any = builder.info.features  # typed as any feature; a dataset's is a dict of them
-    if missing := {"image", "label"} - set(features):
+    column = "image" if "image" in features else "features"
+    if missing := {column, "label"} - set(features):
         raise ValueError(
-            f"dataset {settings.name!r} lacks the features {sorted(missing)}; "
-            f"it has {sorted(features)}"
+            f"dataset {settings.name!r} lacks {sorted(missing)}: it needs 'label' and 'image' or "
+            f"'features', and has {sorted(features)}"
         )
     with _quiet():
         builder.download_and_prepare(file_format="array_record")
         splits = {
-            role: _read(builder, getattr(settings, role))
+            role: _read(builder, getattr(settings, role), column)
             for role in ("train", "calibration", "query")
         }
-    return splits, features["label"].num_classes
+    return _scaled(splits), features["label"].num_classes

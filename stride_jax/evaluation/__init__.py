@@ -1,6 +1,65 @@
-"""Is an attribution true? Retrained models, LDS and its uncertainty."""
+"""Is an attribution true? Retrained models, LDS, removal, retrieval, and their uncertainty."""
 
-from stride_jax.evaluation.bank import Bank, BankSettings, build_bank
-from stride_jax.evaluation.lds import Ceiling, Lds, ceiling, lds
+from stride_jax.evaluation.bank import Bank, BankSettings, Origin, draw_subsets, merge
+from stride_jax.evaluation.bank_files import (
+    IncompleteBankError,
+    bank_key,
+    bank_origin,
+    build_bank,
+    fill_bank,
+    read_bank,
+)
+from stride_jax.evaluation.counterfactual import (
+    CounterfactualReference,
+    CounterfactualResult,
+    CounterfactualSettings,
+    counterfactual_reference,
+    counterfactual_removal,
+)
+from stride_jax.evaluation.lds import (
+    Ceiling,
+    Lds,
+    ceiling,
+    lds,
+    lds_difference,
+    leave_out_correlation,
+)
+from stride_jax.evaluation.retrieval import mean_reciprocal_rank, mislabel_auc, recall_at_k
+from stride_jax.evaluation.statistics import (
+    PerQuery,
+    bootstrap_difference,
+    bootstrap_mean,
+    ranking,
+)
 
-__all__ = ["Bank", "BankSettings", "Ceiling", "Lds", "build_bank", "ceiling", "lds"]
+__all__ = [
+    "Bank",
+    "BankSettings",
+    "Ceiling",
+    "CounterfactualReference",
+    "CounterfactualResult",
+    "CounterfactualSettings",
+    "IncompleteBankError",
+    "Lds",
+    "Origin",
+    "PerQuery",
+    "bank_key",
+    "bank_origin",
+    "bootstrap_difference",
+    "bootstrap_mean",
+    "build_bank",
+    "ceiling",
+    "counterfactual_reference",
+    "counterfactual_removal",
+    "draw_subsets",
+    "fill_bank",
+    "lds",
+    "lds_difference",
+    "leave_out_correlation",
+    "mean_reciprocal_rank",
+    "merge",
+    "mislabel_auc",
+    "ranking",
+    "read_bank",
+    "recall_at_k",
+]

@@ -1,30 +1,16 @@
-"""The bank: models really retrained on random subsets, the ground truth of every figure.
+"""A bank of retrained models: what it holds, and which banks may be mixed.
 
-Many models train at once under `vmap`; a shard of them is written as soon as it is done, so a
-killed run loses one shard at most. The folder is named by a hash of everything that matters.
+The ground truth of every figure. `bank_files` makes and stores it.
 """
 
 import dataclasses
-import functools
-import math
-import os
-import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.data.examples import Examples
-from stride_jax.models.train import TrainSettings, cross_entropy, fit, initial_params
-from stride_jax.runtime.files import (
-    UnreadableFileError,
-    fingerprint,
-    read_arrays,
-    write_arrays,
-    write_json,
-)
-from stride_jax.runtime.progress import Progress, silent
+from stride_jax.models.train import TrainSettings
+from stride_jax.runtime.files import plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +18,16 @@ class BankSettings:
     """Which subsets are retrained on, and how often.
 
     Attributes:
+      kind: `random` subsets of a share alpha, or `groups`: the training set is cut into
+        `num_subsets` disjoint groups and each model trains on everything but one.
       num_subsets: m.
-      alpha: share of the training set in a subset.
+      alpha: share of the training set in a random subset; groups have no use for it.
       num_seeds: models a subset, each with its own initial parameters and order.
       models_at_once: models trained together under `vmap`, and written together.
       seed: of subsets, initial parameters and orders.
     """
 
+    kind: str = "random"
     num_subsets: int = 100
     alpha: float = 0.5
     num_seeds: int = 2
@@ -46,8 +35,15 @@ class BankSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.kind not in ("random", "groups"):
+            raise ValueError(f"kind={self.kind!r}: use 'random' or 'groups'")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha={self.alpha} must lie strictly between 0 and 1")
+        if self.kind == "groups" and self.alpha != type(self).alpha:
+            raise ValueError(
+                f"alpha={self.alpha} means nothing to kind='groups', which leaves out one of "
+                f"num_subsets={self.num_subsets} groups at a time; don't set it"
+            )
         if min(self.num_subsets, self.num_seeds, self.models_at_once) < 1:
             raise ValueError(
                 f"num_subsets={self.num_subsets}, num_seeds={self.num_seeds}, "
@@ -56,35 +52,170 @@ class BankSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a bank's models were trained on and asked about.
+
+    Attributes:
+      model: `repr` of the module.
+      training: the recipe.
+      num_train: N.
+      train_data: fingerprint of the training examples.
+      query_data: fingerprint of the queries.
+    """
+
+    model: str
+    training: TrainSettings
+    num_train: int
+    train_data: str
+    query_data: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Bank:
-    """Losses of retrained models.
+    """What retrained models say about the queries.
 
     Attributes:
       members_MxS: training rows of each subset.
       losses_MxExQ: cross-entropy in nats of query Q under the model of subset M and seed E.
-      settings: what made it, as JSON values.
+      margins_MxExQ: log odds of the true class, `o_y − logsumexp_{c≠y} o_c`.
+      settings: what drew the subsets.
+      origin: model, recipe and data.
       seconds: time spent training.
     """
 
     members_MxS: np.ndarray
     losses_MxExQ: np.ndarray
+    margins_MxExQ: np.ndarray
     settings: BankSettings
+    origin: Origin
     seconds: float
 
     @property
+    def alpha(self) -> float:
+        """Share of the training set a model sees; `1 − 1/m` or a little more for groups."""
+        if self.settings.kind == "random":
+            return self.settings.alpha
+        return self.members_MxS.shape[1] / self.origin.num_train
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that two banks must share to be mixed, as flat JSON values."""
+        origin = plain(self.origin)
+        recipe = {f"training.{name}": value for name, value in origin.pop("training").items()}
+        return {
+            "kind": self.settings.kind,
+            "alpha": self.alpha,
+            "num_seeds": self.settings.num_seeds,
+            **origin,
+            **recipe,
+        }
+
+    def runs(self, target: str) -> np.ndarray:
+        """What a score should predict, run by run, `[M, E, Q]`.
+
+        Args:
+          target: `loss` (minus the cross-entropy) or `margin`; either grows when training helps.
+        """
+        if target not in ("loss", "margin"):
+            raise ValueError(f"target={target!r}: use 'loss' or 'margin'")
+        return -self.losses_MxExQ if target == "loss" else self.margins_MxExQ
+
+    def target(self, name: str = "loss") -> np.ndarray:
+        """What a score should predict: `runs`, mean over seeds, `[Q, M]`."""
+        return self.runs(name).mean(axis=1).T
+
+    @property
     def target_QxM(self) -> np.ndarray:
-        """What a score should predict: minus the loss, mean over seeds, `[Q, M]`."""
-        return -self.losses_MxExQ.mean(axis=1).T
+        """Minus the loss, mean over seeds, `[Q, M]`."""
+        return self.target("loss")
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Bank":
+        """The bank of some of its subsets; time is shared out evenly."""
+        rows = np.asarray(rows)
+        return dataclasses.replace(
+            self,
+            members_MxS=self.members_MxS[rows],
+            losses_MxExQ=self.losses_MxExQ[rows],
+            margins_MxExQ=self.margins_MxExQ[rows],
+            settings=dataclasses.replace(self.settings, num_subsets=len(rows)),
+            seconds=self.seconds * len(rows) / len(self.members_MxS),
+        )
+
+    def halves(self) -> tuple["Bank", "Bank"]:
+        """Its first and second half of subsets: tune on one, report on the other.
+
+        Raises:
+          ValueError: fewer than two subsets.
+        """
+        if (total := len(self.members_MxS)) < 2:
+            raise ValueError(f"a bank of {total} subsets can't be halved")
+        return self.take(np.arange(total // 2)), self.take(np.arange(total // 2, total))
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """What differs between two flat descriptions, empty if nothing does.
+
+    >>> differences({"alpha": 0.5, "model": "MLP"}, {"alpha": 0.9, "model": "MLP"})
+    'alpha: 0.5 and 0.9'
+    """
+    return "; ".join(f"{name}: {a[name]!r} and {b[name]!r}" for name in a if a[name] != b[name])
+
+
+def merge(banks: Sequence[Bank]) -> Bank:
+    """One bank of the subsets of several, drawn with different seeds.
+
+    Args:
+      banks: of one model, recipe, data, kind, alpha and number of runs.
+
+    Returns:
+      Their subsets in order; its settings are the first bank's with the total number of subsets.
+
+    Raises:
+      ValueError: banks that can't be mixed; the message names every difference. Or a subset that
+        is in two of them.
+    """
+    first = banks[0]
+    for j, bank in enumerate(banks[1:], 1):
+        if found := differences(first.identity, bank.identity):
+            raise ValueError(f"bank 0 and bank {j} can't be mixed: {found}")
+    members = np.concatenate([bank.members_MxS for bank in banks])
+    if repeats := len(members) - len(np.unique(members, axis=0)):
+        raise ValueError(
+            f"{repeats} of {len(members)} subsets are in these banks twice "
+            f"(seeds {[bank.settings.seed for bank in banks]}): banks must be drawn apart"
+        )
+    return dataclasses.replace(
+        first,
+        members_MxS=members,
+        losses_MxExQ=np.concatenate([bank.losses_MxExQ for bank in banks]),
+        margins_MxExQ=np.concatenate([bank.margins_MxExQ for bank in banks]),
+        settings=dataclasses.replace(first.settings, num_subsets=len(members)),
+        seconds=sum(bank.seconds for bank in banks),
+    )
 
 
 def draw_subsets(num_train: int, settings: BankSettings) -> np.ndarray:
-    """m random subsets of `round(alpha N)` rows each, `[M, S]` int32, sorted within a row.
+    """Training rows of each of m subsets, `[M, S]` int32, sorted within a row.
 
-    Subset j depends on (seed, j) alone, so a larger bank extends a smaller one.
+    `random`: `round(alpha N)` rows each; subset j depends on (seed, j) alone, so a larger bank
+    extends a smaller one. `groups`: all rows but those of group j; groups are disjoint, of
+    `floor(N / m)` rows each, and the remainder is in every subset.
 
     Raises:
-      ValueError: alpha leaves a subset empty or whole.
+      ValueError: a subset would be empty or whole.
     """
+    m = settings.num_subsets
+    if settings.kind == "groups":
+        if not 2 <= m <= num_train:
+            raise ValueError(
+                f"num_train={num_train} examples can't be cut into num_subsets={m} groups; "
+                f"use 2 to {num_train}"
+            )
+        size = num_train // m
+        shuffled = np.random.default_rng(settings.seed).permutation(num_train)
+        groups_MxG = shuffled[: m * size].reshape(m, size)
+        rows = np.arange(num_train)
+        return np.stack([np.setdiff1d(rows, group) for group in groups_MxG]).astype(np.int32)
     size = round(settings.alpha * num_train)
     if not 0 < size < num_train:
         raise ValueError(
@@ -94,122 +225,6 @@ def draw_subsets(num_train: int, settings: BankSettings) -> np.ndarray:
     return np.stack(
         [
             np.sort(np.random.default_rng([settings.seed, j]).permutation(num_train)[:size])
-            for j in range(settings.num_subsets)
+            for j in range(m)
         ]
     ).astype(np.int32)
-
-
-def bank_key(
-    module: Any, train: Examples, query: Examples, training: TrainSettings, settings: BankSettings
-) -> str:
-    """Hash of everything the losses depend on; how many models train at once does not matter."""
-    matters = dataclasses.replace(settings, models_at_once=1)
-    return fingerprint(
-        repr(module), training, matters, train.inputs, train.labels, query.inputs, query.labels
-    )
-
-
-def model_keys(bank_seed: int, subset_B: np.ndarray, seed_B: np.ndarray) -> jax.Array:
-    """Key of each model: a function of (bank seed, subset, seed) alone."""
-    root = jax.random.key(bank_seed)
-    fold = jax.vmap(lambda j, e: jax.random.fold_in(jax.random.fold_in(root, j), e))
-    return fold(jnp.asarray(subset_B, jnp.uint32), jnp.asarray(seed_B, jnp.uint32))
-
-
-@functools.partial(jax.jit, static_argnames=("module", "training"))
-def _train_and_score(
-    module: Any,
-    training: TrainSettings,
-    data: dict[str, jax.Array],
-    members_BxS: jax.Array,
-    keys_B: jax.Array,
-) -> jax.Array:
-    def one(members_S: jax.Array, key: jax.Array) -> jax.Array:
-        init_key, order_key = jax.random.split(key)
-        params = initial_params(module, init_key, data["inputs"])
-        forward = lambda p, x: module.apply({"params": p}, x)[0]  # noqa: E731
-        params = fit(
-            forward, params, data["inputs"], data["labels"], members_S, order_key, training
-        )
-        return cross_entropy(forward(params, data["query_inputs"]), data["query_labels"])
-
-    return jax.vmap(one)(members_BxS, keys_B)
-
-
-def build_bank(
-    module: Any,
-    train: Examples,
-    query: Examples,
-    training: TrainSettings,
-    settings: BankSettings,
-    folder: str | os.PathLike[str],
-    *,
-    progress: Progress = silent,
-    clock: Any = None,
-) -> Bank:
-    """Retrain on every subset and seed, or read what is already there.
-
-    Args:
-      module: linen model whose call returns `(logits, activations)`.
-      train, query: examples.
-      training: the base model's own recipe.
-      settings: subsets and seeds.
-      folder: banks live in `folder/<bank_key>`, one shard of models a file.
-      progress: wraps the shards.
-      clock: `time.monotonic` or the like; None records no time.
-
-    Returns:
-      The bank. A run that was killed and resumed gives the same bytes as one that was not, if
-      `models_at_once` is the same (XLA may round differently for another batch of models).
-    """
-    members_MxS = draw_subsets(len(train), settings)
-    home = pathlib.Path(folder) / bank_key(module, train, query, training, settings)
-    total = settings.num_subsets * settings.num_seeds
-    size = min(settings.models_at_once, total)
-    data = {
-        "inputs": jnp.asarray(train.inputs),
-        "labels": jnp.asarray(train.labels),
-        "query_inputs": jnp.asarray(query.inputs),
-        "query_labels": jnp.asarray(query.labels),
-    }
-    losses, seconds = np.empty((total, len(query)), np.float32), 0.0
-    for start in progress(range(0, total, size), desc="bank", total=math.ceil(total / size)):
-        stop = min(start + size, total)
-        path = home / f"models-{start:05d}-{stop:05d}.npz"
-        shard = _read_shard(path, stop - start, len(query))
-        if shard is None:
-            began = clock() if clock else 0.0
-            # Every shard has one shape: the last one repeats its last model.
-            model = np.minimum(np.arange(start, start + size), total - 1)
-            subset, seed = model // settings.num_seeds, model % settings.num_seeds
-            out = _train_and_score(
-                module,
-                training,
-                data,
-                jnp.asarray(members_MxS[subset]),
-                model_keys(settings.seed, subset, seed),
-            )
-            block = np.asarray(out)[: stop - start]
-            shard = {"losses": block, "seconds": np.array((clock() if clock else 0.0) - began)}
-            write_arrays(path, **shard)
-        losses[start:stop] = shard["losses"]
-        seconds += float(shard["seconds"])
-    if not np.isfinite(losses).all():
-        raise ValueError("retrained models diverged: lower the learning rate of the recipe")
-    write_json(home / "settings.json", {"bank": settings, "training": training})
-    shape = (settings.num_subsets, settings.num_seeds, len(query))
-    return Bank(members_MxS, losses.reshape(shape), settings, seconds)
-
-
-def _read_shard(path: pathlib.Path, models: int, queries: int) -> dict[str, np.ndarray] | None:
-    """A finished shard, or None; one that can't be read is set aside and made again."""
-    try:
-        shard = read_arrays(path)
-        if shard["losses"].shape == (models, queries):
-            return shard
-    except FileNotFoundError:
-        return None
-    except (UnreadableFileError, KeyError):
-        pass
-    path.rename(path.with_suffix(".corrupt"))
-    return None

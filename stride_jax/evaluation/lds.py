@@ -1,11 +1,18 @@
 """The linear datamodelling score: do scores add up to what retraining does?"""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from stride_jax.evaluation.bank import Bank
-from stride_jax.evaluation.statistics import bootstrap_mean, spearman_brown, spearman_rows
+from stride_jax.evaluation.bank import Bank, differences
+from stride_jax.evaluation.statistics import (
+    bootstrap_difference,
+    bootstrap_mean,
+    correlation_rows,
+    spearman_brown,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,30 +21,36 @@ class Lds:
 
     Attributes:
       lds: mean over queries.
-      ci95: bootstrap interval over queries.
+      ci95: bootstrap interval over queries; the bank's subsets are taken as given.
       per_query_Q: one correlation a query.
+      protocol: target, correlation, number of subsets and the bank's identity, as JSON values:
+        figures of different protocols are not comparable.
     """
 
     lds: float
     ci95: tuple[float, float]
     per_query_Q: np.ndarray
+    protocol: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ceiling:
-    """How much of the bank is signal.
+    """How much of the bank is signal; all nan with one seed. Intervals are over queries.
 
     Attributes:
-      half_vs_half: mean over queries of the Spearman correlation between two disjoint halves of
-        the seeds; nan with one seed.
+      half_vs_half: mean over queries of the correlation between two disjoint halves of the seeds.
       reliability: the same, Spearman-Brown corrected to all seeds.
-      perfect_predictor: `sqrt(reliability)`, about what a predictor of the expected loss would
+      reliability_ci95: its bootstrap interval.
+      perfect_predictor: `sqrt(reliability)`, about what a predictor of the expected output would
         score.
+      perfect_predictor_ci95: its bootstrap interval.
     """
 
     half_vs_half: float
     reliability: float
+    reliability_ci95: tuple[float, float]
     perfect_predictor: float
+    perfect_predictor_ci95: tuple[float, float]
 
 
 def subset_sums(scores_QxN: np.ndarray, members_MxS: np.ndarray) -> np.ndarray:
@@ -47,36 +60,88 @@ def subset_sums(scores_QxN: np.ndarray, members_MxS: np.ndarray) -> np.ndarray:
     return scores_QxN.astype(np.float64) @ kept_MxN.T
 
 
-def lds(scores_QxN: np.ndarray, bank: Bank) -> Lds:
+def lds(
+    scores_QxN: np.ndarray, bank: Bank, *, target: str = "loss", correlation: str = "spearman"
+) -> Lds:
     """Linear datamodelling score (Park et al., TRAK, 2023; method §2).
 
-    For a query: Spearman correlation over subsets j of `Σ_{i in S_j} w_i` with minus the retrained
-    model's loss (mean over seeds); then the mean over queries.
+    For a query: correlation over subsets j of `Σ_{i in S_j} w_i` with the retrained model's target
+    (mean over seeds); then the mean over queries.
 
     Args:
       scores_QxN: `[query, train]`, positive = proponent.
       bank: retrained models.
+      target: `loss` (minus the cross-entropy) or `margin`.
+      correlation: `spearman` or `pearson`.
 
     Raises:
-      ValueError: scores of another number of queries than the bank has.
+      ValueError: scores of another number of queries or training examples than the bank has.
     """
-    if len(scores_QxN) != bank.losses_MxExQ.shape[2]:
+    num_train, num_queries = bank.origin.num_train, bank.losses_MxExQ.shape[2]
+    if scores_QxN.shape != (num_queries, num_train):
         raise ValueError(
-            f"scores have {len(scores_QxN)} queries, the bank {bank.losses_MxExQ.shape[2]}"
+            f"scores have {scores_QxN.shape[0]} queries, the bank {num_queries}; "
+            f"{scores_QxN.shape[1]} training examples, the bank {num_train}"
         )
-    per_query = spearman_rows(subset_sums(scores_QxN, bank.members_MxS), bank.target_QxM)
-    mean, interval = bootstrap_mean(per_query)
-    return Lds(mean, interval, per_query)
+    sums_QxM = subset_sums(scores_QxN, bank.members_MxS)
+    per_query_Q = correlation_rows(sums_QxM, bank.target(target), correlation)
+    protocol = {
+        "target": target,
+        "correlation": correlation,
+        "num_subsets": len(bank.members_MxS),
+        **bank.identity,
+    }
+    return Lds(*bootstrap_mean(per_query_Q), per_query_Q, protocol)
 
 
-def ceiling(bank: Bank) -> Ceiling:
-    """Noise ceiling of a bank from two disjoint halves of its seeds."""
-    seeds = bank.losses_MxExQ.shape[1]
+def leave_out_correlation(
+    scores_QxN: np.ndarray, bank: Bank, *, target: str = "loss", correlation: str = "spearman"
+) -> Lds:
+    """Does a group's summed influence say how much leaving it out hurts?
+
+    For a query: correlation over groups j of `Σ_{i in group j} w_i` with the loss when j is left
+    out (minus that of the whole, a constant); then the mean over queries. This is `lds` on a bank
+    of groups: what is kept sums to a constant minus what is left out, and minus the loss falls as
+    the loss grows, so both signs turn.
+
+    Raises:
+      ValueError: the bank does not leave out groups.
+    """
+    if bank.settings.kind != "groups":
+        raise ValueError(f"a bank of kind={bank.settings.kind!r}; 'groups' is needed here")
+    return lds(scores_QxN, bank, target=target, correlation=correlation)
+
+
+def lds_difference(a: Lds, b: Lds) -> tuple[float, tuple[float, float]]:
+    """`a − b` with a paired bootstrap interval over queries.
+
+    Raises:
+      ValueError: figures of different protocols; the message names every difference.
+    """
+    if found := differences(a.protocol, b.protocol):
+        raise ValueError(f"these figures are not comparable: {found}")
+    return bootstrap_difference(a.per_query_Q, b.per_query_Q)
+
+
+def ceiling(bank: Bank, *, target: str = "loss", correlation: str = "spearman") -> Ceiling:
+    """Noise ceiling of a bank from two disjoint halves of its seeds.
+
+    Spearman-Brown and the root are monotone, so an interval's ends are mapped as its middle is.
+
+    Args:
+      bank: retrained models.
+      target, correlation: as for `lds`.
+    """
+    runs_MxExQ = bank.runs(target)
+    seeds = runs_MxExQ.shape[1]
     if seeds < 2:
-        return Ceiling(float("nan"), float("nan"), float("nan"))
+        nan = float("nan")
+        return Ceiling(nan, nan, (nan, nan), nan, (nan, nan))
     half = seeds // 2
-    first = bank.losses_MxExQ[:, :half].mean(axis=1).T
-    second = bank.losses_MxExQ[:, half : 2 * half].mean(axis=1).T
-    r = float(spearman_rows(first, second).mean())
-    reliability = spearman_brown(r, seeds / half)
-    return Ceiling(r, reliability, float(np.sqrt(max(reliability, 0.0))))
+    first, second = (
+        runs_MxExQ[:, part].mean(axis=1).T for part in (slice(half), slice(half, 2 * half))
+    )
+    r, (low, high) = bootstrap_mean(correlation_rows(first, second, correlation))
+    whole, low, high = (spearman_brown(value, seeds / half) for value in (r, low, high))
+    root = lambda reliability: float(np.sqrt(max(reliability, 0.0)))  # noqa: E731
+    return Ceiling(r, whole, (low, high), root(whole), (root(low), root(high)))

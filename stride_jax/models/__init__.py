@@ -4,7 +4,7 @@ from stride_jax.models.build import ModelSettings, make_model
 from stride_jax.models.calibrate import fit_temperature
 from stride_jax.models.mlp import MLP
 from stride_jax.models.resnet import ResNet9
-from stride_jax.models.train import TrainSettings, fit, initial_params
+from stride_jax.models.train import TrainSettings, fit, initial_params, trajectory
 
 __all__ = [
     "MLP",
@@ -15,4 +15,5 @@ __all__ = [
     "fit_temperature",
     "initial_params",
     "make_model",
+    "trajectory",
 ]

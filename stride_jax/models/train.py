@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -41,19 +42,35 @@ class TrainSettings:
             raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: both at least 1")
 
 
+def schedule(settings: TrainSettings, num_steps: int) -> optax.Schedule:
+    """Learning rate by step: a cosine from the peak to zero."""
+    return optax.cosine_decay_schedule(settings.learning_rate, num_steps)
+
+
 def optimizer(settings: TrainSettings, num_steps: int) -> optax.GradientTransformation:
     """The optax optimiser a run of `num_steps` uses."""
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, num_steps)
+    rate = schedule(settings, num_steps)
     if settings.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=settings.weight_decay)
+        return optax.adamw(rate, weight_decay=settings.weight_decay)
     return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay), optax.sgd(schedule, momentum=0.9)
+        optax.add_decayed_weights(settings.weight_decay), optax.sgd(rate, momentum=0.9)
     )
 
 
-def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
-    """Cross-entropy in nats of each example, `[B]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`−log softmax(o)_y` in nats; logits `[..., C]`, labels and result `[...]`."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def margin(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """Log odds of the true class, `o_y − logsumexp_{c≠y} o_c = log p / (1 − p)`, `[B]`.
+
+    >>> round(float(margin(jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([0]))[0]), 4)  # log 3
+    1.0986
+    """
+    true = jax.nn.one_hot(labels_B, logits_BxC.shape[1], dtype=bool)
+    others = jax.nn.logsumexp(jnp.where(true, -jnp.inf, logits_BxC), axis=1)
+    return jnp.take_along_axis(logits_BxC, labels_B[:, None], axis=1)[:, 0] - others
 
 
 def fit(
@@ -65,6 +82,20 @@ def fit(
     key: jax.Array,
     settings: TrainSettings,
 ) -> Params:
+    """Train on the rows `members_S`: the last checkpoint of `trajectory`, which see."""
+    return trajectory(forward, params, inputs, labels_N, members_S, key, settings, 1)[0][0]
+
+
+def trajectory(
+    forward: Forward,
+    params: Params,
+    inputs: ArrayLike,
+    labels_N: ArrayLike,
+    members_S: ArrayLike,
+    key: jax.Array,
+    settings: TrainSettings,
+    num_checkpoints: int,
+) -> list[tuple[Params, jax.Array]]:
     """Train on the rows `members_S`, every row once an epoch in a fresh order.
 
     The epochs' orders are joined and cut into batches, so no row is dropped at an epoch's end
@@ -78,9 +109,11 @@ def fit(
       members_S: `[S]` rows to train on.
       key: of the order.
       settings: optimiser and schedule; the seed is not used here.
+      num_checkpoints: equal stretches of training, one checkpoint at the end of each.
 
     Returns:
-      Trained parameters. Pure: `vmap` over `params`, `members_S` and `key` trains many models.
+      For each checkpoint, its parameters and the mean learning rate of its stretch. Pure: `vmap`
+      over `params`, `members_S` and `key` trains many models.
     """
     inputs, labels_N, members_S = map(jnp.asarray, (inputs, labels_N, members_S))
     size = members_S.shape[0]
@@ -100,8 +133,12 @@ def fit(
         updates, moments = tx.update(jax.grad(loss)(params, rows_B), moments, params)
         return (optax.apply_updates(params, updates), moments), None
 
-    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), rows)
-    return params
+    state, out = (params, tx.init(params)), []
+    rates = jnp.asarray(schedule(settings, num_steps)(jnp.arange(num_steps)))
+    for part in np.array_split(np.arange(num_steps), num_checkpoints):
+        state, _ = jax.lax.scan(step, state, rows[part[0] : part[-1] + 1])
+        out.append((state[0], rates[part].mean()))
+    return out
 
 
 def initial_params(module: Any, key: jax.Array, inputs: jax.Array) -> Params:

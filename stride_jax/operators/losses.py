@@ -6,6 +6,8 @@ Each is a pure function of logit shifts s; see method §2 for the equations.
 import jax
 import jax.numpy as jnp
 
+from stride_jax.models.train import cross_entropy
+
 _LARGE = 0.5
 """Shifts above this (in nats) are handled by log-sum-exp, below by log1p and expm1."""
 
@@ -44,12 +46,6 @@ def loss_drop(shift: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Arr
         shift, jnp.broadcast_to(labels[..., None], (*shift.shape[:-1], 1)), axis=-1
     )
     return picked[..., 0] - _log_mean_exp(p, shift)
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`−log softmax(o)_y` per token, `[...]` nats."""
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def fidelity(

@@ -1,5 +1,12 @@
 """Sparse recovery of influences from measurements."""
 
-from stride_jax.recovery.lasso import LassoSettings, LassoState, Recovery, init, solve
+from stride_jax.recovery.lasso import (
+    LassoSettings,
+    LassoState,
+    Recovery,
+    init,
+    init_rows,
+    solve,
+)
 
-__all__ = ["LassoSettings", "LassoState", "Recovery", "init", "solve"]
+__all__ = ["LassoSettings", "LassoState", "Recovery", "init", "init_rows", "solve"]

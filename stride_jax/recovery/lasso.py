@@ -55,7 +55,7 @@ class LassoState:
     """The design, ready for products with M.
 
     Attributes:
-      subsets_Nxd: M by columns.
+      subsets_Nxd: M by columns, padded with K where columns differ in length.
       rows_KxS: M by rows, padded with N, the row of a zero.
       lipschitz: largest eigenvalue of the centred `MᵀM`.
     """
@@ -95,7 +95,8 @@ def _forward(state: LassoState, w_N: jax.Array) -> jax.Array:
 
 def _adjoint(state: LassoState, r_K: jax.Array) -> jax.Array:
     """Centred `Mᵀ r`, `[N]`."""
-    return example_sum(state.subsets_Nxd, r_K - r_K.mean())
+    padded = jnp.concatenate([r_K - r_K.mean(), jnp.zeros(1, r_K.dtype)])
+    return example_sum(state.subsets_Nxd, padded)
 
 
 @jax.jit
@@ -119,8 +120,28 @@ def init(design: Design, subsets_Nxd: jax.Array) -> LassoState:
       subsets_Nxd: membership of the N training examples.
     """
     rows, mask = members(subsets_Nxd, design.num_subsets)
-    rows = np.where(mask > 0, rows, subsets_Nxd.shape[0]).astype(np.int32)
-    state = LassoState(subsets_Nxd, jnp.asarray(rows), jnp.ones(()))
+    return _prepared(subsets_Nxd, np.where(mask > 0, rows, subsets_Nxd.shape[0]))
+
+
+def init_rows(rows_KxS: np.ndarray, num_train: int) -> LassoState:
+    """Prepare any binary M, given by the members of each row, for `solve`.
+
+    Args:
+      rows_KxS: training rows of each subset, all of one size, distinct within a row.
+      num_train: N.
+    """
+    k, size = rows_KxS.shape
+    flat = rows_KxS.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    degrees = np.bincount(flat, minlength=num_train)
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+    subsets = np.full((num_train, max(1, int(degrees.max()))), k, np.int32)
+    subsets[flat[order], place] = order // size
+    return _prepared(jnp.asarray(subsets), rows_KxS)
+
+
+def _prepared(subsets_Nxd: jax.Array, rows_KxS: np.ndarray) -> LassoState:
+    state = LassoState(subsets_Nxd, jnp.asarray(rows_KxS, jnp.int32), jnp.ones(()))
     return dataclasses.replace(state, lipschitz=_largest_eigenvalue(state))
 
 

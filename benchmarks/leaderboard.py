@@ -1,0 +1,295 @@
+"""The contest: every method on one checkpoint and one bank of retrained models.
+
+    python -m benchmarks.leaderboard --config=configs/mnist5k.py --workdir=runs/leaderboard/mnist5k
+
+Settings of each method are chosen by LDS on the bank's first half of subsets; every figure shown is
+from the second half. Finished methods are kept in the workdir and not run again.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from benchmarks import report
+from benchmarks.meter import Cost, Meter
+from benchmarks.methods import Method, contestants
+from stride_jax import attribution, evaluation
+from stride_jax.baselines import datamodels
+from stride_jax.baselines.model import Model
+from stride_jax.evaluation import CounterfactualSettings
+from stride_jax.pipeline import Run, RunSettings
+from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
+from stride_jax.runtime.progress import bars
+from stride_jax.runtime.settings import build
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
+_DOCS = flags.DEFINE_string("docs", "docs", "Where leaderboard.md and its plots are written.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaderboardSettings:
+    """How much work the contest is.
+
+    Attributes:
+      num_subsets: of the bank; one half tunes, the other scores.
+      repeats: timed rounds; each runs every method once.
+      removal_queries: queries of the counterfactual removal, evenly spaced; 0 leaves it out.
+      removal_top_k: examples removed.
+    """
+
+    num_subsets: int = 200
+    repeats: int = 5
+    removal_queries: int = 20
+    removal_top_k: tuple[int, ...] = (50, 500)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A method's best settings and what they gave.
+
+    Attributes:
+      settings: chosen on the tuning half.
+      tried: how many settings there were.
+      scores_QxN: of the calibrated model.
+      uncalibrated: LDS at temperature 1, tuned alike; None where it does not matter.
+      compile_seconds: of all settings together.
+      index_bytes: what `fit` keeps.
+    """
+
+    settings: Any
+    tried: int
+    scores_QxN: np.ndarray
+    uncalibrated: float | None
+    compile_seconds: float
+    index_bytes: int
+
+
+def index_bytes(state: Any) -> int:
+    """Bytes of the arrays in a fitted state; STRIDE's ids count too."""
+    if dataclasses.is_dataclass(state) and not jax.tree_util.all_leaves([state]):
+        leaves = jax.tree.leaves(state)
+    elif dataclasses.is_dataclass(state):
+        leaves = [
+            leaf
+            for field in dataclasses.fields(state)
+            for leaf in jax.tree.leaves(getattr(state, field.name))
+        ]
+    else:
+        leaves = jax.tree.leaves(state)
+    sparse = [getattr(leaf, "data", leaf) for leaf in leaves]
+    return sum(leaf.nbytes for leaf in sparse if hasattr(leaf, "nbytes"))
+
+
+def tune(method: Method, model: Model, run: Run, half: evaluation.Bank) -> tuple[Any, np.ndarray]:
+    """The settings with the best LDS on a half of the bank, and their scores."""
+    best: tuple[float, Any, Any] = (-np.inf, None, None)
+    for group in method.grid:
+        state = method.fit(model, run.train, group[0])
+        for settings in group:
+            scores = method.score(state, model, run.train, run.query, settings)
+            best = max(
+                best, (evaluation.lds(scores, half).lds, settings, scores), key=lambda b: b[0]
+            )
+    return best[1], best[2]
+
+
+def contest(
+    method: Method, run: Run, halves: tuple[evaluation.Bank, evaluation.Bank], folder: pathlib.Path
+) -> Outcome:
+    """Tune a method, calibrated and not; its scores are kept on disk."""
+    tried = [settings for group in method.grid for settings in group]
+    key = fingerprint(run.key("model"), method.name, tried, halves[0].identity)
+    path = folder / f"{method.name}-{key}.npz"
+    if not path.exists():
+        with Meter() as cost:
+            settings, scores = tune(method, run.base_model, run, halves[0])
+            uncalibrated = np.nan
+            if method.calibrates:
+                plain_model = dataclasses.replace(run.base_model, temperature=1.0)
+                _, other = tune(method, plain_model, run, halves[0])
+                uncalibrated = evaluation.lds(other, halves[1]).lds
+        state = method.fit(run.base_model, run.train, settings)
+        write_arrays(
+            path,
+            scores=scores,
+            chosen=tried.index(settings),
+            uncalibrated=uncalibrated,
+            compile_seconds=cost.compile_seconds,
+            index_bytes=index_bytes(state),
+        )
+    kept = read_arrays(path)
+    uncalibrated = float(kept["uncalibrated"])
+    return Outcome(
+        tried[int(kept["chosen"])],
+        len(tried),
+        kept["scores"],
+        None if np.isnan(uncalibrated) else uncalibrated,
+        float(kept["compile_seconds"]),
+        int(kept["index_bytes"]),
+    )
+
+
+def upper_reference(halves: tuple[evaluation.Bank, evaluation.Bank], num_train: int) -> Outcome:
+    """Datamodels fitted on the tuning half; their penalty is chosen within that half."""
+    half = halves[0]
+    inner = half.take(np.arange(len(half.members_MxS) * 4 // 5))
+    rest = half.take(np.arange(len(half.members_MxS) * 4 // 5, len(half.members_MxS)))
+    grid = [datamodels.DatamodelSettings(x) for x in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)]
+
+    def figure(settings: datamodels.DatamodelSettings) -> float:
+        scores = datamodels.score(inner.members_MxS, inner.target_QxM, num_train, settings)
+        return evaluation.lds(scores, rest).lds
+
+    settings = max(grid, key=figure)
+    scores = datamodels.score(half.members_MxS, half.target_QxM, num_train, settings)
+    return Outcome(settings, len(grid), scores, None, 0.0, scores.nbytes)
+
+
+def timings(
+    methods: Sequence[Method], outcomes: dict[str, Outcome], run: Run, repeats: int
+) -> dict[str, list[tuple[Cost, Cost]]]:
+    """Fit and score every method once a round, compiled code reused: `{method: [(fit, score)]}`.
+
+    A round before the first is not counted: it compiles.
+    """
+    found: dict[str, list[tuple[Cost, Cost]]] = {m.name: [] for m in methods}
+    for _ in bars(range(repeats + 1), desc="timing"):
+        for method in methods:
+            settings = outcomes[method.name].settings
+            with Meter() as fit_cost:
+                state = method.fit(run.base_model, run.train, settings)
+            with Meter() as score_cost:
+                method.score(state, run.base_model, run.train, run.query, settings)
+            found[method.name].append((fit_cost, score_cost))
+    return {name: rounds[1:] for name, rounds in found.items()}
+
+
+def cost_columns(name: str, times: dict[str, list[tuple[Cost, Cost]]]) -> dict[str, Any]:
+    """Medians of a method's rounds, and the ratio to gradient dot round by round."""
+    rounds = times[name]
+    totals = [fit.seconds + score.seconds for fit, score in rounds]
+    base = [fit.seconds + score.seconds for fit, score in times["grad-dot"]]
+    ratios = [a / b for a, b in zip(totals, base, strict=True)]
+    return {
+        "train_seconds": statistics.median(fit.seconds for fit, _ in rounds),
+        "query_seconds": statistics.median(score.seconds for _, score in rounds),
+        "peak_bytes": max(max(fit.peak_bytes, score.peak_bytes) for fit, score in rounds),
+        "ratio_to_grad_dot": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+    }
+
+
+def removals(
+    outcomes: dict[str, Outcome], run: Run, settings: LeaderboardSettings
+) -> dict[str, dict[str, Any]]:
+    """Counterfactual removal for every method, and random removal as its control."""
+    if settings.removal_queries == 0:
+        return {}
+    rows = np.linspace(0, len(run.query) - 1, settings.removal_queries).astype(int)
+    chosen = dataclasses.replace(
+        run.query,
+        inputs=run.query.inputs[rows],
+        labels=run.query.labels[rows],
+        ids=run.query.ids[rows],
+    )
+    how = CounterfactualSettings(
+        settings.removal_top_k, num_seeds=1, models_at_once=run.settings.bank.models_at_once
+    )
+    world = (run.module, run.train, chosen)
+    recipe = run.settings.train
+    reference = evaluation.counterfactual_reference(*world, recipe, how)
+    out = {"control": reference.random}
+    for name, outcome in bars(outcomes.items(), desc="removal"):
+        scores = outcome.scores_QxN[rows]
+        out[name] = evaluation.counterfactual_removal(*world, scores, recipe, how, reference)
+    return {
+        name: {"top_k": r.top_k, "drop": r.drop_K, "drop_ci95": r.drop_ci95}
+        for name, r in out.items()
+    }
+
+
+def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
+    """Run the contest and return what `leaderboard.json` holds."""
+    bank = run.bank
+    halves = bank.halves()
+    methods = contestants(run.settings.taps, run.settings.stride)
+    folder = run.workdir / "methods"
+    outcomes = {m.name: contest(m, run, halves, folder) for m in bars(methods, desc="methods")}
+    times = timings(methods, outcomes, run, settings.repeats)
+    began = time.monotonic()
+    outcomes["datamodels"] = upper_reference(halves, len(run.train))
+    regression_seconds = time.monotonic() - began
+    forgotten = removals(outcomes, run, settings)
+    ours = evaluation.lds(outcomes["stride"].scores_QxN, halves[1])
+    rows = []
+    for name, outcome in outcomes.items():
+        result = evaluation.lds(outcome.scores_QxN, halves[1])
+        if name in times:
+            costs = cost_columns(name, times)
+        else:  # the price of datamodels is the retraining of their half of the bank
+            costs = {
+                "train_seconds": halves[0].seconds + regression_seconds,
+                "query_seconds": 0.0,
+                "peak_bytes": 0,
+            }
+        rows.append(
+            {
+                "method": name,
+                "lds": result.lds,
+                "lds_ci95": result.ci95,
+                "lds_minus_stride_ci95": evaluation.lds_difference(result, ours)[1],
+                "lds_uncalibrated": outcome.uncalibrated,
+                "counterfactual": forgotten.get(name),
+                **costs,
+                "compile_seconds": outcome.compile_seconds,
+                "index_bytes": outcome.index_bytes,
+                "settings": plain(outcome.settings),
+                "settings_tried": outcome.tried,
+            }
+        )
+    return {
+        "rows": sorted(rows, key=lambda row: -row["lds"]),
+        "ceiling": evaluation.ceiling(halves[1]),
+        "bank": {
+            **halves[1].identity,
+            "num_subsets": len(halves[1].members_MxS),
+            "tuned_on": len(halves[0].members_MxS),
+            "train_seconds": bank.seconds,
+        },
+        "counterfactual_control": forgotten.get("control"),
+        "data": run.settings.data,
+        "num_train": len(run.train),
+        "num_queries": len(run.query),
+        "temperature": run.base_model.temperature,
+        "device": str(jax.devices()[0].device_kind),
+        "versions": attribution.versions(),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Build the settings, hold the contest, write the results."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    values = _CONFIG.value.to_dict()
+    settings = build(LeaderboardSettings, values.pop("leaderboard", {}), "config.leaderboard")
+    values.setdefault("bank", {})["num_subsets"] = settings.num_subsets
+    workdir = pathlib.Path(_WORKDIR.value)
+    board = plain(hold(Run(build(RunSettings, values), workdir, bars), settings))
+    write_json(workdir / "leaderboard.json", board)
+    page = report.write(workdir.parent, pathlib.Path(_DOCS.value))
+    print(report.table(board))
+    print(f"written: {workdir / 'leaderboard.json'}, {page}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,140 @@
+"""`leaderboard.md` and its plots from every `leaderboard.json` under one folder."""
+
+import json
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from stride_jax.runtime.files import atomic_path
+
+_INTRO = """# Leaderboard
+
+Every method sees the same checkpoint, the same calibrated logits and the same bank of retrained
+models. Settings are chosen per method (at most six) on one half of the bank's subsets; the figures
+are from the other half. LDS is the mean over queries of the Spearman correlation between summed
+scores and minus the retrained models' loss, with a bootstrap 95 % interval over queries; "− STRIDE"
+is the paired interval of the difference. Seconds leave compilation out and are medians of the timed
+rounds; absolute times depend on the machine, the ratio to gradient dot is taken round by round.
+"Forgets" is the drop of the true class's probability after removing a query's top proponents and
+retraining. *datamodels* are an upper reference: they cost the retraining of half the bank.
+
+Written by `python -m benchmarks.leaderboard --config=configs/<name>.py
+--workdir=runs/leaderboard/<name>`.
+"""
+
+
+def _signed(interval: list[float]) -> str:
+    return f"{interval[0]:+.3f} … {interval[1]:+.3f}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def table(board: dict[str, Any]) -> str:
+    """The rows of a leaderboard as a Markdown table."""
+    control = board["counterfactual_control"]
+    sizes = control["top_k"] if control else []
+    forgets = "".join(f" forgets top {k} |" for k in sizes)
+    lines = [
+        f"| method | LDS | 95 % | − STRIDE | uncalibrated |{forgets} fit s | query s | × grad-dot "
+        "| compile s | index | peak |",
+        "|---" * (11 + len(sizes)) + "|",
+    ]
+    for row in board["rows"]:
+        low, high = row["lds_ci95"]
+        bare = row["lds_uncalibrated"]
+        ratio = row.get("ratio_to_grad_dot")
+        gap = "" if row["method"] == "stride" else _signed(row["lds_minus_stride_ci95"])
+        drops = row["counterfactual"]["drop"] if row["counterfactual"] else []
+        lines.append(
+            f"| {row['method']} | {row['lds']:.3f} | {low:.3f} – {high:.3f} | {gap} | "
+            f"{'' if bare is None else f'{bare:.3f}'} |"
+            + "".join(f" {drop:.3f} |" for drop in drops)
+            + f" {row['train_seconds']:.2f} | {row['query_seconds']:.2f} | "
+            f"{'' if ratio is None else f'{ratio:.1f}'} | {row['compile_seconds']:.0f} | "
+            f"{_size(row['index_bytes'])} | {_size(row['peak_bytes'])} |"
+        )
+    if control:
+        drops = ", ".join(
+            f"{drop:.3f} at {k}" for k, drop in zip(sizes, control["drop"], strict=True)
+        )
+        lines += ["", f"Random removal forgets {drops}."]
+    return "\n".join(lines)
+
+
+def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
+    """LDS against seconds (log scale), with intervals and the ceiling."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row in board["rows"]:
+        seconds = max(row["train_seconds"] + row["query_seconds"], 1e-3)
+        low, high = row["lds_ci95"]
+        ours = row["method"].startswith("stride")
+        colour = "#1b7837" if ours else "#555555"
+        axes.errorbar(
+            seconds,
+            row["lds"],
+            yerr=[[row["lds"] - low], [high - row["lds"]]],
+            fmt="o",
+            color=colour,
+            capsize=2,
+        )
+        axes.annotate(
+            row["method"],
+            (seconds, row["lds"]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+            weight="bold" if ours else "normal",
+        )
+    top = board["ceiling"]["perfect_predictor"]
+    axes.axhline(top, color="#b2182b", linewidth=0.8, linestyle="--")
+    axes.annotate(
+        "perfect predictor",
+        (0.01, top),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=8,
+        color="#b2182b",
+    )
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_xlabel("seconds: fit + all queries, compilation excluded (log scale)")
+    axes.set_ylabel("LDS")
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def write(folder: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
+    """Write `leaderboard.md` and a plot per dataset; returns the page's path."""
+    sections = [_INTRO]
+    for file in sorted(folder.glob("*/leaderboard.json")):
+        board = json.loads(file.read_text())
+        name = file.parent.name
+        bank, ceiling = board["bank"], board["ceiling"]
+        title = f"{name}: {bank['model'].split('(')[0]}, N = {board['num_train']}"
+        picture = docs / f"leaderboard_{name}.png"
+        plot(board, title, picture)
+        low, high = ceiling["reliability_ci95"]
+        sections.append(
+            f"## {name}\n\n![LDS against cost]({picture.name})\n\n{table(board)}\n\n"
+            f"m = {bank['num_subsets']} subsets of the scoring half, alpha = {bank['alpha']}, "
+            f"{bank['num_seeds']} seeds, {board['num_queries']} queries, target: minus the loss. "
+            f"Ceiling: reliability {ceiling['reliability']:.3f} ({low:.3f} – {high:.3f}), a "
+            f"perfect predictor scores about {ceiling['perfect_predictor']:.3f}. Temperature "
+            f"{board['temperature']:.2f}. {board['device']}, jax {board['versions']['jax']}.\n"
+        )
+    page = docs / "leaderboard.md"
+    with atomic_path(page) as temporary:
+        temporary.write_text("\n".join(sections))
+    return page

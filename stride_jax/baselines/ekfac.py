@@ -1,0 +1,148 @@
+"""EK-FAC influence functions: Grosse et al., Studying LLM Generalization, 2023."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax.baselines.model import Layers, Model, batches, layer_gradients
+from stride_jax.data import Examples
+from stride_jax.models.train import cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class EkfacSettings:
+    """Curvature of EK-FAC.
+
+    Attributes:
+      damping: relative to the mean corrected eigenvalue of each layer.
+      samples: labels drawn from the model for each example; they make it the true Fisher.
+      batch_size: examples a pass.
+      seed: of the labels.
+    """
+
+    damping: float = 1e-1
+    samples: int = 2
+    batch_size: int = 128
+    seed: int = 0
+
+
+Factors = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _drawn_pass(model: Model, params: Any, x: jax.Array, key: jax.Array) -> Layers:
+    """Layers' inputs and errors for labels drawn from the model."""
+    labels = jax.random.categorical(key, model.logits(params, x))
+    return model.layer_pass(params, x, labels, cross_entropy)
+
+
+@jax.jit
+def _add_factors(total: Factors, layers: Layers, mask: jax.Array) -> Factors:
+    weighted = mask[:, None, None]
+    return {
+        name: (
+            total[name][0] + jnp.einsum("bti,btj->ij", a * weighted, a),
+            total[name][1] + jnp.einsum("bto,btp->op", d * weighted, d),
+        )
+        for name, (a, d) in layers.items()
+    }
+
+
+@jax.jit
+def _add_eigenvalues(total: Any, layers: Layers, bases: Factors, mask: jax.Array) -> Any:
+    out = {}
+    for name, (a, d) in layers.items():
+        left, right = bases[name]
+        a, d = a @ left, d @ right
+        if a.shape[1] == 1:  # the square of a product is the product of squares
+            squares = (a[:, 0] ** 2 * mask[:, None]).T @ d[:, 0] ** 2
+        else:
+            g = jnp.einsum("bti,bto->bio", a, d)
+            squares = (g**2 * mask[:, None, None]).sum(axis=0)
+        out[name] = total[name] + squares
+    return out
+
+
+def fit(model: Model, train: Examples, settings: EkfacSettings) -> dict[str, Any]:
+    """Eigenbases of the Kronecker factors, and corrected eigenvalues.
+
+    `A = E[a aᵀ]`, `S = E[δ δᵀ]` over examples, tokens and drawn labels; `Λ = E[(Q_Aᵀ G Q_S)²]`.
+
+    Returns:
+      `bases` `{layer: (Q_A, Q_S)}` and `eigenvalues` `{layer: [I, O]}`.
+    """
+    parts = batches(train.inputs, train.labels, settings.batch_size)
+    shapes = jax.eval_shape(
+        functools.partial(_drawn_pass, model, model.params), parts[0][1], jax.random.key(0)
+    )
+    factors: Factors = {
+        n: (jnp.zeros((a.shape[-1],) * 2), jnp.zeros((d.shape[-1],) * 2))
+        for n, (a, d) in shapes.items()
+    }
+    keys = jax.random.split(jax.random.key(settings.seed), settings.samples * len(parts))
+    drawn = [(part, keys[s * len(parts) + i]) for s in range(settings.samples)
+             for i, part in enumerate(parts)]  # fmt: skip
+    for (_, x, _, mask), key in drawn:
+        factors = _add_factors(factors, _drawn_pass(model, model.params, x, key), mask)
+    eigh = jax.jit(jnp.linalg.eigh)
+    bases = {n: (eigh(a)[1], eigh(s)[1]) for n, (a, s) in factors.items()}
+    values = {n: jnp.zeros((a.shape[0], s.shape[0])) for n, (a, s) in factors.items()}
+    for (_, x, _, mask), key in drawn:
+        layers = _drawn_pass(model, model.params, x, key)
+        values = _add_eigenvalues(values, layers, bases, mask)
+    count = settings.samples * len(train)
+    return {"bases": bases, "eigenvalues": {n: v / count for n, v in values.items()}}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _preconditioned(
+    model: Model, params: Any, state: Any, x: jax.Array, y: jax.Array, damping: jax.Array
+) -> dict[str, jax.Array]:
+    """`(F + lambda I)^{-1} G` of each query, layer by layer, `{layer: [B, I, O]}`."""
+    grads = layer_gradients(model.layer_pass(params, x, y, cross_entropy))
+    out = {}
+    for name, g in grads.items():
+        left, right = state["bases"][name]
+        values = state["eigenvalues"][name]
+        inner = left.T @ g @ right / (values + damping * values.mean())[None]
+        out[name] = left @ inner @ right.T
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _against(
+    model: Model, params: Any, held: dict[str, jax.Array], x: jax.Array, y: jax.Array
+) -> jax.Array:
+    layers = model.layer_pass(params, x, y, cross_entropy)
+    total: Any = 0.0
+    for name, v in held.items():
+        g = jnp.einsum("bti,bto->bio", *layers[name])
+        total += v.reshape(len(v), -1) @ g.reshape(len(g), -1).T
+    return total
+
+
+def score(
+    state: dict[str, Any], model: Model, train: Examples, query: Examples, settings: EkfacSettings
+) -> np.ndarray:
+    """`w_i = Σ_layers <(F + lambda I)^{-1} G_x, G_i>`.
+
+    Returns:
+      `[Q, N]` float32.
+    """
+    scores = np.empty((len(query), len(train)), np.float32)
+    damping = jnp.float32(settings.damping)
+    size = settings.batch_size
+    held = [
+        (q, _preconditioned(model, model.params, state, x, y, damping))
+        for q, x, y, _ in batches(query.inputs, query.labels, size)
+    ]
+    for i, x, y, _ in batches(train.inputs, train.labels, size):
+        for q, v in held:
+            block = scores[q : q + size, i : i + size]
+            out = np.asarray(_against(model, model.params, v, x, y))
+            block[:] = out[: block.shape[0], : block.shape[1]]
+    return scores

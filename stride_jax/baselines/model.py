@@ -1,0 +1,137 @@
+"""What every baseline is given, and per-example gradients layer by layer.
+
+A linear layer's gradient is `G_i = Σ_t a_{i,t} δ_{i,t}ᵀ`: inputs times output errors. One forward
+and one backward pass of the whole batch give a and δ of every layer, so no per-example backward
+pass is ever run, and many methods never form G at all.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from stride_jax.taps import TappedModel, from_model, with_temperature
+
+Layers = dict[str, tuple[jax.Array, jax.Array]]
+"""`{layer: (a_BxTxI, δ_BxTxO)}`; a has a column of ones where the layer has a bias."""
+
+Objective = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(logits_BxC, labels_B) -> [B]`, whose gradient a method uses."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A trained model as gradient methods see it.
+
+    Attributes:
+      module: linen module whose call returns `(logits, activations)`.
+      checkpoints: parameters along training, the base model last.
+      learning_rates: of the optimiser at each checkpoint.
+      temperature: divides the logits, for every method alike.
+    """
+
+    module: nn.Module
+    checkpoints: tuple[Any, ...]
+    learning_rates: tuple[float, ...] = (1.0,)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.checkpoints) != len(self.learning_rates) or not self.checkpoints:
+            raise ValueError(
+                f"{len(self.checkpoints)} checkpoints and {len(self.learning_rates)} learning "
+                "rates: give one of each per checkpoint, and at least one"
+            )
+
+    @property
+    def params(self) -> Any:
+        """The base model's parameters."""
+        return self.checkpoints[-1]
+
+    @property
+    def tapped(self) -> TappedModel:
+        """The calibrated model with all its taps."""
+        return with_temperature(from_model(self.module), self.temperature)
+
+    def layer_pass(self, params: Any, inputs: Any, labels: Any, objective: Objective) -> Layers:
+        """Inputs and errors of every linear layer, `∂ objective / ∂ output`. Traceable.
+
+        Dense layers have T = 1; a convolution has a token per output pixel, its input the patch.
+        Scales and offsets of normalisations are left out, as K-FAC methods leave them.
+        """
+
+        def run(errors: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
+            seen: dict[str, Any] = {}
+
+            def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+                out = call(*args, **kwargs)
+                layer = context.module
+                if context.method_name != "__call__" or not isinstance(layer, (nn.Dense, nn.Conv)):
+                    return out
+                name = "/".join(layer.path)
+                seen[name] = (_layer_inputs(layer, args[0]), out)
+                return out + errors[name] if name in errors else out
+
+            with nn.intercept_methods(intercept):
+                logits, _ = self.module.apply({"params": params}, inputs)  # pyright: ignore[reportGeneralTypeIssues]
+            return objective(logits / self.temperature, labels).sum(), seen
+
+        _, shapes = jax.eval_shape(run, {})
+        zeros = {name: jnp.zeros(out.shape, out.dtype) for name, (_, out) in shapes.items()}
+        errors, seen = jax.grad(run, has_aux=True)(zeros)
+        return {
+            name: (a, errors[name].reshape(*a.shape[:2], errors[name].shape[-1]))
+            for name, (a, _) in seen.items()
+        }
+
+    def logits(self, params: Any, inputs: Any) -> jax.Array:
+        """Calibrated logits, `[B, C]`. Traceable."""
+        return self.module.apply({"params": params}, inputs)[0] / self.temperature
+
+
+def _layer_inputs(layer: nn.Dense | nn.Conv, x: jax.Array) -> jax.Array:
+    """`a_BxTxI`: what multiplies the kernel, a one appended for the bias."""
+    if isinstance(layer, nn.Conv):
+        strides = layer.strides or 1
+        patches = jax.lax.conv_general_dilated_patches(
+            x,
+            layer.kernel_size,  # pyright: ignore[reportArgumentType]
+            window_strides=(strides,) * 2 if isinstance(strides, int) else strides,
+            padding=layer.padding,  # pyright: ignore[reportArgumentType]
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        a = patches.reshape(x.shape[0], -1, patches.shape[-1])
+    else:
+        a = x.reshape(x.shape[0], -1, x.shape[-1])
+    if layer.use_bias:
+        a = jnp.concatenate([a, jnp.ones((*a.shape[:2], 1), a.dtype)], axis=-1)
+    return a
+
+
+def layer_gradients(layers: Layers) -> dict[str, jax.Array]:
+    """`G_BxIxO = Σ_t a_t δ_tᵀ` of every layer."""
+    return {name: jnp.einsum("bti,bto->bio", a, d) for name, (a, d) in layers.items()}
+
+
+def flat_gradients(layers: Layers) -> jax.Array:
+    """All layers' gradients of each example in a row, `[B, P]`."""
+    grads = layer_gradients(layers)
+    return jnp.concatenate([g.reshape(g.shape[0], -1) for g in grads.values()], axis=1)
+
+
+def batches(
+    inputs: np.ndarray, labels: np.ndarray, size: int
+) -> list[tuple[int, jax.Array, jax.Array, jax.Array]]:
+    """`(start, inputs, labels, mask)` of equal size; the last is padded and masked."""
+    out = []
+    for start in range(0, len(labels), size):
+        x, y = inputs[start : start + size], labels[start : start + size]
+        pad = min(size, len(labels)) - len(y)
+        x = np.concatenate([x, np.repeat(x[-1:], pad, axis=0)])
+        y = np.concatenate([y, np.repeat(y[-1:], pad)])
+        mask = (np.arange(len(y)) < len(y) - pad).astype(np.float32)
+        out.append((start, jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask)))
+    return out

@@ -1,0 +1,81 @@
+"""Random projection of whole gradients, shared by TRAK and LESS."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax.baselines.model import Model, Objective, batches, flat_gradients
+from stride_jax.data import Examples
+
+
+def num_parameters(model: Model, inputs: np.ndarray) -> int:
+    """P: parameters of the linear layers."""
+    objective = lambda o, y: o.sum(axis=1)  # noqa: E731
+    shape = jax.eval_shape(
+        lambda x: flat_gradients(model.layer_pass(model.params, x, jnp.zeros(1, int), objective)),
+        jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jnp.float32),
+    )
+    return shape.shape[1]
+
+
+@functools.partial(jax.jit, static_argnames=("num", "dim"))
+def projection_matrix(num: int, dim: int, seed: int) -> jax.Array:
+    """Rademacher matrix of variance 1/dim, `[P, k]`: keeps inner products on average."""
+    signs = jax.random.rademacher(jax.random.key(seed), (num, dim), jnp.int8)
+    return signs.astype(jnp.float32) / jnp.sqrt(jnp.float32(dim))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "objective"))
+def _project(
+    model: Model,
+    params: Any,
+    x: jax.Array,
+    y: jax.Array,
+    matrix_Pxk: jax.Array,
+    transform: tuple[jax.Array, jax.Array] | None,
+    objective: Objective,
+) -> jax.Array:
+    grads_BxP = flat_gradients(model.layer_pass(params, x, y, objective))
+    if transform is not None:
+        shift_P, scale_P = transform
+        grads_BxP = (grads_BxP + shift_P[None]) * scale_P[None]
+    return grads_BxP @ matrix_Pxk
+
+
+def project(
+    model: Model,
+    params: Any,
+    examples: Examples,
+    matrix_Pxk: jax.Array,
+    objective: Objective,
+    *,
+    batch_size: int,
+    transform: tuple[jax.Array, jax.Array] | None = None,
+) -> np.ndarray:
+    """Projected per-example gradients, streamed in batches.
+
+    Args:
+      model, params, examples, objective: whose gradient, of what.
+      matrix_Pxk: projection.
+      batch_size: gradients alive at once.
+      transform: `(shift_P, scale_P)`, applied as `(g + shift) * scale` before projecting.
+
+    Returns:
+      `[B, k]` float32.
+    """
+    out = [
+        np.asarray(_project(model, params, x, y, matrix_Pxk, transform, objective))
+        for _, x, y, _ in batches(examples.inputs, examples.labels, batch_size)
+    ]
+    return np.concatenate(out)[: len(examples)]
+
+
+def damped_inverse_rows(phi_Nxk: np.ndarray, rhs_Qxk: np.ndarray, damping: float) -> np.ndarray:
+    """`rhs (ΦᵀΦ + lambda I)^{-1}`, lambda relative to the mean eigenvalue of `ΦᵀΦ`, `[Q, k]`."""
+    gram = phi_Nxk.T.astype(np.float64) @ phi_Nxk
+    ridge = damping * np.trace(gram) / len(gram)
+    solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), rhs_Qxk.T.astype(np.float64))
+    return solved.T.astype(np.float32)

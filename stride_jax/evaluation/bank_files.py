@@ -1,0 +1,190 @@
+"""The bank on disk: shards of retrained models, by one worker or several, through any kill.
+
+A shard is written as soon as its models are trained, so a killed run loses one shard at most. The
+folder is named by a hash of everything that matters.
+"""
+
+import dataclasses
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stride_jax.data.examples import Examples
+from stride_jax.evaluation.bank import Bank, BankSettings, Origin, draw_subsets
+from stride_jax.evaluation.retrain import chunks, device_data, model_keys, train_and_score
+from stride_jax.models.train import TrainSettings
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    fingerprint,
+    read_arrays,
+    write_arrays,
+    write_json,
+)
+from stride_jax.runtime.progress import Progress, silent
+
+Folder = str | os.PathLike[str]
+
+
+class IncompleteBankError(ValueError):
+    """Shards of a bank are still missing."""
+
+
+def bank_origin(module: Any, train: Examples, query: Examples, training: TrainSettings) -> Origin:
+    """Model, recipe and data of a bank, as values that can be compared and written."""
+    data = [fingerprint(e.inputs, e.labels) for e in (train, query)]
+    return Origin(repr(module), training, len(train), *data)
+
+
+def bank_key(origin: Origin, settings: BankSettings) -> str:
+    """Hash of everything the outputs depend on; how many models train at once does not matter."""
+    return fingerprint(origin, dataclasses.replace(settings, models_at_once=1))
+
+
+def _shards(home: pathlib.Path, settings: BankSettings) -> dict[pathlib.Path, tuple[int, int]]:
+    """Path of every shard and the models in it."""
+    total = settings.num_subsets * settings.num_seeds
+    return {
+        home / f"models-{start:05d}-{stop:05d}.npz": (start, stop)
+        for start, stop in chunks(total, min(settings.models_at_once, total))
+    }
+
+
+def fill_bank(
+    module: Any,
+    train: Examples,
+    query: Examples,
+    training: TrainSettings,
+    settings: BankSettings,
+    folder: Folder,
+    *,
+    worker: tuple[int, int] = (0, 1),
+    progress: Progress = silent,
+    clock: Callable[[], float] | None = None,
+) -> None:
+    """Train the models of one worker's shards that are not there yet.
+
+    Args:
+      module: linen model whose call returns `(logits, activations)`.
+      train, query: examples.
+      training: the base model's own recipe.
+      settings: subsets and seeds.
+      folder: banks live in `folder/<bank_key>`, one shard of models a file.
+      worker: `(i, n)`: the i-th of n contiguous ranges of shards. Workers need the same
+        `models_at_once` and, to be read as one bank, the same folder.
+      progress: wraps the worker's shards.
+      clock: `time.monotonic` or the like; None records no time.
+
+    Warns:
+      UserWarning: with the path of a corrupt shard, which is set aside and made again.
+    """
+    i, n = worker
+    if not 0 <= i < n:
+        raise ValueError(f"worker={worker}: use (i, n) with 0 <= i < n")
+    members_MxS = draw_subsets(len(train), settings)
+    origin = bank_origin(module, train, query, training)
+    home = pathlib.Path(folder) / bank_key(origin, settings)
+    write_json(home / "settings.json", {"bank": settings, "origin": origin})
+    data = device_data(train, query)
+    shards = list(_shards(home, settings).items())
+    mine = shards[len(shards) * i // n : len(shards) * (i + 1) // n]
+    total = settings.num_subsets * settings.num_seeds
+    size = min(settings.models_at_once, total)
+    for path, (start, stop) in progress(mine, desc="bank", total=len(mine)):
+        if _read_shard(path, (stop - start, len(query))):
+            continue
+        began = clock() if clock else 0.0
+        # Every shard has one shape: the last one repeats its last model.
+        model = np.minimum(np.arange(start, start + size), total - 1)
+        subset, seed = model // settings.num_seeds, model % settings.num_seeds
+        keys = model_keys(settings.seed, subset, seed)
+        out = train_and_score(module, training, data, members_MxS[subset], keys)
+        losses, margins = (np.asarray(values)[: stop - start] for values in out)
+        seconds = (clock() if clock else 0.0) - began
+        write_arrays(path, losses=losses, margins=margins, seconds=seconds)
+
+
+def read_bank(
+    module: Any,
+    train: Examples,
+    query: Examples,
+    training: TrainSettings,
+    settings: BankSettings,
+    folder: Folder,
+) -> Bank:
+    """The bank that `fill_bank` made, with the same arguments.
+
+    Raises:
+      IncompleteBankError: with the names of the shards that are missing.
+      ValueError: a model diverged.
+
+    Warns:
+      UserWarning: with the path of a corrupt shard, which is set aside and counts as missing.
+    """
+    origin = bank_origin(module, train, query, training)
+    home = pathlib.Path(folder) / bank_key(origin, settings)
+    shards = {
+        path: _read_shard(path, (stop - start, len(query)))
+        for path, (start, stop) in _shards(home, settings).items()
+    }
+    done = [shard for shard in shards.values() if shard]
+    if len(done) < len(shards):
+        missing = [path.name for path, shard in shards.items() if not shard]
+        raise IncompleteBankError(
+            f"{len(missing)} of {len(shards)} shards are missing in {home}: {', '.join(missing)}; "
+            "run fill_bank for the workers that hold them, all with this models_at_once "
+            f"({settings.models_at_once})"
+        )
+    shape = (settings.num_subsets, settings.num_seeds, len(query))
+    losses, margins = (
+        np.concatenate([shard[name] for shard in done]).reshape(shape)
+        for name in ("losses", "margins")
+    )
+    if not np.isfinite(losses).all():
+        raise ValueError("retrained models diverged: lower the learning rate of the recipe")
+    seconds = sum(float(shard["seconds"]) for shard in done)
+    return Bank(draw_subsets(len(train), settings), losses, margins, settings, origin, seconds)
+
+
+def build_bank(
+    module: Any,
+    train: Examples,
+    query: Examples,
+    training: TrainSettings,
+    settings: BankSettings,
+    folder: Folder,
+    *,
+    progress: Progress = silent,
+    clock: Callable[[], float] | None = None,
+) -> Bank:
+    """Retrain on every subset and seed, or read what is already there: `fill_bank`, `read_bank`.
+
+    Returns:
+      The bank. A run that was killed and resumed gives the same bytes as one that was not, if
+      `models_at_once` is the same (XLA may round differently for another batch of models).
+    """
+    recipe = (module, train, query, training, settings, folder)
+    fill_bank(*recipe, progress=progress, clock=clock)
+    return read_bank(*recipe)
+
+
+def _read_shard(path: pathlib.Path, shape: tuple[int, int]) -> dict[str, np.ndarray] | None:
+    """A finished shard, or None; one that can't be read is named and set aside."""
+    try:
+        shard = read_arrays(path)
+        if shard["losses"].shape == shard["margins"].shape == shape and "seconds" in shard:
+            return shard
+        reason = f"its arrays are not of {shape[0]} models and {shape[1]} queries"
+    except FileNotFoundError:
+        return None
+    except (UnreadableFileError, KeyError) as error:
+        reason = str(error)
+    aside = path.rename(path.with_suffix(".corrupt"))
+    warnings.warn(
+        f"corrupt shard {path} ({reason}): set aside as {aside.name}, to be made again",
+        stacklevel=3,
+    )
+    return None

@@ -1,0 +1,113 @@
+"""Many models trained at once under `vmap`, and what they say about the queries."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax.data.examples import Examples
+from stride_jax.models.train import TrainSettings, cross_entropy, fit, initial_params, margin
+from stride_jax.runtime.progress import Progress, silent
+
+
+class Outputs(NamedTuple):
+    """What retrained models say about queries.
+
+    Attributes:
+      losses_BxQ: cross-entropy in nats.
+      margins_BxQ: `o_y − logsumexp_{c≠y} o_c`, the log odds `log p/(1 − p)` of the true class.
+    """
+
+    losses_BxQ: jax.Array | np.ndarray
+    margins_BxQ: jax.Array | np.ndarray
+
+
+def model_keys(root_seed: int, subset_B: np.ndarray, seed_B: np.ndarray) -> jax.Array:
+    """Key of each model: a function of (root seed, subset, seed) alone."""
+    root = jax.random.key(root_seed)
+    fold = jax.vmap(lambda j, e: jax.random.fold_in(jax.random.fold_in(root, j), e))
+    return fold(jnp.asarray(subset_B, jnp.uint32), jnp.asarray(seed_B, jnp.uint32))
+
+
+def device_data(train: Examples, query: Examples) -> dict[str, jax.Array]:
+    """Training examples and queries on the device, as `train_and_score` takes them."""
+    return {
+        "inputs": jnp.asarray(train.inputs),
+        "labels": jnp.asarray(train.labels),
+        "query_inputs": jnp.asarray(query.inputs),
+        "query_labels": jnp.asarray(query.labels),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("module", "training"))
+def train_and_score(
+    module: Any,
+    training: TrainSettings,
+    data: dict[str, jax.Array],
+    members_BxS: jax.Array,
+    keys_B: jax.Array,
+) -> Outputs:
+    """Train a model on each row of `members_BxS` and ask every one about every query.
+
+    Args:
+      module: linen model whose call returns `(logits, activations)`.
+      training: the recipe; its seed is not used here.
+      data: what `device_data` returns.
+      members_BxS: training rows of each model.
+      keys_B: each gives a model's initial parameters and order.
+
+    Returns:
+      Losses and margins, `[B, Q]`.
+    """
+
+    def one(members_S: jax.Array, key: jax.Array) -> Outputs:
+        init_key, order_key = jax.random.split(key)
+        params = initial_params(module, init_key, data["inputs"])
+        forward = lambda p, x: module.apply({"params": p}, x)[0]  # noqa: E731
+        params = fit(
+            forward, params, data["inputs"], data["labels"], members_S, order_key, training
+        )
+        logits = forward(params, data["query_inputs"])
+        labels = data["query_labels"]
+        return Outputs(cross_entropy(logits, labels), margin(logits, labels))
+
+    return jax.vmap(one)(members_BxS, keys_B)
+
+
+def chunks(total: int, size: int) -> list[tuple[int, int]]:
+    """`(start, stop)` of consecutive chunks of at most `size`.
+
+    >>> chunks(5, 2)
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def retrain(
+    module: Any,
+    training: TrainSettings,
+    data: dict[str, jax.Array],
+    members_JxS: np.ndarray,
+    keys_J: jax.Array,
+    *,
+    models_at_once: int,
+    progress: Progress = silent,
+    desc: str = "retrain",
+) -> Iterator[Outputs]:
+    """`train_and_score` in chunks of `models_at_once`.
+
+    Every chunk has one shape, so one program is compiled: the last one repeats its last model.
+
+    Yields:
+      Losses and margins of each chunk's models, `[B, Q]` numpy.
+    """
+    total = len(members_JxS)
+    size = min(models_at_once, total)
+    pieces = chunks(total, size)
+    for start, stop in progress(pieces, desc=desc, total=len(pieces)):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        out = train_and_score(module, training, data, jnp.asarray(members_JxS[rows]), keys_J[rows])
+        yield Outputs(*(np.asarray(values)[: stop - start] for values in out))
