@@ -62,13 +62,14 @@ def score_stride(
 
 
 def _stride_grid(names: tuple[str, ...], base: StrideSettings) -> list[list[Any]]:
-    """lambda at full scale and at a small one; one fit for all."""
+    """Joint training: lambda at full scale and at a small one; one fit for all."""
     return [
         [
             (
                 names,
                 dataclasses.replace(
                     base,
+                    fit="joint",
                     lasso=dataclasses.replace(base.lasso, lambda_fraction=fraction),
                     measure=dataclasses.replace(base.measure, scale=scale),
                 ),
@@ -76,6 +77,23 @@ def _stride_grid(names: tuple[str, ...], base: StrideSettings) -> list[list[Any]
             for fraction in (0.05, 0.1, 0.2)
             for scale in (1.0, 0.01)
         ]
+    ]
+
+
+def _closed_form_grid(names: tuple[str, ...], base: StrideSettings) -> list[list[Any]]:
+    """The closed form: damping."""
+    return [
+        [
+            (
+                names,
+                dataclasses.replace(
+                    base,
+                    fit="closed_form",
+                    closed_form=dataclasses.replace(base.closed_form, damping=damping),
+                ),
+            )
+        ]
+        for damping in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     ]
 
 
@@ -91,7 +109,8 @@ def contestants(
         less.LessSettings,
     )
     methods = [
-        Method("stride", fit_stride, score_stride, _stride_grid(names, stride_settings)),
+        Method("stride-joint", fit_stride, score_stride, _stride_grid(names, stride_settings)),
+        Method("stride", fit_stride, score_stride, _closed_form_grid(names, stride_settings)),
         Method(
             "random", simple.fit_random, simple.score_random, [[simple.RandomSettings()]], False
         ),

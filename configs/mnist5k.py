@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "basis": {"rank": 64},
                 "site": "logit",
                 "joint": {"steps": 60, "learning_rate": 1e-3, "stability": 10.0},
-                "measure": {"scale": 1.0},
+                "measure": {"scale": 0.01},
                 "lasso": {"lambda_fraction": 0.05},
             },
             "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 20},

@@ -26,12 +26,13 @@ class MeasureSettings:
     """How queries are measured.
 
     Attributes:
-      scale: factor on the steering matrices before measuring; additivity holds to first order, so
-        a small factor reads the derivative, and the exact identity reads it without cancellation.
+      scale: factor on the steering matrices before measuring, divided out again afterwards;
+        additivity holds to first order, so a small factor reads the derivative, and the exact
+        identity reads it without cancellation.
       max_bytes: largest temporary; queries and subsets are taken in chunks to stay below it.
     """
 
-    scale: float = 1.0
+    scale: float = 0.01
     max_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
@@ -75,8 +76,8 @@ def measure(
 ) -> np.ndarray:
     """Measurements of all queries under all operators.
 
-    `y_{x,k} = Σ_t omega_t [Loss(o_x) − Loss(õ_k(x))]_t`, by the exact identity of
-    `losses.loss_drop`.
+    `y_{x,k} = Σ_t omega_t [Loss(o_x) − Loss(õ_k(x))]_t / s` with steering matrices `s a_k`, by the
+    exact identity of `losses.loss_drop`.
 
     Args:
       site: where the operators act.
@@ -109,4 +110,4 @@ def measure(
             split = meshes.over_subsets(mesh) if len(a) % devices == 0 else meshes.replicated(mesh)
             block = np.asarray(run(jax.device_put(a, split), *part))
             y_QxK[i : i + queries, j : j + subsets] = block[: q - i]
-    return y_QxK
+    return y_QxK / np.float32(settings.scale)

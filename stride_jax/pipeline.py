@@ -24,12 +24,13 @@ from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.data import DataSettings, Examples, load_splits
 from stride_jax.evaluation import BankSettings
+from stride_jax.measure import MeasureSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.recovery import lasso
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.stride import StrideSettings, make_site
+from stride_jax.stride import StrideSettings, make_operators, make_site
 from stride_jax.version import __version__
 
 Arrays = dict[str, np.ndarray]
@@ -75,7 +76,12 @@ class Run:
             "data": (s.data, ()),
             "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
             "operators": (
-                (s.taps, s.stride.design, s.stride.basis, s.stride.site, s.stride.joint),
+                (
+                    s.taps,
+                    dataclasses.replace(
+                        s.stride, measure=MeasureSettings(), lasso=lasso.LassoSettings()
+                    ),
+                ),
                 ("model",),
             ),
             "measurements": (s.stride.measure, ("operators",)),
@@ -228,14 +234,11 @@ class Run:
         def compute() -> Arrays:
             s = self.settings.stride
             site, context = self._site(self.train_seen, self.train)
-            basis = ops.fit_basis(self.train_seen.activations, s.basis)
-            made, log = ops.train_jointly(
-                s.design, self.subsets, site, basis, self.train_seen, context, s.joint,
-                progress=self.progress,
-            )  # fmt: skip
+            made = make_operators(
+                s, self.subsets, site, self.train_seen, context, progress=self.progress
+            )
             flat = {f"operators/{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made))}
-            names = np.array(sorted(basis.mean))
-            return flat | {f"log/{k}": v for k, v in log.items()} | {"taps": names}
+            return flat | {"taps": np.array(sorted(made.basis.mean))}
 
         arrays = self._stage("operators", ["train_seen"], compute)
         names, weights = list(arrays["taps"]), ["projection"]

@@ -7,6 +7,7 @@ against it. The pipeline calls the same steps one by one, with files in between.
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -29,7 +30,9 @@ class StrideSettings:
       design: K, d, seed.
       basis: features of the taps.
       site: `logit`, or the name of a tap for residual-site operators there.
-      joint: training of the operators.
+      fit: `joint` trains the operators, `closed_form` solves for them.
+      joint: settings of training.
+      closed_form: settings of the closed form.
       measure: reading a query.
       lasso: recovery.
     """
@@ -37,9 +40,15 @@ class StrideSettings:
     design: designs.Design = designs.Design()
     basis: ops.BasisSettings = ops.BasisSettings()
     site: str = "logit"
+    fit: str = "joint"
     joint: ops.JointSettings = ops.JointSettings()
+    closed_form: ops.ClosedFormSettings = ops.ClosedFormSettings()
     measure: MeasureSettings = MeasureSettings()
     lasso: LassoSettings = LassoSettings()
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("joint", "closed_form"):
+            raise ValueError(f"fit={self.fit!r}: use 'joint' or 'closed_form'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +107,37 @@ def fit(
     subsets = designs.membership(settings.design, ids)
     seen = taps.observe(tapped, params, inputs, labels, weights, mesh=mesh, progress=progress)
     site = make_site(tapped, params, seen, inputs, settings.site)
-    operators, _ = ops.train_jointly(
-        settings.design,
-        subsets,
-        site,
-        ops.fit_basis(seen.activations, settings.basis),
-        seen,
-        ops.context(site, seen, inputs),
-        settings.joint,
-        mesh=mesh,
-        progress=progress,
+    operators = make_operators(
+        settings, subsets, site, seen, ops.context(site, seen, inputs), mesh=mesh, progress=progress
     )
     return Index(operators, ids, settings)
+
+
+def make_operators(
+    settings: StrideSettings,
+    subsets_Nxd: jax.Array,
+    site: ops.Site,
+    seen: taps.Observed,
+    context: ops.Context,
+    *,
+    mesh: Mesh | None = None,
+    progress: Progress = silent,
+) -> ops.Operators:
+    """Fit the basis, then all K operators, by training or in closed form as the settings say."""
+    basis = ops.fit_basis(seen.activations, settings.basis)
+    design = settings.design
+    if settings.fit == "joint":
+        operators, _ = ops.train_jointly(
+            design, subsets_Nxd, site, basis, seen, context, settings.joint,
+            mesh=mesh, progress=progress,
+        )  # fmt: skip
+        return operators
+    moments = ops.accumulate(
+        design.num_subsets, subsets_Nxd, site, basis, seen, context,
+        exact=settings.closed_form.exact(basis.rank, site.width, site.tap is not None),
+        batch_size=settings.closed_form.batch_size, mesh=mesh, progress=progress,
+    )  # fmt: skip
+    return ops.closed_form(basis, moments, settings.closed_form)
 
 
 def attribute(

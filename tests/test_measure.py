@@ -44,8 +44,8 @@ def test_measurements_are_loss_differences(scene, scale):
     logits, labels = np.asarray(seen.logits_NxTxC, np.float64), np.asarray(seen.labels_NxT)
     for k in range(len(operators)):
         shift = b @ np.asarray(operators.a_KxRxO[k], np.float64) * scale
-        exact = (losses64(logits, labels) - losses64(logits + shift, labels))[:, 0]
-        np.testing.assert_allclose(y[:, k], exact, rtol=1e-3, atol=1e-5 * scale)
+        exact = (losses64(logits, labels) - losses64(logits + shift, labels))[:, 0] / scale
+        np.testing.assert_allclose(y[:, k], exact, rtol=1e-3, atol=1e-5)
 
 
 def test_blocks_change_nothing_and_stay_in_memory(scene):
@@ -65,7 +65,8 @@ def test_residual_site_runs_the_rest_of_the_network(trained):
     basis = ops.fit_basis({"input": seen.activations["input"]}, ops.BasisSettings(rank=3))
     a = np.random.default_rng(1).normal(size=(4, basis.rank, 24)).astype(np.float32)
     context = ops.context(site, seen, query.inputs[:9])
-    y = measure(site, ops.Operators(basis, jnp.asarray(a)), seen, context)
+    whole = MeasureSettings(scale=1.0)
+    y = measure(site, ops.Operators(basis, jnp.asarray(a)), seen, context, whole)
     b = np.asarray(ops.example_features(basis, seen.activations))[:, 0]
     params = jax.tree.map(np.asarray, params)
     for k in range(4):

@@ -25,8 +25,6 @@ pytestmark = [
     pytest.mark.slow,
     # On import dattri compiles its LoGra; torch's compiler still uses what torch has deprecated.
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is dep:DeprecationWarning:torch"),
-    # dattri asks for pinned memory whether or not there is an accelerator to copy to.
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning:torch"),
 ]
 
 DAMPING = 0.1

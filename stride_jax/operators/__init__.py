@@ -1,6 +1,8 @@
-"""Steering operators: basis, the pytree and how it shifts, losses, joint training."""
+"""Steering operators: basis, the pytree and how it shifts, losses, joint training, closed form."""
 
 from stride_jax.operators.basis import Basis, BasisSettings, fit_basis
+from stride_jax.operators.closed_form import ClosedFormSettings, closed_form
+from stride_jax.operators.curvature import Moments, accumulate
 from stride_jax.operators.joint import JointSettings, train_jointly
 from stride_jax.operators.steering import (
     Context,
@@ -15,10 +17,14 @@ from stride_jax.operators.steering import (
 __all__ = [
     "Basis",
     "BasisSettings",
+    "ClosedFormSettings",
     "Context",
     "JointSettings",
+    "Moments",
     "Operators",
     "Site",
+    "accumulate",
+    "closed_form",
     "context",
     "example_features",
     "fit_basis",
