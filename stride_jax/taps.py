@@ -272,7 +272,6 @@ def observe(
     parts = []
     for start in progress(range(0, len(inputs), batch_size), desc="forward"):
         rows = meshes.pad_rows(np.asarray(inputs[start : start + batch_size]), batch_size)
-        logits, activations = tapped(params, jax.device_put(rows, placed))
         seen = tapped(params, jax.device_put(rows, placed))
         parts.append(jax.tree.map(lambda v: np.asarray(v, np.float32), seen))
     logits, activations = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(inputs)], *parts)

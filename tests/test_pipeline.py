@@ -105,7 +105,7 @@ def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
     rows = {row["method"]: row for row in board["rows"]}
     assert set(rows) == {
         *("random", "feature-cosine", "grad-dot", "grad-cos", "tracin", "trak", "logra", "ekfac"),
-        *("less", "datamodels", "stride"),
+        *("less", "datamodels", "stride", "stride-joint"),
     }
     assert {"ceiling", "bank", "device", "versions"} <= set(board)
     for row in rows.values():

@@ -26,8 +26,9 @@ def _log_mean_exp(p: jax.Array, shift: jax.Array) -> jax.Array:
 def loss_drop(shift: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """How much a logit shift lowers the cross-entropy, per token, without cancellation.
 
-    `Loss(o) − Loss(o + s) = s_y − log1p(Σ_c p_c expm1(s_c))`, `p = softmax(o)`: the difference of
-    two float32 losses would be all rounding for small s (method §4.3).
+    `Loss(o) − Loss(o + s) = −log1p(Σ_c p_c expm1(s_c − s_y))`, `p = softmax(o)`: the difference of
+    two float32 losses would be all rounding for small s (method §4.3). The true class is taken as
+    the reference inside, so that a query with p_y near 1 keeps its digits too.
 
     Args:
       shift: `[..., C]` s.
@@ -45,7 +46,7 @@ def loss_drop(shift: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Arr
     picked = jnp.take_along_axis(
         shift, jnp.broadcast_to(labels[..., None], (*shift.shape[:-1], 1)), axis=-1
     )
-    return picked[..., 0] - _log_mean_exp(p, shift)
+    return -_log_mean_exp(p, shift - picked)
 
 
 def fidelity(
