@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from benchmarks import report
 from benchmarks.meter import Cost, Meter
-from benchmarks.methods import Method, contestants
+from benchmarks.methods import Method, contestants, ensemble
 from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
 from stride_jax.baselines.model import Model
@@ -42,12 +42,14 @@ class LeaderboardSettings:
     Attributes:
       num_subsets: of the bank; one half tunes, the other scores.
       repeats: timed rounds; each runs every method once.
+      ensemble: base models of the ensembles; 0 leaves them out.
       removal_queries: queries of the counterfactual removal, evenly spaced; 0 leaves it out.
       removal_top_k: examples removed.
     """
 
     num_subsets: int = 200
     repeats: int = 5
+    ensemble: int = 5
     removal_queries: int = 20
     removal_top_k: tuple[int, ...] = (50, 500)
 
@@ -138,6 +140,20 @@ def contest(
     )
 
 
+def ensembles(
+    methods: Sequence[Method], outcomes: dict[str, Outcome], run: Run, size: int
+) -> list[Method]:
+    """STRIDE and its strongest opponents over several base models, the same for all."""
+    if size < 2:
+        return []
+    members = [run.base_model, *(run.another(i).base_model for i in range(1, size))]
+    return [
+        ensemble(m, members, outcomes[m.name].settings)
+        for m in methods
+        if m.name in ("stride", "trak", "logra", "ekfac")
+    ]
+
+
 def upper_reference(halves: tuple[evaluation.Bank, evaluation.Bank], num_train: int) -> Outcome:
     """Datamodels fitted on the tuning half; their penalty is chosen within that half."""
     half = halves[0]
@@ -178,7 +194,7 @@ def cost_columns(name: str, times: dict[str, list[tuple[Cost, Cost]]]) -> dict[s
     rounds = times[name]
     totals = [fit.seconds + score.seconds for fit, score in rounds]
     base = [fit.seconds + score.seconds for fit, score in times["grad-dot"]]
-    ratios = [a / b for a, b in zip(totals, base, strict=True)]
+    ratios = [a / b for a, b in zip(totals, base, strict=False)]  # ensembles ran once
     return {
         "train_seconds": statistics.median(fit.seconds for fit, _ in rounds),
         "query_seconds": statistics.median(score.seconds for _, score in rounds),
@@ -221,10 +237,14 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     """Run the contest and return what `leaderboard.json` holds."""
     bank = run.bank
     halves = bank.halves()
-    methods = contestants(run.settings.taps, run.settings.stride)
+    names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
+    methods = contestants(sorted(names), run.settings.stride)
     folder = run.workdir / "methods"
     outcomes = {m.name: contest(m, run, halves, folder) for m in bars(methods, desc="methods")}
+    several = ensembles(methods, outcomes, run, settings.ensemble)
+    outcomes |= {m.name: contest(m, run, halves, folder) for m in bars(several, desc="ensembles")}
     times = timings(methods, outcomes, run, settings.repeats)
+    times |= timings(several, outcomes, run, repeats=1)
     began = time.monotonic()
     outcomes["datamodels"] = upper_reference(halves, len(run.train))
     regression_seconds = time.monotonic() - began

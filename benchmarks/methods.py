@@ -2,7 +2,8 @@
 
 `fit(model, train, settings) -> state`, then `score(state, model, train, query, settings)`. Each
 method may try as many settings as the others, at most six, chosen on bank subsets that the final
-figure does not use. Settings in one inner list share a fit.
+figure does not use; STRIDE's closed form has one, its default. Settings in one inner list share a
+fit.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from stride_jax import stride, taps
 from stride_jax.baselines import ekfac, gradients, less, logra, simple, text, trak
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
-from stride_jax.stride import StrideSettings
+from stride_jax.index import Index, StrideSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,42 +38,58 @@ class Method:
     calibrates: bool = True
 
 
-@functools.lru_cache(maxsize=4)
-def _tapped(model: Model, names: tuple[str, ...]) -> taps.TappedModel:
-    # Kept, so that its jitted functions are compiled once.
-    return taps.with_temperature(taps.from_model(model.module, names), model.temperature)
+@functools.lru_cache(maxsize=16)
+def _tapped(model: Model) -> taps.TappedModel:
+    return model.tapped  # kept, so that its jitted functions are compiled once
 
 
-def fit_stride(
-    model: Model, train: Examples, settings: tuple[tuple[str, ...], StrideSettings]
-) -> stride.Index:
+def fit_stride(model: Model, train: Examples, settings: StrideSettings) -> Index:
     """STRIDE's index of the training set."""
-    tapped = _tapped(model, settings[0])
-    return stride.fit(tapped, model.params, train.inputs, train.labels, settings[1], ids=train.ids)
+    examples = train.inputs, train.labels
+    return stride.fit(_tapped(model), model.params, *examples, settings, ids=train.ids)
 
 
 def score_stride(
-    state: stride.Index, model: Model, train: Examples, query: Examples, settings: Any
+    state: Index, model: Model, train: Examples, query: Examples, settings: StrideSettings
 ) -> np.ndarray:
     """STRIDE's scores of the queries, `[Q, N]`."""
-    index = dataclasses.replace(state, settings=settings[1])
+    read = dataclasses.replace(
+        state.settings, design=settings.design, measure=settings.measure, lasso=settings.lasso
+    )
+    index = dataclasses.replace(state, settings=read)
     return stride.attribute(
-        _tapped(model, settings[0]), model.params, index, query.inputs, query.labels, ids=query.ids
+        _tapped(model), model.params, index, query.inputs, query.labels, ids=query.ids
     ).scores_QxN
 
 
-def _stride_grid(names: tuple[str, ...], base: StrideSettings) -> list[list[Any]]:
-    """Joint training: lambda at full scale and at a small one; one fit for all."""
+def fit_direct(model: Model, train: Examples, settings: StrideSettings) -> Index:
+    """The sums behind STRIDE's index; direct scores need the training set besides."""
+    return stride.fit(
+        _tapped(model), model.params, train.inputs, train.labels, settings,
+        ids=train.ids, keep_moments=True,
+    )  # fmt: skip
+
+
+def score_direct(
+    state: Index, model: Model, train: Examples, query: Examples, settings: StrideSettings
+) -> np.ndarray:
+    """STRIDE's scores without the sketch, `[Q, N]`."""
+    examples = (train.inputs, train.labels), (query.inputs, query.labels)
+    tapped = _tapped(model)
+    return stride.direct(tapped, model.params, state, *examples, query_ids=query.ids).scores_QxN
+
+
+def _joint_grid(base: StrideSettings) -> list[list[StrideSettings]]:
+    """Joint training: lambda, at full scale and at a small one; one fit for all."""
+    joint = dataclasses.replace(
+        base, fit="joint", basis=dataclasses.replace(base.basis, rank=min(64, base.basis.rank))
+    )
     return [
         [
-            (
-                names,
-                dataclasses.replace(
-                    base,
-                    fit="joint",
-                    lasso=dataclasses.replace(base.lasso, lambda_fraction=fraction),
-                    measure=dataclasses.replace(base.measure, scale=scale),
-                ),
+            dataclasses.replace(
+                joint,
+                lasso=dataclasses.replace(base.lasso, lambda_fraction=fraction),
+                measure=dataclasses.replace(base.measure, scale=scale),
             )
             for fraction in (0.05, 0.1, 0.2)
             for scale in (1.0, 0.01)
@@ -80,27 +97,53 @@ def _stride_grid(names: tuple[str, ...], base: StrideSettings) -> list[list[Any]
     ]
 
 
-def _closed_form_grid(names: tuple[str, ...], base: StrideSettings) -> list[list[Any]]:
-    """The closed form: damping."""
-    return [
-        [
-            (
-                names,
-                dataclasses.replace(
-                    base,
-                    fit="closed_form",
-                    closed_form=dataclasses.replace(base.closed_form, damping=damping),
-                ),
-            )
+def fewer(base: StrideSettings, num_subsets: int) -> StrideSettings:
+    """The same with fewer subsets, and a penalty for so few measurements."""
+    return dataclasses.replace(
+        base,
+        design=dataclasses.replace(base.design, num_subsets=num_subsets),
+        lasso=dataclasses.replace(base.lasso, lambda_fraction=0.2),
+    )
+
+
+def ensemble(method: Method, members: Sequence[Model], settings: Any) -> Method:
+    """A method's mean score over several base models, with the settings it has for one.
+
+    STRIDE draws another design for each, so that the errors of recovery average out too.
+    """
+
+    def own(i: int) -> Any:
+        if not isinstance(settings, StrideSettings):
+            return settings
+        design = dataclasses.replace(settings.design, seed=settings.design.seed + i)
+        return dataclasses.replace(settings, design=design)
+
+    def fit(model: Model, train: Examples, _: Any) -> list[Any]:
+        return [method.fit(member, train, own(i)) for i, member in enumerate(members)]
+
+    def score(
+        state: list[Any], model: Model, train: Examples, query: Examples, _: Any
+    ) -> np.ndarray:
+        scores = [
+            method.score(one, member, train, query, own(i))
+            for i, (one, member) in enumerate(zip(state, members, strict=True))
         ]
-        for damping in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-    ]
+        return np.mean(scores, axis=0)
+
+    return Method(f"{method.name}-{len(members)}", fit, score, [[settings]], calibrates=False)
 
 
 def contestants(
-    names: tuple[str, ...], stride_settings: StrideSettings, *, is_text: bool = False
+    names: Sequence[str], base: StrideSettings, *, is_text: bool = False
 ) -> list[Method]:
-    """Every method that fits the data, STRIDE first."""
+    """Every method that fits the data, STRIDE first, whose closed form is not tuned at all.
+
+    Args:
+      names: the model's taps.
+      base: STRIDE's settings.
+      is_text: whether inputs are strings.
+    """
+    small = 3 * base.design.num_subsets // 10
     many = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
     g, t, r, e = (
         gradients.GradientSettings,
@@ -109,8 +152,10 @@ def contestants(
         less.LessSettings,
     )
     methods = [
-        Method("stride-joint", fit_stride, score_stride, _stride_grid(names, stride_settings)),
-        Method("stride", fit_stride, score_stride, _closed_form_grid(names, stride_settings)),
+        Method("stride", fit_stride, score_stride, [[base]]),
+        Method(f"stride-k{small}", fit_stride, score_stride, [[fewer(base, small)]]),
+        Method("stride-direct", fit_direct, score_direct, [[base]]),
+        Method("stride-joint", fit_stride, score_stride, _joint_grid(base)),
         Method(
             "random", simple.fit_random, simple.score_random, [[simple.RandomSettings()]], False
         ),

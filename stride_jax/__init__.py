@@ -10,7 +10,8 @@ D width of an activation, R features, C classes or vocabulary, O outputs of an o
 
 from stride_jax.attribution import Attribution
 from stride_jax.design import Design
-from stride_jax.stride import Index, StrideSettings, attribute, fit
+from stride_jax.index import Index, StrideSettings
+from stride_jax.stride import append, attribute, direct, ensemble, fit
 from stride_jax.taps import TappedModel, from_function, from_linen, from_model, from_nnx
 from stride_jax.version import __version__
 
@@ -21,7 +22,10 @@ __all__ = [
     "StrideSettings",
     "TappedModel",
     "__version__",
+    "append",
     "attribute",
+    "direct",
+    "ensemble",
     "fit",
     "from_function",
     "from_linen",

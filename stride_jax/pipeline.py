@@ -16,21 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax import attribution, evaluation, models, taps
+from stride_jax import attribution, evaluation, models, stride, taps
 from stride_jax import design as designs
-from stride_jax import measure as measures
+from stride_jax import index as indices
 from stride_jax import operators as ops
 from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.data import DataSettings, Examples, load_splits
 from stride_jax.evaluation import BankSettings
+from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.recovery import lasso
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.stride import StrideSettings, make_operators, make_site
 from stride_jax.version import __version__
 
 Arrays = dict[str, np.ndarray]
@@ -45,7 +45,6 @@ class RunSettings:
       model: architecture.
       train: recipe of the base model and of the bank's models.
       num_checkpoints: of the base model along its training, the last one the model itself.
-      taps: activations the basis sees.
       stride: the method.
       bank: ground truth.
       top_k: proponents and opponents stored a query; 0 stores every non-zero score.
@@ -55,7 +54,6 @@ class RunSettings:
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     num_checkpoints: int = 5
-    taps: tuple[str, ...] = ("input", "hidden0", "hidden1")
     stride: StrideSettings = StrideSettings()
     bank: BankSettings = BankSettings()
     top_k: int = 100
@@ -76,18 +74,15 @@ class Run:
             "data": (s.data, ()),
             "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
             "operators": (
-                (
-                    s.taps,
-                    dataclasses.replace(
-                        s.stride, measure=MeasureSettings(), lasso=lasso.LassoSettings()
-                    ),
+                dataclasses.replace(
+                    s.stride, measure=MeasureSettings(), lasso=lasso.LassoSettings()
                 ),
                 ("model",),
             ),
             "measurements": (s.stride.measure, ("operators",)),
             "recovery": (s.stride.lasso, ("measurements",)),
             "random": ((), ("data",)),
-            "feature-cosine": (s.taps[-1], ("model",)),
+            "feature-cosine": ((), ("model",)),
             "grad-dot": ((), ("model",)),
         }
 
@@ -160,6 +155,11 @@ class Run:
             self.module, tuple(params), tuple(config["learning_rates"]), config["temperature"]
         )
 
+    def another(self, i: int) -> "Run":
+        """The same run with a base model of another seed, the i-th."""
+        train = dataclasses.replace(self.settings.train, seed=self.settings.train.seed + i)
+        return Run(dataclasses.replace(self.settings, train=train), self.workdir, self.progress)
+
     def _train_base(self, params: Any, key: jax.Array) -> tuple[list[Any], dict[str, Any]]:
         began = time.monotonic()
         held_out = self._data[0]["calibration"]
@@ -194,74 +194,59 @@ class Run:
     @functools.cached_property
     def tapped(self) -> taps.TappedModel:
         """The calibrated base model with its taps: what every method sees."""
-        return taps.with_temperature(
-            taps.from_model(self.module, self.settings.taps), self.model[1]
-        )
+        return taps.with_temperature(taps.from_model(self.module), self.model[1])
 
-    def _observe(self, examples: Examples, name: str) -> taps.Observed:
+    @functools.cached_property
+    def stride_settings(self) -> StrideSettings:
+        """The method's settings, taps chosen."""
+        train = self.train.inputs, self.train.labels
+        return stride.choose_taps(self.tapped, self.model[0], *train, self.settings.stride)
+
+    def _look(self, examples: Examples, name: str) -> stride.Seen:
+        settings = self.stride_settings
         began = time.monotonic()
-        seen = taps.observe(
-            self.tapped, self.model[0], examples.inputs, examples.labels, progress=self.progress
-        )
+        seen = stride.look(
+            self.tapped, self.model[0], examples.inputs, examples.labels, settings,
+            progress=self.progress,
+        )  # fmt: skip
         self.seconds[name] = time.monotonic() - began
         return seen
 
     @functools.cached_property
-    def train_seen(self) -> taps.Observed:
+    def train_seen(self) -> stride.Seen:
         """The frozen model on the training examples."""
-        return self._observe(self.train, "forward-train")
+        return self._look(self.train, "forward-train")
 
     @functools.cached_property
-    def query_seen(self) -> taps.Observed:
+    def query_seen(self) -> stride.Seen:
         """The frozen model on the queries."""
-        return self._observe(self.query, "forward-query")
+        return self._look(self.query, "forward-query")
 
     @functools.cached_property
     def subsets(self) -> jax.Array:
         """Membership of the training examples."""
         return designs.membership(self.settings.stride.design, self.train.ids)
 
-    def _site(self, seen: taps.Observed, examples: Examples) -> tuple[ops.Site, ops.Context]:
-        site = make_site(
-            self.tapped, self.model[0], seen, examples.inputs, self.settings.stride.site
-        )
-        return site, ops.context(site, seen, examples.inputs)
-
     @functools.cached_property
-    def operators(self) -> ops.Operators:
-        """The index: basis and K steering matrices."""
+    def operators(self) -> dict[str, ops.Operators]:
+        """The index: at each site, the basis and K steering matrices."""
 
         def compute() -> Arrays:
-            s = self.settings.stride
-            site, context = self._site(self.train_seen, self.train)
-            made = make_operators(
-                s, self.subsets, site, self.train_seen, context, progress=self.progress
+            made, _ = stride.make_operators(
+                self.stride_settings, self.subsets, self.train_seen, progress=self.progress
             )
-            flat = {f"operators/{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made))}
-            return flat | {"taps": np.array(sorted(made.basis.mean))}
+            return indices.to_arrays(made)
 
-        arrays = self._stage("operators", ["train_seen"], compute)
-        names, weights = list(arrays["taps"]), ["projection"]
-        if self.settings.stride.basis.kind == "mlp":
-            weights = ["bias", "inner", "outer", "projection"]
-        like = ops.Operators(
-            ops.Basis(dict.fromkeys(names, 0), dict.fromkeys(names, 0), dict.fromkeys(weights, 0)),  # pyright: ignore[reportArgumentType]
-            0,  # pyright: ignore[reportArgumentType]
-        )
-        tree = jax.tree.structure(like)
-        leaves = [jnp.asarray(arrays[f"operators/{i}"]) for i in range(tree.num_leaves)]
-        return jax.tree.unflatten(tree, leaves)
+        return indices.from_arrays(self._stage("operators", ["train_seen"], compute))
 
     @functools.cached_property
     def measurements(self) -> np.ndarray:
         """`y_QxK`, nats."""
 
         def compute() -> Arrays:
-            site, context = self._site(self.query_seen, self.query)
-            y = measures.measure(
-                site, self.operators, self.query_seen, context, self.settings.stride.measure,
-                progress=self.progress,
-            )  # fmt: skip
+            y = stride.measure_all(
+                self.stride_settings, self.operators, self.query_seen, progress=self.progress
+            )
             return {"y": y}
 
         return self._stage("measurements", ["operators", "query_seen"], compute)["y"]
@@ -299,7 +284,7 @@ class Run:
             if name == "random":
                 scores = simple.score_random(None, *both, self.query, simple.RandomSettings())
             elif name == "feature-cosine":
-                settings = simple.CosineSettings(tap=self.settings.taps[-1])
+                settings = simple.CosineSettings()
                 state = simple.fit_cosine(*both, settings)
                 scores = simple.score_cosine(state, *both, self.query, settings)
             else:
@@ -312,8 +297,12 @@ class Run:
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids and settings."""
         return attribution.Attribution(
-            self.query.ids, self.train.ids, self.recovery.scores_QxN, plain(self.settings)
+            self.query.ids, self.train.ids, self.recovery.scores_QxN, plain(self._resolved)
         )
+
+    @property
+    def _resolved(self) -> RunSettings:
+        return dataclasses.replace(self.settings, stride=self.stride_settings)
 
     def evaluate(self) -> dict[str, Any]:
         """Run everything and return what `summary.json` holds."""
@@ -346,7 +335,7 @@ class Run:
                 "mean_support": float(self.recovery.support_Q.mean()),
                 "mean_iterations": float(self.recovery.iterations_Q.mean()),
             },
-            "settings": self.settings,
+            "settings": self._resolved,
             "versions": attribution.versions(),
             "device": str(jax.devices()[0].device_kind),
             "num_train": len(self.train),

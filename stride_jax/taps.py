@@ -6,6 +6,7 @@ function of a tapped activation, which residual-site steering needs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -189,6 +190,15 @@ def _put(parent: nnx.Module, name: str, value: jax.Array) -> bool:
 def _all_replaced(replace: Mapping[str, Any], found: set[str]) -> None:
     if missing := set(replace) - found - {"input"}:
         raise ValueError(f"unknown tap {min(missing)!r}: no submodule of that name was called")
+
+
+@functools.lru_cache(maxsize=64)
+def only(tapped: TappedModel, taps: tuple[str, ...]) -> TappedModel:
+    """The same model with some of its taps; `jit` drops what the others alone needed.
+
+    Kept, so that asking again costs no compilation.
+    """
+    return from_function(tapped.forward, taps, tapped.suffix)
 
 
 def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:

@@ -19,7 +19,7 @@ def scene(trained):
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=6))
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.normal(size=(12, 7, 10)).astype(np.float32))
-    return seen, ops.Operators(basis, a)
+    return seen, ops.Operators(basis, a, jnp.ones(12))
 
 
 def losses64(logits, labels):
@@ -67,7 +67,7 @@ def test_residual_site_runs_the_rest_of_the_network(trained):
     a = np.random.default_rng(1).normal(size=(4, basis.rank, 24)).astype(np.float32)
     context = ops.context(site, seen, query.inputs[:9])
     whole = MeasureSettings(scale=1.0)
-    y = measure(site, ops.Operators(basis, jnp.asarray(a)), seen, context, whole)
+    y = measure(site, ops.Operators(basis, jnp.asarray(a), jnp.ones(4)), seen, context, whole)
     b = np.asarray(ops.example_features(basis, seen.activations))[:, 0]
     params = jax.tree.map(np.asarray, params)
     for k in range(4):
@@ -89,3 +89,27 @@ def test_token_weights_pick_tokens(scene):
     )
     with pytest.raises(ValueError, match=r"scale=0.0"):
         MeasureSettings(scale=0.0)
+
+
+def test_first_order_is_the_limit_of_small_steps_and_is_checked(scene, trained):
+    seen, operators = scene
+    site = ops.logit_site(seen)
+    exact = measure(site, operators, seen, {}, MeasureSettings("exact", scale=1e-4))
+    linear = measure(site, operators, seen, {}, MeasureSettings("first_order", max_bytes=3_000))
+    size = np.abs(exact).max()
+    np.testing.assert_allclose(linear, exact, rtol=1e-2, atol=1e-3 * size)
+    # Too large for exact blocks: `auto` goes first-order, after a look at a sample.
+    auto = measure(site, operators, seen, {}, MeasureSettings(scale=1e-4, max_bytes=1_000))
+    np.testing.assert_allclose(auto, linear, rtol=1e-4, atol=1e-5 * size)
+    with pytest.raises(ValueError, match=r"differ from exact ones by .* lower the scale"):
+        measure(site, operators, seen, {}, MeasureSettings(scale=1.0, max_bytes=1_000))
+    query = trained.query
+    residual = ops.residual_site(trained.tapped, trained.params, seen, query.inputs[:1], "hidden0")
+    context = ops.context(residual, seen, query.inputs)
+    a = np.random.default_rng(3).normal(size=(4, 7, 24)).astype(np.float32)
+    inner = ops.Operators(operators.basis, jnp.asarray(a), jnp.arange(1.0, 5.0))
+    exact, linear = (
+        measure(residual, inner, seen, context, MeasureSettings(form, scale=1e-4))
+        for form in ("exact", "first_order")
+    )
+    np.testing.assert_allclose(linear, exact, rtol=2e-2, atol=5e-3 * np.abs(exact).max())

@@ -1,9 +1,10 @@
 """Steering operators: basis, the pytree and how it shifts, losses, joint training, closed form."""
 
 from stride_jax.operators.basis import Basis, BasisSettings, fit_basis
-from stride_jax.operators.closed_form import ClosedFormSettings, closed_form
-from stride_jax.operators.curvature import Moments, accumulate
+from stride_jax.operators.closed_form import ClosedFormSettings, closed_form, direct_scores
+from stride_jax.operators.curvature import Moments, accumulate, add
 from stride_jax.operators.joint import JointSettings, train_jointly
+from stride_jax.operators.sensitivity import choose_tap, tap_energies
 from stride_jax.operators.steering import (
     Context,
     Operators,
@@ -24,11 +25,15 @@ __all__ = [
     "Operators",
     "Site",
     "accumulate",
+    "add",
+    "choose_tap",
     "closed_form",
     "context",
+    "direct_scores",
     "example_features",
     "fit_basis",
     "logit_site",
     "residual_site",
+    "tap_energies",
     "train_jointly",
 ]

@@ -27,7 +27,7 @@ class BasisSettings:
       seed: of the draw and of the MLP.
     """
 
-    rank: int = 64
+    rank: int = 256
     kind: str = "linear"
     hidden: int = 64
     sample: int = 20_000

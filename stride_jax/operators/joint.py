@@ -174,10 +174,11 @@ def train_jointly(
     context: Context,
     settings: JointSettings,
     *,
+    start_KxRxO: jax.Array | None = None,
     mesh: Mesh | None = None,
     progress: Progress = silent,
 ) -> tuple[Operators, dict[str, np.ndarray]]:
-    """Train K operators, from zero, on cached features of the frozen model.
+    """Train K operators on cached features of the frozen model.
 
     `Σ_k [w_f fidelity_k + w_s stability_k] + w_l linearity`, minimised by Adam.
 
@@ -189,6 +190,7 @@ def train_jointly(
       observed: the frozen model on the training examples.
       context: `steering.context` of the site for the same examples.
       settings: losses and optimiser.
+      start_KxRxO: where the steering matrices start; zero by default.
       mesh: the K axis is split over `subset`.
       progress: wraps the steps.
 
@@ -237,7 +239,8 @@ def train_jointly(
     )  # fmt: skip
 
     def start() -> tuple[Any, Any]:
-        tree = {**trained, "a": jnp.zeros(trained["a"].shape, jnp.float32)}
+        zero = jnp.zeros(trained["a"].shape, jnp.float32)
+        tree = {**trained, "a": zero if start_KxRxO is None else start_KxRxO}
         return tree, tx.init(tree)
 
     shapes = jax.eval_shape(start)
@@ -270,4 +273,5 @@ def train_jointly(
             )
     tree = state[0]
     weights = tree.get("basis", basis.weights)
-    return Operators(dataclasses.replace(basis, weights=weights), tree["a"]), log
+    ones_K = jnp.ones(design.num_subsets)
+    return Operators(dataclasses.replace(basis, weights=weights), tree["a"], ones_K), log

@@ -29,10 +29,13 @@ class Operators:
       basis: `B_psi`.
       a_KxRxO: steering matrices; O = C at the logit site, D at a residual site. R counts the
         constant feature.
+      size_K: what a measurement under `a_k` is multiplied by: the closed form stores matrices of
+        one size and their own sizes here, training leaves matrices as they are and ones here.
     """
 
     basis: Basis
     a_KxRxO: jax.Array
+    size_K: jax.Array
 
     def __len__(self) -> int:
         return self.a_KxRxO.shape[0]

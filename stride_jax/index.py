@@ -1,0 +1,130 @@
+"""The index: what is kept of a training set, its settings, and its file.
+
+K small matrices over a shared basis a site; with them, the example ids, whose hashes give the
+membership. The matrices do not grow with the training set.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax import operators as ops
+from stride_jax.design import Design
+from stride_jax.measure import MeasureSettings
+from stride_jax.recovery import LassoSettings
+from stride_jax.runtime.files import UnreadableFileError, plain, read_arrays, write_arrays
+from stride_jax.runtime.settings import build
+
+
+@dataclasses.dataclass(frozen=True)
+class StrideSettings:
+    """Every choice of the method; the defaults suit a classifier of a few thousand examples.
+
+    Attributes:
+      design: K, d, seed.
+      taps: activations the basis sees; none named: the one whose variation moves the logits most
+        (`operators.tap_energies`), or all of them where the model has no suffix form.
+      basis: features of the taps.
+      sites: where operators act, `logit` or names of taps (residual sites). Each is a block of
+        its own; measurements add up.
+      fit: `closed_form` solves for the operators, `joint` trains them with the published losses.
+      joint: settings of training.
+      closed_form: settings of the closed form.
+      measure: reading a query.
+      lasso: recovery.
+    """
+
+    design: Design = Design()
+    taps: tuple[str, ...] = ()
+    basis: ops.BasisSettings = ops.BasisSettings()
+    sites: tuple[str, ...] = ("logit",)
+    fit: str = "closed_form"
+    joint: ops.JointSettings = ops.JointSettings()
+    closed_form: ops.ClosedFormSettings = ops.ClosedFormSettings()
+    measure: MeasureSettings = MeasureSettings()
+    lasso: LassoSettings = LassoSettings()
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("closed_form", "joint"):
+            raise ValueError(f"fit={self.fit!r}: use 'closed_form' or 'joint'")
+        if not self.sites or len(set(self.sites)) < len(self.sites):
+            raise ValueError(f"sites={self.sites}: name at least one, each once")
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What is kept of a training set: operators, ids and settings.
+
+    Attributes:
+      operators: `{site: basis and K steering matrices}`.
+      train_ids: `[N]` strings; with the design's seed they give the membership.
+      settings: what made it, the taps that were chosen among them.
+      moments: `{site: sums over the training set}`, if they were kept: with them the index can be
+        appended to.
+    """
+
+    operators: dict[str, ops.Operators]
+    train_ids: np.ndarray
+    settings: StrideSettings
+    moments: dict[str, ops.Moments] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what a query is measured with; does not depend on N."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.operators))
+
+
+def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, np.ndarray]:
+    """Operators as named arrays: `site:a`, `site:size`, `site:mean:tap`, …"""
+    arrays: dict[str, Any] = {}
+    for site, found in operators.items():
+        arrays |= {f"{site}:a": found.a_KxRxO, f"{site}:size": found.size_K}
+        for part in ("mean", "scale", "weights"):
+            for name, value in getattr(found.basis, part).items():
+                arrays[f"{site}:{part}:{name}"] = value
+    return {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def from_arrays(arrays: dict[str, np.ndarray]) -> dict[str, ops.Operators]:
+    """The inverse of `to_arrays`."""
+    split = {tuple(name.split(":", 2)): jnp.asarray(value) for name, value in arrays.items()}
+
+    def part(site: str, kind: str) -> dict[str, jax.Array]:
+        return {key[2]: value for key, value in split.items() if key[:2] == (site, kind)}
+
+    return {
+        site: ops.Operators(
+            ops.Basis(part(site, "mean"), part(site, "scale"), part(site, "weights")),
+            split[site, "a"],
+            split[site, "size"],
+        )
+        for site in dict.fromkeys(key[0] for key in split)
+    }
+
+
+def save(path: str | os.PathLike[str], index: Index) -> None:
+    """Write operators, ids and settings as one `.npz`, atomically; moments are left out."""
+    write_arrays(
+        path,
+        **to_arrays(index.operators),
+        train_ids=index.train_ids,
+        settings=json.dumps(plain(index.settings)),
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Index:
+    """Read an index back.
+
+    Raises:
+      UnreadableFileError: torn, or not written by `save`.
+    """
+    arrays = read_arrays(path)
+    if missing := {"train_ids", "settings"} - set(arrays):
+        raise UnreadableFileError(f"{path} lacks {sorted(missing)}: it is no index of ours")
+    ids, settings = arrays.pop("train_ids"), arrays.pop("settings")
+    return Index(from_arrays(arrays), ids, build(StrideSettings, json.loads(str(settings))))

@@ -1,0 +1,84 @@
+"""Which taps the basis should see, without a single retrained model.
+
+A tap whose variation moves the logits most is where the model reads its examples from; taps that
+move them little, such as the last layers of a network that has memorised its training set, have
+forgotten what tells examples apart, and only dilute the basis (docs/lab.md has the figures).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax.taps import Activations, Observed, Params, Suffix, TappedModel
+
+
+@functools.partial(jax.jit, static_argnames="suffix")
+def _squared_jacobian(
+    suffix: Suffix, params: Params, x: jax.Array, tap: Activations, signs: jax.Array
+) -> jax.Array:
+    """`E ||∂o / ∂h||²_F` for the activation in `tap`, from random output directions."""
+    _, pull_back = jax.vjp(lambda replace: suffix(params, x, replace), tap)
+    (pulled,) = jax.vmap(pull_back)(signs)
+    return sum((g**2).sum() for g in pulled.values()) / (len(signs) * len(x))  # pyright: ignore[reportReturnType]
+
+
+def tap_energies(
+    tapped: TappedModel,
+    params: Params,
+    observed: Observed,
+    inputs: np.ndarray,
+    *,
+    sample: int = 256,
+    probes: int = 4,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much the variation of each tap can move the logits.
+
+    `tr Cov(h) · E ||∂o / ∂h||²_F`: the variance of the tap over the training set times the mean
+    squared Jacobian of the rest of the network (Hutchinson's estimate), one vjp a tap and probe.
+
+    Args:
+      tapped: model with a suffix form.
+      params: its parameters.
+      observed: what it said about the training set, `{tap: [N, T, D_tap]}`.
+      inputs: `[N, ...]` the same examples.
+      sample: examples drawn for the Jacobians.
+      probes: random directions an example.
+      seed: of the draws.
+
+    Returns:
+      `{tap: energy}`.
+
+    Raises:
+      ValueError: the model has no suffix form.
+    """
+    suffix = tapped.suffix
+    if suffix is None:
+        raise ValueError(
+            "choosing taps needs the rest of the network as a function of each tap: give the "
+            "tapped model a suffix (from_model, from_linen and from_nnx do), or name the taps"
+        )
+    rows = np.random.default_rng(seed).permutation(len(inputs))[:sample]
+    x = jnp.asarray(np.asarray(inputs)[rows])
+    logits, activations = tapped(params, x)
+    signs = jax.random.rademacher(jax.random.key(seed), (probes, *logits.shape), jnp.float32)
+
+    energies = {}
+    for name, value in activations.items():
+        h = observed.activations[name]
+        variance = float(jnp.var(h.reshape(-1, h.shape[-1]), axis=0).sum())
+        energies[name] = variance * float(
+            _squared_jacobian(suffix, params, x, {name: value}, signs)
+        )
+    return energies
+
+
+def choose_tap(energies: dict[str, float]) -> str:
+    """The tap of the largest energy.
+
+    >>> choose_tap({"input": 3.0, "hidden0": 2.0})
+    'input'
+    """
+    return max(sorted(energies), key=lambda name: energies[name])

@@ -1,0 +1,259 @@
+"""The closed form against dense float64 algebra, and by its invariances."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stride_jax
+from stride_jax import index as indices
+from stride_jax import operators as ops
+from stride_jax import stride, taps
+from stride_jax.design import Design, membership, subset_sum
+from stride_jax.measure import MeasureSettings, measure
+from stride_jax.operators.curvature import steering_gradients
+from stride_jax.operators.losses import loss_drop
+from stride_jax.operators.steering import logit_shift
+from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.files import UnreadableFileError
+
+DESIGN = Design(num_subsets=16, degree=3)
+SETTINGS = stride_jax.StrideSettings(
+    design=DESIGN,
+    taps=("input", "hidden0"),
+    basis=ops.BasisSettings(rank=6),
+    measure=MeasureSettings("first_order"),
+)
+
+
+@pytest.fixture(scope="module")
+def scene(trained):
+    """`(subsets, site, basis, observed, context)` of 400 digits at each site."""
+    seen = taps.observe(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
+    basis = ops.fit_basis({"input": seen.activations["input"]}, ops.BasisSettings(rank=6))
+    subsets = membership(DESIGN, trained.train.ids)
+    inputs = trained.train.inputs
+    inner = ops.residual_site(trained.tapped, trained.params, seen, inputs[:1], "hidden1")
+    return {
+        "logit": (subsets, ops.logit_site(seen), basis, seen, {}),
+        "hidden1": (subsets, inner, basis, seen, ops.context(inner, seen, inputs)),
+    }
+
+
+def gradients(subsets, site, basis, seen, context):
+    """`g_i` by reverse mode through the steered model, `[N, R, O]` float64."""
+    b = ops.example_features(basis, seen.activations)
+
+    def drop(a_RxO, i):
+        own = jax.tree.map(lambda v: v[i][None], context)
+        shift = logit_shift(site, a_RxO, b[i][None], own)
+        return loss_drop(shift, seen.logits_NxTxC[i][None], seen.labels_NxT[i][None]).sum()
+
+    zero = jnp.zeros((basis.rank, site.width))
+    g = jax.lax.map(lambda i: jax.grad(drop)(zero, i), jnp.arange(len(seen)))
+    return np.asarray(g, np.float64)
+
+
+@pytest.mark.parametrize("where", ["logit", "hidden1"])
+def test_gradients_are_those_of_the_steered_loss(scene, where):
+    _, site, basis, seen, context = scene[where]
+    b = ops.example_features(basis, seen.activations)
+    found = steering_gradients(site, b, seen, context)
+    expected = gradients(*scene[where])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def reference(form, site, basis, seen, g, right):
+    """`(F + gamma I)^{-1} right` in float64, from the definition of each form."""
+    b = np.asarray(ops.example_features(basis, seen.activations), np.float64)[:, 0]
+    p = np.asarray(jax.nn.softmax(seen.logits_NxTxC), np.float64)[:, 0]
+    n, r, o = g.shape
+    if site.suffix is None:
+        outputs = np.stack([np.diag(row) - np.outer(row, row) for row in p])
+    else:  # g = b deltaᵀ, and the constant feature, the last, shows delta itself
+        outputs = np.einsum("ni,nj->nij", g[:, -1], g[:, -1])
+    exact = np.einsum("nr,ns,nop->rosp", b, b, outputs).reshape(r * o, r * o) / n
+    if form == "exact":
+        matrix = exact + np.trace(exact) / (r * o) * np.eye(r * o)
+    elif form == "kronecker":
+        sides = b.T @ b / n, outputs.mean(axis=0)
+        left, right_side = (s + np.trace(s) / len(s) * np.eye(len(s)) for s in sides)
+        matrix = np.kron(left, right_side)
+    else:
+        rotation = np.kron(*(np.linalg.eigh(s)[1] for s in (b.T @ b, outputs.sum(axis=0))))
+        values = np.diag(rotation.T @ exact @ rotation)
+        matrix = rotation @ np.diag(values + values.mean()) @ rotation.T
+    return np.linalg.solve(matrix, right.reshape(len(right), -1).T).T.reshape(right.shape)
+
+
+@pytest.mark.parametrize(
+    ("where", "form"),
+    [("logit", "exact"), ("logit", "eigen"), ("logit", "kronecker"),
+     ("hidden1", "eigen"), ("hidden1", "kronecker")],
+)  # fmt: skip
+def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form):
+    subsets, site, basis, seen, context = scene[where]
+    how = ops.ClosedFormSettings(fisher=form)
+    moments = ops.accumulate(
+        16, *scene[where][:1], site, basis, seen, context, form=form, batch_size=150
+    )
+    g = gradients(*scene[where])
+    sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
+    size = 400 * 3 / 16
+    expected = reference(form, site, basis, seen, g, sums / size)
+    made = ops.closed_form(basis, moments, how)
+    found = np.asarray(made.a_KxRxO) * np.asarray(made.size_K)[:, None, None]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
+    # Direct scores are <g_x, (F + gamma I)^{-1} g_i>, and sum over subsets to the measurements.
+    scores = ops.direct_scores(moments, basis, site, (seen, context), (seen, context), how)
+    dense = reference(form, site, basis, seen, g, g[:5])
+    expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / size
+    np.testing.assert_allclose(scores[:5], expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
+    y = measure(site, made, seen, context, MeasureSettings("first_order"))
+    summed = np.asarray(subset_sum(subsets, jnp.asarray(scores.T), 16)).T
+    np.testing.assert_allclose(y, summed, rtol=1e-3, atol=1e-4 * np.abs(y).max())
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+def one_device():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "subset"))
+
+
+@pytest.mark.parametrize("form", ["exact", "eigen"])
+def test_devices_and_batches_change_nothing(scene, form):
+    subsets, *rest = scene["logit"]
+
+    def made(mesh, batch_size):
+        moments = ops.accumulate(16, subsets, *rest, form=form, batch_size=batch_size, mesh=mesh)
+        return moments, ops.closed_form(rest[1], moments, ops.ClosedFormSettings(fisher=form))
+
+    _, whole = made(one_device(), 2048)
+    for mesh, batch_size in ((meshes.make_mesh(2, 4), 2048), (one_device(), 97)):
+        moments, other = made(mesh, batch_size)
+        close(other.a_KxRxO, whole.a_KxRxO)
+        close(other.size_K, whole.size_K)
+        if mesh.size == 8:
+            spec = jax.sharding.PartitionSpec("subset")
+            assert moments.gradients_KxRxO[0].sharding.spec == spec
+
+
+def test_an_appended_index_is_the_index_built_at_once(trained):
+    train = trained.train
+    args = trained.tapped, trained.params
+    half = dataclasses.replace(
+        train, inputs=train.inputs[:250], labels=train.labels[:250], ids=train.ids[:250]
+    )
+    start = stride.fit(*args, half.inputs, half.labels, SETTINGS, ids=half.ids, keep_moments=True)
+    rest = train.inputs[250:], train.labels[250:]
+    grown = stride.append(*args, start, *rest, ids=train.ids[250:])
+    # Built at once, on the basis that the first half fixed.
+    seen = stride.look(*args, train.inputs, train.labels, SETTINGS)
+    basis = start.operators["logit"].basis
+    moments = ops.accumulate(
+        16, membership(DESIGN, train.ids), seen.sites["logit"][0], basis, seen.observed, {},
+        form="exact",
+    )  # fmt: skip
+    whole = ops.closed_form(basis, moments, SETTINGS.closed_form)
+    close(grown.operators["logit"].a_KxRxO, whole.a_KxRxO)
+    close(grown.operators["logit"].size_K, whole.size_K)
+    np.testing.assert_array_equal(grown.train_ids, train.ids)
+    assert grown.nbytes == start.nbytes, "an index does not grow with its training set"
+    with pytest.raises(ValueError, match="kept no moments"):
+        stride.append(*args, dataclasses.replace(start, moments=None), *rest)
+    with pytest.raises(ValueError, match="150 of 550 example ids are repeated"):
+        stride.append(*args, grown, *rest, ids=train.ids[250:])
+
+
+def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
+    train, query = trained.train, trained.query
+    args = trained.tapped, trained.params
+    settings = dataclasses.replace(SETTINGS, sites=("logit", "hidden1"))
+    fitted = stride.fit(*args, train.inputs, train.labels, settings, ids=train.ids)
+    indices.save(tmp_path / "index.npz", fitted)
+    back = indices.load(tmp_path / "index.npz")
+    assert back.settings == settings
+    seen = stride.look(*args, query.inputs, query.labels, settings)
+    both = stride.measure_all(settings, back.operators, seen)
+    parts = []
+    for name in settings.sites:
+        alone = dataclasses.replace(settings, sites=(name,))
+        one = stride.fit(*args, train.inputs, train.labels, alone, ids=train.ids)
+        seen = stride.look(*args, query.inputs, query.labels, alone)
+        parts.append(stride.measure_all(alone, one.operators, seen))
+        assert np.linalg.norm(parts[-1]) > 0
+    np.testing.assert_allclose(both, sum(parts), rtol=1e-4, atol=1e-6)
+    np.savez(tmp_path / "other.npz", a=np.zeros(1))
+    with pytest.raises(UnreadableFileError, match=r"lacks \['settings', 'train_ids'\]"):
+        indices.load(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match=r"unknown tap 'hiden1'.*hidden1"):
+        stride.fit(
+            *args, train.inputs, train.labels, dataclasses.replace(settings, sites=("hiden1",))
+        )
+
+
+def test_attribution_agrees_with_direct_scores_and_ensembles_average(trained):
+    train, query = trained.train, trained.query
+    args = trained.tapped, trained.params
+    settings = dataclasses.replace(SETTINGS, design=Design(160, 10))
+    examples = (train.inputs, train.labels), (query.inputs[:30], query.labels[:30])
+    fitted = stride.fit(*args, *examples[0], settings, ids=train.ids, keep_moments=True)
+    exact = stride.direct(*args, fitted, *examples)
+    found = stride.attribute(*args, fitted, *examples[1])
+    assert np.corrcoef(exact.scores_QxN.ravel(), found.scores_QxN.ravel())[0, 1] > 0.8
+    both = stride_jax.ensemble([exact, found])
+    np.testing.assert_allclose(both.scores_QxN, (exact.scores_QxN + found.scores_QxN) / 2)
+    with pytest.raises(ValueError, match="0 and 1 differ in their train_ids"):
+        stride_jax.ensemble([exact, dataclasses.replace(exact, train_ids=exact.train_ids[::-1])])
+    with pytest.raises(ValueError, match="its 400 training examples; got 30"):
+        stride.direct(*args, fitted, examples[1], examples[1])
+
+
+def test_energies_are_variance_times_squared_jacobian():
+    rng = np.random.default_rng(0)
+    first, second = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((6, 5), (5, 3)))
+
+    def function(params, x):
+        hidden = x @ params[0]
+        return hidden @ params[1], {"input": x, "hidden": hidden, "tiny": hidden[:, :1] * 1e-3}
+
+    def suffix(params, x, replace):
+        hidden = replace.get("hidden", replace.get("input", x) @ params[0])
+        return hidden @ params[1] + 0 * replace.get("tiny", jnp.zeros((len(x), 1)))
+
+    tapped = taps.from_function(function, suffix=suffix)
+    x = rng.normal(size=(300, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
+    seen = taps.observe(tapped, (first, second), x, np.zeros(300, int))
+    found = ops.tap_energies(tapped, (first, second), seen, x, probes=400)
+    jacobians = {"input": np.asarray(first @ second), "hidden": np.asarray(second)}
+    for name, jacobian in jacobians.items():
+        variance = np.asarray(seen.activations[name])[:, 0].var(axis=0).sum()
+        assert found[name] == pytest.approx(variance * (jacobian**2).sum(), rel=0.15)
+    assert found["tiny"] == 0
+    labels = np.zeros(300, int)
+    chosen = stride.choose_taps(tapped, (first, second), x, labels, stride_jax.StrideSettings())
+    assert chosen.taps == (ops.choose_tap(found),)
+    blind = taps.from_function(function)
+    chosen = stride.choose_taps(blind, (first, second), x, labels, stride_jax.StrideSettings())
+    assert chosen.taps == ("hidden", "input", "tiny"), "all, where the model has no suffix"
+    with pytest.raises(ValueError, match="or name the taps"):
+        ops.tap_energies(blind, (first, second), seen, x)
+
+
+def test_bad_settings_are_refused(scene):
+    subsets, *rest = scene["hidden1"]
+    with pytest.raises(ValueError, match="'exact' is for the logit site alone"):
+        ops.accumulate(16, subsets, *rest, form="exact")
+    with pytest.raises(ValueError, match="damping=0"):
+        ops.ClosedFormSettings(damping=0)
+    with pytest.raises(ValueError, match="fit='trained'"):
+        stride_jax.StrideSettings(fit="trained")
+    with pytest.raises(ValueError, match="each once"):
+        stride_jax.StrideSettings(sites=("logit", "logit"))
+    assert ops.ClosedFormSettings().form(257, 10, False) == "exact"
+    assert ops.ClosedFormSettings().form(257, 100, False) == "eigen"
