@@ -34,6 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "leaderboard": {
                 "num_subsets": 200,
                 "repeats": 5,
+                "ensemble": 5,
                 "removal_queries": 20,
                 "removal_top_k": (10, 50),
             },
@@ -44,9 +45,11 @@ def get_config(arg: str = "") -> ConfigDict:
             {
                 "train.epochs": 3,
                 "stride.design.num_subsets": 100,
+                "stride.basis.rank": 16,
                 "stride.joint.steps": 10,
                 "leaderboard.num_subsets": 8,
                 "leaderboard.repeats": 1,
+                "leaderboard.ensemble": 2,
                 "leaderboard.removal_queries": 2,
                 "leaderboard.removal_top_k": (20,),
                 "bank.num_subsets": 10,

@@ -61,6 +61,7 @@ def test_a_run_writes_what_it_promises(run):
     attribution = load(workdir / "attribution.parquet")
     assert attribution.scores_QxN.shape == (40, 600)
     assert attribution.settings["stride"]["basis"]["rank"] == 64
+    assert attribution.settings["stride"]["taps"] == ["input"], "the choice travels with the scores"
     assert (workdir / "proponents.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -105,7 +106,8 @@ def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
     rows = {row["method"]: row for row in board["rows"]}
     assert set(rows) == {
         *("random", "feature-cosine", "grad-dot", "grad-cos", "tracin", "trak", "logra", "ekfac"),
-        *("less", "datamodels", "stride", "stride-joint"),
+        *("less", "datamodels", "stride", "stride-joint", "stride-direct", "stride-k30"),
+        *("stride-2", "trak-2", "logra-2", "ekfac-2"),
     }
     assert {"ceiling", "bank", "device", "versions"} <= set(board)
     for row in rows.values():
