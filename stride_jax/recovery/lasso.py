@@ -77,14 +77,15 @@ class Opened:
       y_QxK: float64 measurements, centred, and scaled so that each query's lambda_max is 1.
       top_Q: lambda_max; 0 for a query without signal.
       working: each query's working set, arrays of numpy.
-      lipschitz_Q, gap_Q: what has been learnt of each.
+      lipschitz_Q: step bound learnt of each.
+      tolerance_Q: relative gap to which the next round solves each working set.
     """
 
     y_QxK: np.ndarray
     top_Q: np.ndarray
     working: list[WorkingSet]
     lipschitz_Q: np.ndarray
-    gap_Q: np.ndarray
+    tolerance_Q: np.ndarray
 
 
 def checked(state: LassoState, y_QxK: np.ndarray) -> np.ndarray:
@@ -140,8 +141,10 @@ def _empty(state: LassoState, size: int) -> WorkingSet:
     )  # pyright: ignore[reportArgumentType]
 
 
-def _cut(working: WorkingSet, size: int) -> WorkingSet:
-    return WorkingSet(*(np.asarray(a)[:size] for a in working))  # pyright: ignore[reportArgumentType]
+def _grown(state: LassoState, working: WorkingSet) -> WorkingSet:
+    """A working set with as many free places again."""
+    more = _empty(state, len(working.w_QxW))
+    return WorkingSet(*(np.concatenate(pair) for pair in zip(working, more, strict=True)))  # pyright: ignore[reportArgumentType]
 
 
 def _play(
@@ -166,10 +169,9 @@ def _play(
         return np.pad(values[rows], (0, missing), constant_values=fill).astype(np.float32)
 
     y = np.pad(opened.y_QxK[rows], ((0, missing), (0, 0))).astype(np.float32)
-    wanted = np.maximum(0.5 * settings.relative_gap, 0.1 * opened.gap_Q)
     problem = Problem(
         y, column(penalty_Q, 1.0), column(settings.gamma * opened.top_Q, 0.0),
-        column(opened.lipschitz_Q, 1.0), column(wanted, 1.0),
+        column(opened.lipschitz_Q, 1.0), column(opened.tolerance_Q, 1.0),
     )  # fmt: skip
     out = play_round(
         state,
@@ -209,7 +211,7 @@ def open_queries(state: LassoState, y_QxK: np.ndarray, settings: LassoSettings) 
         )
         opened.top_Q[queries] = out.most_Q[: len(queries)]
         for place, q in enumerate(queries):
-            opened.working[q] = _cut(WorkingSet(*(a[place] for a in out.working)), size)
+            opened.working[q] = WorkingSet(*(a[place] for a in out.working))
     opened.top_Q[~signal] = 0.0
     if settings.working_set >= state.num_train:
         opened.working = [_everything(state, size)] * count
@@ -259,7 +261,7 @@ def finish(
     waiting: dict[int, list[int]] = {}
     for q in np.flatnonzero(opened.top_Q > 0)[::-1].tolist():
         waiting.setdefault(len(opened.working[q].w_QxW), []).append(q)
-    opened.gap_Q[:] = 1.0
+    opened.tolerance_Q[:] = 0.1
     ticks = iter(progress(range(count), desc="recover", total=count))
     while waiting:
         # A full house first: a round costs the same for fewer queries.
@@ -275,25 +277,27 @@ def finish(
         for place, q in enumerate(queries):
             steps[q] += out.steps_Q[place]
             passes[q] += 1
-            opened.lipschitz_Q[q], opened.gap_Q[q] = out.lipschitz_Q[place], out.gap_Q[place]
+            opened.lipschitz_Q[q] = out.lipschitz_Q[place]
+            opened.tolerance_Q[q] = _next_tolerance(out, place, settings.relative_gap)
             spent = steps[q] >= settings.max_iterations or passes[q] >= settings.max_rounds
-            merged = WorkingSet(*(a[place] for a in out.working))
+            working = WorkingSet(*(a[place] for a in out.working))
+            opened.working[q] = working
             if spent or out.gap_Q[place] <= 1.1 * settings.relative_gap:
-                active = _cut(merged, int(out.active_Q[place]))
+                kept = working.w_QxW != 0
                 proof[q] = certify(
-                    active.rows_QxWxD, active.w_QxW, opened.y_QxK[q], out.r_QxK[place],
-                    float(out.most_Q[place]), fraction_Q[q] * active.penalty_QxW.astype(float),
+                    working.rows_QxWxD[kept], working.w_QxW[kept], opened.y_QxK[q],
+                    out.r_QxK[place], float(out.most_Q[place]),
+                    fraction_Q[q] * working.penalty_QxW[kept].astype(float),
                     fraction_Q[q], settings.gamma * opened.top_Q[q], least_weight=least_weight,
                     signed=settings.penalty == "nonnegative", intercept=settings.intercept,
                 )  # fmt: skip
                 if spent or proof[q].relative_gap <= settings.relative_gap:
-                    opened.working[q] = _cut(merged, size)
                     next(ticks, None)
                     continue
-            crowded = out.wanted_Q[place] > size and out.active_Q[place] > size // 2
-            grown = 2 * size if crowded and size < largest else size
-            opened.working[q] = _cut(merged, grown)
-            waiting.setdefault(grown, []).append(q)
+            crowded = out.wanted_Q[place] > size and out.active_Q[place] > 0.75 * size
+            if crowded and size < largest:
+                opened.working[q] = _grown(state, working)
+            waiting.setdefault(len(opened.working[q].w_QxW), []).append(q)
     next(ticks, None)  # lets the bar close
     ids, values = [], []
     for q, working in enumerate(opened.working):
@@ -309,6 +313,15 @@ def finish(
         np.array([p.relative_gap for p in proof]),
         np.array([p.kkt for p in proof]),
     )
+
+
+def _next_tolerance(out: Round, place: int, target: float) -> float:
+    """How well to solve a working set next: to the end, if hardly a column was missing from it."""
+    active, wanted = out.active_Q[place], out.wanted_Q[place]
+    if wanted - active > 1 + 0.02 * active:
+        return max(0.5 * target, 0.1 * float(out.gap_Q[place]))
+    # A certificate that failed all the same asks for more than the target.
+    return min(0.5 * target, 0.3 * float(out.gap_Q[place]))
 
 
 def solve(

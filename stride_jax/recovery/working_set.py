@@ -18,6 +18,10 @@ from stride_jax.recovery import proximal
 from stride_jax.recovery.columns import LassoState, gather_add, group_maxima
 
 
+# Columns that may join a working set in one round.
+_NOMINEES = 256
+
+
 class WorkingSet(NamedTuple):
     """The columns a query is solved on. Free places have id N, subsets K and w = 0.
 
@@ -53,17 +57,17 @@ class Problem(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A round's outcome; the working set holds twice as many places as the one it came from.
+    """A round's outcome.
 
     Attributes:
-      working: what was solved, active examples first, then nominees, then the rest.
+      working: what was solved, with nominees in the places whose influence is zero.
       r_QxK: residuals.
       most_Q: largest `|m_iᵀ r| / penalty_i` over all N columns, in float32.
       gap_Q: relative duality gap over all N columns, in float32: a guide, not a certificate.
       lipschitz_Q: step bound learnt.
       steps_Q: proximal-gradient steps.
       active_Q: examples with an influence.
-      wanted_Q: active examples and nominees: places the next round could use.
+      wanted_Q: active examples and nominees, whether they found a place or not.
     """
 
     working: WorkingSet
@@ -77,17 +81,15 @@ class Round(NamedTuple):
 
 
 class _Nominees(NamedTuple):
-    """Columns proposed for a query's working set, and how strongly they correlate, per penalty."""
+    """Columns proposed for a query's working set, and how strongly they correlate, per penalty.
+
+    A column that is in the set already has value −1.
+    """
 
     id_M: jax.Array
     rows_MxD: jax.Array
     penalty_M: jax.Array
     value_M: jax.Array
-
-
-def _found_in(sorted_W: jax.Array, id_x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    place = jnp.searchsorted(sorted_W, id_x).clip(0, sorted_W.shape[0] - 1)
-    return sorted_W[place] == id_x, place
 
 
 def _nominate(
@@ -103,67 +105,55 @@ def _nominate(
       The nominees, and the largest correlation over all columns of this device.
     """
     groups, n_local = maxima_G.shape[0], state.table_PxD.shape[0]
-    shifted = penalty == "elastic_net"
-    order = jnp.argsort(id_W) if shifted else id_W
-    if shifted:
-        local = id_W - first
-        own = jnp.where((local >= 0) & (local < n_local), local % groups, 0)
-        maxima_G = maxima_G.at[own].set(-1.0)
-        group_M = jnp.concatenate([jax.lax.top_k(maxima_G, count)[1], own])
-    else:
-        group_M = jax.lax.top_k(maxima_G, count)[1]
+    # Ids of other devices, and free places, fall outside and are dropped.
+    local_W = jnp.where(id_W >= first, id_W - first, n_local)
+    own_W = jnp.where(local_W < n_local, local_W % groups, 0)
+    if penalty == "elastic_net":
+        maxima_G = maxima_G.at[own_W].set(-1.0)
+    group_M = jax.lax.top_k(maxima_G, count)[1]
+    if penalty == "elastic_net":
+        group_M = jnp.concatenate([group_M, own_W])
     member_MxJ = group_M[:, None] + groups * jnp.arange(state.group)[None, :]
     rows_MxJxD = state.table_PxD[member_MxJ].astype(jnp.int32)
     c_MxJ = gather_add(r_L, jnp.moveaxis(rows_MxJxD, -1, 0))
-    if shifted:
-        inside, place = _found_in(id_W[order], first + member_MxJ)
-        c_MxJ = c_MxJ - jnp.where(inside, shift_W[order][place], 0.0)
+    if penalty == "elastic_net":
+        shift = jnp.zeros(n_local).at[local_W].set(shift_W, mode="drop")
+        c_MxJ = c_MxJ - shift[member_MxJ]
     value_MxJ = c_MxJ if penalty == "nonnegative" else jnp.abs(c_MxJ)
     weight_MxJ = jnp.ones_like(value_MxJ)
     if state.penalty_P is not None:
         weight_MxJ = state.penalty_P[member_MxJ]
         value_MxJ = value_MxJ / weight_MxJ
-    best_M = value_MxJ.argmax(axis=1)
-    at = jnp.arange(len(best_M))
-    rows_MxD = rows_MxJxD[at, best_M].astype(state.table_PxD.dtype)
-    member_M = first + member_MxJ[at, best_M]
-    value_M = value_MxJ[at, best_M]
-    most = jnp.maximum(maxima_G.max(), value_M.max()).clip(0.0)
-    return _Nominees(member_M, rows_MxD, weight_MxJ[at, best_M], value_M), most
+    most = jnp.maximum(maxima_G.max(), value_MxJ.max()).clip(0.0)
+    inside = jnp.zeros(n_local, bool).at[local_W].set(True, mode="drop")
+    value_MxJ = jnp.where(inside[member_MxJ], -1.0, value_MxJ)
+    best_M, at = value_MxJ.argmax(axis=1), jnp.arange(len(group_M))
+    return _Nominees(
+        first + member_MxJ[at, best_M],
+        rows_MxJxD[at, best_M].astype(state.table_PxD.dtype),
+        weight_MxJ[at, best_M],
+        value_MxJ[at, best_M],
+    ), most
 
 
-def _merge(
-    state: LassoState, working: WorkingSet, nominees: _Nominees, floor: jax.Array
+def _admit(
+    working: WorkingSet, nominees: _Nominees, floor: jax.Array
 ) -> tuple[WorkingSet, jax.Array, jax.Array]:
-    """Working set of one query with its nominees: active first, then nominees, then the rest."""
-    id_W, w_W = working.id_QxW, working.w_QxW
-    size, free = id_W.shape[0], state.num_train
-    inside, _ = _found_in(jnp.sort(id_W), nominees.id_M)
-    # Nominees come strongest group first, so the first places go to the strongest.
-    new_M = (nominees.value_M > floor) & ~inside & (nominees.id_M < free)
-    active_W, idle_W = w_W != 0, (w_W == 0) & (id_W < free)
-    kinds = (
-        jnp.concatenate([active_W, jnp.zeros_like(new_M)]),
-        jnp.concatenate([jnp.zeros_like(active_W), new_M]),
-        jnp.concatenate([idle_W, jnp.zeros_like(new_M)]),
+    """Put nominees above the floor, strongest groups first, where a query's influences are zero."""
+    size, count = working.w_QxW.shape[0], nominees.value_M.shape[0]
+    new_M, free_W = nominees.value_M > floor, working.w_QxW == 0
+    rank_W, rank_M = jnp.cumsum(free_W) - 1, jnp.cumsum(new_M) - 1
+    places_M = jnp.full(count, size)
+    places_M = places_M.at[jnp.where(free_W, rank_W, count)].set(jnp.arange(size), mode="drop")
+    to_M = jnp.where(new_M, places_M[rank_M], size)
+    admitted = WorkingSet(
+        working.id_QxW.at[to_M].set(nominees.id_M, mode="drop"),
+        working.rows_QxWxD.at[to_M].set(nominees.rows_MxD, mode="drop"),
+        working.penalty_QxW.at[to_M].set(nominees.penalty_M, mode="drop"),
+        working.w_QxW,
     )
-    place, taken = jnp.full(kinds[0].shape, 2 * size), jnp.int32(0)
-    for kind in kinds:
-        place = jnp.where(kind, taken + jnp.cumsum(kind) - 1, place)
-        taken = taken + kind.sum()
-
-    def put(old: jax.Array, new: jax.Array, empty: float) -> jax.Array:
-        both = jnp.concatenate([old, new])
-        blank = jnp.full((2 * size, *old.shape[1:]), empty, old.dtype)
-        return blank.at[place].set(both, mode="drop")
-
-    merged = WorkingSet(
-        put(id_W, nominees.id_M, free),
-        put(working.rows_QxWxD, nominees.rows_MxD, state.num_subsets),
-        put(working.penalty_QxW, nominees.penalty_M, 1.0),
-        put(w_W, jnp.zeros_like(nominees.penalty_M), 0.0),
-    )
-    return merged, active_W.sum(), active_W.sum() + new_M.sum()
+    active = size - free_W.sum()
+    return admitted, active, active + new_M.sum()
 
 
 def _strongest(nominees: _Nominees, count: int) -> _Nominees:
@@ -249,7 +239,7 @@ def play_round(
         maxima_GxQ = group_maxima(
             state.table_PxD, state.penalty_P, asked[0].T, state.group, penalty == "nonnegative"
         )
-        count = max(1, min(size // 2, maxima_GxQ.shape[0]))
+        count = max(1, min(size // 2, _NOMINEES, maxima_GxQ.shape[0]))
         nominees, most_Q = each(
             functools.partial(_nominate, state, penalty, count, first), (maxima_GxQ.T, *asked)
         )
@@ -263,12 +253,10 @@ def play_round(
             most_Q = most_DxQ.max(axis=0)
             nominees = jax.vmap(lambda n: _strongest(n, count), in_axes=1)(sent)
         floor = jnp.zeros_like(most_Q) if first_round else problem.penalty_Q
-        merged, active, wanted = each(
-            functools.partial(_merge, state), (working, nominees, floor)
-        )
+        admitted, active, wanted = each(_admit, (working, nominees, floor))
         gap_Q = _gap(problem, working, found.r_L[:, :-1], most_Q)
         return Round(
-            merged, found.r_L[:, :-1], most_Q, gap_Q, found.lipschitz, found.steps, active, wanted
+            admitted, found.r_L[:, :-1], most_Q, gap_Q, found.lipschitz, found.steps, active, wanted
         )
 
     queries = P(every)
