@@ -178,4 +178,4 @@ def attribute(
     )
     state = init(settings.design, designs.membership(settings.design, index.train_ids))
     found = solve(state, y_QxK, settings.lasso, progress=progress)
-    return Attribution(ids, index.train_ids, found.scores_QxN, plain(settings))
+    return Attribution(ids, index.train_ids, found.sparse, plain(settings))
