@@ -297,7 +297,7 @@ class Run:
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids and settings."""
         return attribution.Attribution(
-            self.query.ids, self.train.ids, self.recovery.scores_QxN, plain(self._resolved)
+            self.query.ids, self.train.ids, self.recovery.sparse, plain(self._resolved)
         )
 
     @property

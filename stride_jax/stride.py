@@ -278,9 +278,10 @@ def attribute(
         tapped, params, inputs, labels, settings, weights=weights, mesh=mesh, progress=progress
     )
     y_QxK = measure_all(settings, index.operators, seen, mesh=mesh, progress=progress)
-    state = init(settings.design, designs.membership(settings.design, index.train_ids))
+    subsets = designs.membership(settings.design, index.train_ids)
+    state = init(settings.design, subsets, mesh=mesh)
     found = solve(state, y_QxK, settings.lasso, progress=progress)
-    return Attribution(ids, index.train_ids, found.scores_QxN, plain(settings))
+    return Attribution(ids, index.train_ids, found.sparse, plain(settings))
 
 
 def direct(

@@ -1,9 +1,12 @@
 """Files of attributions: lossless, and readable by others."""
 
+import dataclasses
+
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 
 from stride_jax.attribution import Attribution, load, save
 from stride_jax.runtime.files import UnreadableFileError
@@ -50,6 +53,29 @@ def test_top_k_keeps_the_strongest_of_either_sign(attribution, tmp_path):
     back = load(tmp_path / "a.parquet")
     kept = back.scores_QxN != 0
     np.testing.assert_array_equal(back.scores_QxN[kept], attribution.scores_QxN[kept])
+
+
+def test_sparse_scores_answer_like_dense_ones_and_from_the_support_alone(attribution, tmp_path):
+    dense = attribution.scores_QxN
+    sparse = dataclasses.replace(attribution, scores=scipy.sparse.csr_array(dense))
+    for name in attribution.query_ids:
+        assert sparse.proponents(name, 40) == attribution.proponents(name, 40)
+        assert sparse.opponents(name, 3) == attribution.opponents(name, 3)
+    chosen = attribution.train_ids[[3, 7, 20, 21]]
+    for a in (attribution, sparse):
+        np.testing.assert_allclose(a.subset_sums(chosen), dense[:, [3, 7, 20, 21]].sum(axis=1))
+        assert [a.score("q1", t) for t in attribution.train_ids] == dense[1].tolist()
+        with pytest.raises(ValueError, match="1 ids are not among the 30 .* first 'nobody'"):
+            a.subset_sums(["t1", "nobody"])
+    save(tmp_path / "dense.parquet", attribution)
+    save(tmp_path / "sparse.parquet", sparse)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "sparse.parquet"), pd.read_parquet(tmp_path / "dense.parquet")
+    )
+    save(tmp_path / "short.parquet", sparse, top_k=1, all_ids=False)
+    short = load(tmp_path / "short.parquet")
+    assert 1 < len(short.train_ids) <= 8
+    assert short.proponents("q0", 1) == attribution.proponents("q0", 1)
 
 
 def test_hugging_face_datasets_read_the_file(attribution, tmp_path):

@@ -1,22 +1,25 @@
-"""Batched Lasso over queries with the implicit left-d-regular M, by jaxopt's proximal gradient.
+"""Batched Lasso over queries with the implicit left-d-regular M, certified over all N columns.
 
     minimise over w:  ½ || y_x − mean(y_x) − (M − row means) w ||² + lambda_x || w ||_1
 
-`init` once per design, `solve` as often as needed. Centring is implicit: the residual is centred
-over the K subsets, which is the same as centring y and every column of M (an intercept). jaxopt is
-imported in this file alone.
+`init` once per design, `solve` as often as needed. Every query has a working set of columns that
+grows by the columns which violate optimality; passes over all N are few, and end with a proof.
 """
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-import jaxopt
 import numpy as np
 
-from stride_jax.design import Design, example_sum, members
+from stride_jax.recovery.certificate import Certificate, certify
+from stride_jax.recovery.columns import LassoState, init, init_rows, pass_bytes
+from stride_jax.recovery.proximal import PENALTIES
+from stride_jax.recovery.result import Recovery, packed
+from stride_jax.recovery.working_set import Problem, Round, WorkingSet, play_round
 from stride_jax.runtime.progress import Progress, silent
+
+__all__ = ["LassoSettings", "LassoState", "Recovery", "init", "init_rows", "lambda_max", "solve"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,187 +28,300 @@ class LassoSettings:
 
     Attributes:
       lambda_fraction: lambda as a fraction of each query's lambda_max, where w becomes zero.
-      relative_gap: stop when the duality gap is below this share of `½ ||y||²`.
-      max_iterations: proximal-gradient steps, at most.
-      steps_per_round: steps between two looks at the duality gap.
-      chunk: queries solved together; one that is done makes room for the next.
+      relative_gap: stop when the duality gap over all N is below this share of `½ ||y||²`.
+      penalty: `lasso`; `nonnegative`, proponents only; or `elastic_net`.
+      gamma: of the elastic net, `lambda (||w||_1 + gamma / 2 ||w||²)`, in 1/nats.
+      intercept: centre y and the columns of M over the K subsets.
+      working_set: columns a query starts with, a power of two; N or more: all columns at once.
+      chunk: queries solved together on one device.
+      max_iterations: proximal-gradient steps a query, at most.
+      max_rounds: passes over all N columns a query, at most.
+      memory_bytes: what a pass may take on a device, the design's table aside.
     """
 
     lambda_fraction: float = 0.05
     relative_gap: float = 1e-4
-    max_iterations: int = 5_000
-    steps_per_round: int = 100
+    penalty: str = "lasso"
+    gamma: float = 0.0
+    intercept: bool = True
+    working_set: int = 256
     chunk: int = 64
+    max_iterations: int = 20_000
+    max_rounds: int = 60
+    memory_bytes: int = 2**30
 
     def __post_init__(self) -> None:
         if not 0 < self.lambda_fraction <= 1:
             raise ValueError(f"lambda_fraction={self.lambda_fraction} must lie in (0, 1]")
         if not 0 < self.relative_gap < 1:
             raise ValueError(f"relative_gap={self.relative_gap} must lie in (0, 1)")
-        if min(self.max_iterations, self.steps_per_round, self.chunk) < 1:
+        if min(self.max_iterations, self.max_rounds, self.chunk, self.working_set) < 1:
             raise ValueError(
-                f"max_iterations={self.max_iterations}, steps_per_round={self.steps_per_round}, "
-                f"chunk={self.chunk}: all must be at least 1"
+                f"max_iterations={self.max_iterations}, max_rounds={self.max_rounds}, "
+                f"chunk={self.chunk}, working_set={self.working_set}: all must be at least 1"
+            )
+        if self.penalty not in PENALTIES:
+            raise ValueError(f"penalty={self.penalty!r}: use one of {', '.join(PENALTIES)}")
+        if self.gamma < 0 or (self.gamma > 0) != (self.penalty == "elastic_net"):
+            raise ValueError(
+                f"gamma={self.gamma} with penalty={self.penalty!r}: the elastic net needs a "
+                "positive gamma, the others none"
             )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LassoState:
-    """The design, ready for products with M.
+@dataclasses.dataclass
+class Opened:
+    """Queries under way: what `solve` and a path of lambdas hand from one lambda to the next.
 
     Attributes:
-      subsets_Nxd: M by columns, padded with K where columns differ in length.
-      rows_KxS: M by rows, padded with N, the row of a zero.
-      lipschitz: largest eigenvalue of the centred `MᵀM`.
+      y_QxK: float64 measurements, centred, and scaled so that each query's lambda_max is 1.
+      top_Q: lambda_max; 0 for a query without signal.
+      working: each query's working set, arrays of numpy.
+      lipschitz_Q: step bound learnt of each.
+      tolerance_Q: relative gap to which the next round solves each working set.
     """
 
-    subsets_Nxd: jax.Array
-    rows_KxS: jax.Array
-    lipschitz: jax.Array
+    y_QxK: np.ndarray
+    top_Q: np.ndarray
+    working: list[WorkingSet]
+    lipschitz_Q: np.ndarray
+    tolerance_Q: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Recovery:
-    """Influences and how well they are certified, per query.
+def checked(state: LassoState, y_QxK: np.ndarray) -> np.ndarray:
+    """Measurements as float64.
 
-    Attributes:
-      scores_QxN: float32 influences, in nats; positive = proponent.
-      lambda_Q: penalty used.
-      iterations_Q: proximal-gradient steps.
-      relative_gap_Q: duality gap over `½ ||y||²` (centred y); 0 is optimal.
-      kkt_Q: largest violation of the optimality conditions, in units of lambda.
-      support_Q: non-zero influences.
+    Raises:
+      ValueError: not finite or of another K (names query and values).
     """
-
-    scores_QxN: np.ndarray
-    lambda_Q: np.ndarray
-    iterations_Q: np.ndarray
-    relative_gap_Q: np.ndarray
-    kkt_Q: np.ndarray
-    support_Q: np.ndarray
-
-
-def _forward(state: LassoState, w_N: jax.Array) -> jax.Array:
-    """Centred `M w`, `[K]`, as a gather-and-add over the members of each subset."""
-    padded = jnp.concatenate([w_N, jnp.zeros(1, w_N.dtype)])
-    total = padded[state.rows_KxS].sum(axis=1)
-    return total - total.mean()
-
-
-def _adjoint(state: LassoState, r_K: jax.Array) -> jax.Array:
-    """Centred `Mᵀ r`, `[N]`."""
-    padded = jnp.concatenate([r_K - r_K.mean(), jnp.zeros(1, r_K.dtype)])
-    return example_sum(state.subsets_Nxd, padded)
-
-
-@jax.jit
-def _largest_eigenvalue(state: LassoState) -> jax.Array:
-    def step(v: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        v = _adjoint(state, _forward(state, v))
-        norm = jnp.linalg.norm(v)
-        return v / norm, norm
-
-    start = jax.random.normal(jax.random.key(0), (state.subsets_Nxd.shape[0],))
-    _, norms = jax.lax.scan(step, start / jnp.linalg.norm(start), length=100)
-    # Power iteration approaches from below; a step of 1/L needs a bound from above.
-    return norms[-1] * 1.02
-
-
-def init(design: Design, subsets_Nxd: jax.Array) -> LassoState:
-    """Prepare a design for `solve`.
-
-    Args:
-      design: K.
-      subsets_Nxd: membership of the N training examples.
-    """
-    rows, mask = members(subsets_Nxd, design.num_subsets)
-    return _prepared(subsets_Nxd, np.where(mask > 0, rows, subsets_Nxd.shape[0]))
-
-
-def init_rows(rows_KxS: np.ndarray, num_train: int) -> LassoState:
-    """Prepare any binary M, given by the members of each row, for `solve`.
-
-    Args:
-      rows_KxS: training rows of each subset, all of one size, distinct within a row.
-      num_train: N.
-    """
-    k, size = rows_KxS.shape
-    flat = rows_KxS.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    degrees = np.bincount(flat, minlength=num_train)
-    place = np.arange(len(flat)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
-    subsets = np.full((num_train, max(1, int(degrees.max()))), k, np.int32)
-    subsets[flat[order], place] = order // size
-    return _prepared(jnp.asarray(subsets), rows_KxS)
-
-
-def _prepared(subsets_Nxd: jax.Array, rows_KxS: np.ndarray) -> LassoState:
-    state = LassoState(subsets_Nxd, jnp.asarray(rows_KxS, jnp.int32), jnp.ones(()))
-    return dataclasses.replace(state, lipschitz=_largest_eigenvalue(state))
-
-
-def lambda_max(state: LassoState, y_QxK: np.ndarray) -> np.ndarray:
-    """The penalty from which on all influences are zero, `||Mᵀ(y − mean y)||_inf`, `[Q]`."""
-    return np.asarray(
-        jax.jit(jax.vmap(lambda y: jnp.abs(_adjoint(state, y)).max()))(jnp.asarray(y_QxK))
-    )
-
-
-def _value_and_grad(
-    w_N: jax.Array, y_K: jax.Array, state: LassoState
-) -> tuple[jax.Array, jax.Array]:
-    residual = _forward(state, w_N) - y_K
-    return 0.5 * jnp.vdot(residual, residual), _adjoint(state, residual)
-
-
-def _certificate(
-    state: LassoState, w_N: jax.Array, y_K: jax.Array, penalty: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Relative duality gap and KKT violation of w.
-
-    The residual, shrunk until `||Mᵀ theta||_inf <= lambda`, is dual feasible; the primal minus the
-    dual objective there bounds how far w is from optimal.
-    """
-    residual = y_K - _forward(state, w_N)
-    correlation = _adjoint(state, residual)
-    shrink = jnp.minimum(1.0, penalty / jnp.maximum(jnp.abs(correlation).max(), 1e-30))
-    theta = shrink * residual
-    # P − D = ½||r||² + λ||w||₁ − ½||y||² + ½||y − θ||², with y − θ = (y − r) + (1 − s) r.
-    l1 = penalty * jnp.abs(w_N).sum()
-    gap = (
-        0.5 * jnp.vdot(residual, residual) * (1 - shrink) ** 2
-        + l1
-        - jnp.vdot(theta, y_K - residual)
-    )
-    active = jnp.abs(correlation - penalty * jnp.sign(w_N))
-    idle = jnp.maximum(jnp.abs(correlation) - penalty, 0.0)
-    kkt = jnp.where(w_N != 0, active, idle).max() / penalty
-    return gap / (0.5 * jnp.vdot(y_K, y_K)), kkt
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _advance(
-    state: LassoState, w_QxN: jax.Array, y_QxK: jax.Array, penalty: jax.Array, steps: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`steps` accelerated proximal-gradient steps on each query, then its certificate."""
-
-    def one(w_N: jax.Array, y_K: jax.Array) -> tuple[jax.Array, ...]:
-        solver = jaxopt.ProximalGradient(
-            fun=_value_and_grad,
-            value_and_grad=True,
-            prox=jaxopt.prox.prox_lasso,
-            stepsize=lambda _: 1 / state.lipschitz,  # a function, since it is traced
-            maxiter=steps,
-            # jaxopt stops by the length of its last step, which is no certificate: we stop by gap.
-            tol=0.0,
-            acceleration=True,
-            implicit_diff=False,
+    y = np.asarray(y_QxK, np.float64)
+    if y.ndim != 2 or y.shape[1] != state.num_subsets:
+        raise ValueError(
+            f"measurements of shape {y.shape} do not fit the design's K={state.num_subsets} subsets"
         )
-        found = solver.run(w_N, penalty, y_K, state).params
-        return found, *_certificate(state, found, y_K, penalty)
+    if not np.isfinite(y).all():
+        bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
+        raise ValueError(
+            f"measurements of {len(bad)} queries are not finite, first of row {bad[0]}"
+        )
+    return y
 
-    return jax.vmap(one)(w_QxN, y_QxK)  # pyright: ignore[reportReturnType]
+
+def _slots(state: LassoState, settings: LassoSettings, count: int) -> int:
+    """Queries in flight: what the memory setting and the number of queries allow.
+
+    Raises:
+      ValueError: the memory setting is too small for a single chunk.
+    """
+    parts = state.mesh.size
+    # With sharded columns a device passes for all queries, else for its own.
+    least = parts if state.sharded else 1
+    if (need := pass_bytes(state, least)) > settings.memory_bytes:
+        raise ValueError(
+            f"memory_bytes={settings.memory_bytes} is too small for one chunk of a pass over "
+            f"{state.num_train} columns, which takes {need} bytes; raise it to at least that"
+        )
+    each = 1
+    while (
+        2 * each <= settings.chunk
+        and each * parts < count
+        and pass_bytes(state, 2 * each * least) <= settings.memory_bytes
+    ):
+        each *= 2
+    return each * parts
+
+
+def _empty(state: LassoState, size: int) -> WorkingSet:
+    shape = (size, state.table_PxD.shape[1])
+    return WorkingSet(
+        np.full(size, state.num_train, np.int32),
+        np.full(shape, state.num_subsets, state.table_PxD.dtype),
+        np.ones(size, np.float32),
+        np.zeros(size, np.float32),
+    )  # pyright: ignore[reportArgumentType]
+
+
+def _grown(state: LassoState, working: WorkingSet) -> WorkingSet:
+    """A working set with as many free places again."""
+    more = _empty(state, len(working.w_QxW))
+    return WorkingSet(*(np.concatenate(pair) for pair in zip(working, more, strict=True)))  # pyright: ignore[reportArgumentType]
+
+
+def _play(
+    state: LassoState,
+    opened: Opened,
+    queries: Sequence[int],
+    settings: LassoSettings,
+    slots: int,
+    size: int,
+    penalty_Q: np.ndarray,
+    *,
+    steps: int = 0,
+    first_round: bool = False,
+) -> Round:
+    """One round for these queries; places that no query takes are filled with silent ones."""
+    missing = slots - len(queries)
+    blank = _empty(state, size)
+    sets = [opened.working[q] for q in queries] + [blank] * missing
+    rows = np.array(queries)
+
+    def column(values: np.ndarray, fill: float) -> np.ndarray:
+        return np.pad(values[rows], (0, missing), constant_values=fill).astype(np.float32)
+
+    y = np.pad(opened.y_QxK[rows], ((0, missing), (0, 0))).astype(np.float32)
+    problem = Problem(
+        y, column(penalty_Q, 1.0), column(settings.gamma * opened.top_Q, 0.0),
+        column(opened.lipschitz_Q, 1.0), column(opened.tolerance_Q, 1.0),
+    )  # fmt: skip
+    out = play_round(
+        state,
+        WorkingSet(*(np.stack(parts) for parts in zip(*sets, strict=True))),  # pyright: ignore[reportArgumentType]
+        problem,  # pyright: ignore[reportArgumentType]
+        penalty=settings.penalty,
+        intercept=settings.intercept,
+        max_steps=steps,
+        one_by_one=jax.default_backend() == "cpu",
+        first_round=first_round,
+    )
+    return jax.device_get(out)
+
+
+def open_queries(state: LassoState, y_QxK: np.ndarray, settings: LassoSettings) -> Opened:
+    """The first pass: every query's exact lambda_max and its most correlated columns."""
+    y = checked(state, y_QxK)
+    loudest = np.abs(y).max(axis=1, initial=0.0)
+    if settings.intercept:
+        y = y - y.mean(axis=1, keepdims=True)
+    spread = np.abs(y).max(axis=1, initial=0.0)
+    # What varies by less than a float32 of its size is rounding, not signal.
+    signal = spread > 1e-7 * loudest
+    count, k = y.shape
+    y = y / np.where(signal, spread, 1.0)[:, None]
+    slots = _slots(state, settings, count)
+    size = 1 << (min(settings.working_set, state.num_train) - 1).bit_length()
+    blank = _empty(state, size)
+    start = state.table_PxD.shape[1] * (1 + np.sqrt(size / k)) ** 2
+    opened = Opened(
+        y, np.zeros(count), [blank] * count, np.full(count, start), np.ones(count)
+    )
+    for at in range(0, count, slots):
+        queries = range(at, min(at + slots, count))
+        out = _play(
+            state, opened, queries, settings, slots, size, np.zeros(count), first_round=True
+        )
+        opened.top_Q[queries] = out.most_Q[: len(queries)]
+        for place, q in enumerate(queries):
+            opened.working[q] = WorkingSet(*(a[place] for a in out.working))
+    opened.top_Q[~signal] = 0.0
+    if settings.working_set >= state.num_train:
+        opened.working = [_everything(state, size)] * count
+    scale = np.where(opened.top_Q > 0, opened.top_Q, 1.0)
+    return dataclasses.replace(opened, y_QxK=y / scale[:, None], top_Q=opened.top_Q * spread)
+
+
+def _everything(state: LassoState, size: int) -> WorkingSet:
+    """All columns as one working set: recovery without screening."""
+    n, whole = state.num_train, _empty(state, size)
+    whole.id_QxW[:n] = np.arange(n)
+    whole.rows_QxWxD[:n] = np.asarray(state.table_PxD)[:n]
+    if state.penalty_P is not None:
+        whole.penalty_QxW[:n] = np.asarray(state.penalty_P)[:n]
+    return whole
+
+
+def lambda_max(
+    state: LassoState, y_QxK: np.ndarray, settings: LassoSettings = LassoSettings()
+) -> np.ndarray:
+    """The penalty from which on all influences are zero, `max |m_iᵀ(y − mean y)| / penalty_i`.
+
+    Returns:
+      `[Q]` float64, exact to the rounding of one float32 sum.
+    """
+    return open_queries(state, y_QxK, settings).top_Q
+
+
+def finish(
+    state: LassoState,
+    opened: Opened,
+    fraction_Q: np.ndarray,
+    settings: LassoSettings,
+    progress: Progress = silent,
+) -> Recovery:
+    """Solve opened queries at a fraction of their lambda_max, from where they stand.
+
+    Queries with working sets of one size play a round together; each leaves when its certificate
+    is good enough, and another takes its place.
+    """
+    count = len(opened.top_Q)
+    slots = _slots(state, settings, count)
+    largest = 1 << (state.num_train - 1).bit_length()
+    least_weight = 1.0 if state.penalty_P is None else float(np.asarray(state.penalty_P).min())
+    proof = [Certificate(0.0, 0.0)] * count
+    steps, passes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    waiting: dict[int, list[int]] = {}
+    for q in np.flatnonzero(opened.top_Q > 0)[::-1].tolist():
+        waiting.setdefault(len(opened.working[q].w_QxW), []).append(q)
+    opened.tolerance_Q[:] = 0.1
+    ticks = iter(progress(range(count), desc="recover", total=count))
+    while waiting:
+        # A full house first: a round costs the same for fewer queries.
+        size = min(waiting, key=lambda s: (len(waiting[s]) < slots, s))
+        queries, rest = waiting[size][-slots:][::-1], waiting[size][:-slots]
+        waiting.pop(size)
+        if rest:
+            waiting[size] = rest
+        out = _play(
+            state, opened, queries, settings, slots, size, fraction_Q,
+            steps=settings.max_iterations,
+        )  # fmt: skip
+        for place, q in enumerate(queries):
+            steps[q] += out.steps_Q[place]
+            passes[q] += 1
+            opened.lipschitz_Q[q] = out.lipschitz_Q[place]
+            opened.tolerance_Q[q] = _next_tolerance(out, place, settings.relative_gap)
+            spent = steps[q] >= settings.max_iterations or passes[q] >= settings.max_rounds
+            working = WorkingSet(*(a[place] for a in out.working))
+            opened.working[q] = working
+            if spent or out.gap_Q[place] <= 1.1 * settings.relative_gap:
+                kept = working.w_QxW != 0
+                proof[q] = certify(
+                    working.rows_QxWxD[kept], working.w_QxW[kept], opened.y_QxK[q],
+                    out.r_QxK[place], float(out.most_Q[place]),
+                    fraction_Q[q] * working.penalty_QxW[kept].astype(float),
+                    fraction_Q[q], settings.gamma * opened.top_Q[q], least_weight=least_weight,
+                    signed=settings.penalty == "nonnegative", intercept=settings.intercept,
+                )  # fmt: skip
+                if spent or proof[q].relative_gap <= settings.relative_gap:
+                    next(ticks, None)
+                    continue
+            crowded = out.wanted_Q[place] > size and out.active_Q[place] > 0.75 * size
+            if crowded and size < largest:
+                opened.working[q] = _grown(state, working)
+            waiting.setdefault(len(opened.working[q].w_QxW), []).append(q)
+    next(ticks, None)  # lets the bar close
+    ids, values = [], []
+    for q, working in enumerate(opened.working):
+        kept = (working.w_QxW != 0) & (opened.top_Q[q] > 0)
+        ids.append(working.id_QxW[kept])
+        values.append(working.w_QxW[kept] * opened.top_Q[q])
+    return Recovery(
+        *packed(ids, values, state.num_train),
+        state.num_train,
+        fraction_Q * opened.top_Q,
+        steps,
+        passes + 1,
+        np.array([p.relative_gap for p in proof]),
+        np.array([p.kkt for p in proof]),
+    )
+
+
+def _next_tolerance(out: Round, place: int, target: float) -> float:
+    """How well to solve a working set next: to the end, if hardly a column was missing from it."""
+    active, wanted = out.active_Q[place], out.wanted_Q[place]
+    if wanted - active > 1 + 0.02 * active:
+        return max(0.5 * target, 0.1 * float(out.gap_Q[place]))
+    # A certificate that failed all the same asks for more than the target.
+    return min(0.5 * target, 0.3 * float(out.gap_Q[place]))
 
 
 def solve(
@@ -221,85 +337,25 @@ def solve(
       state: from `init`.
       y_QxK: `[Q, K]` measurements.
       settings: lambda and stopping.
-      progress: wraps the chunks of queries.
+      progress: wraps the queries.
 
     Returns:
-      Scores and certificates. A query whose measurements are all equal has no signal: its scores
+      Supports and certificates. A query whose measurements are all equal has no signal: its scores
       are zero, its lambda 0.
 
     Raises:
-      ValueError: measurements that are not finite or of another K (names query and values).
+      ValueError: measurements that are not finite or of another K (names query and values), or
+        too little memory for one chunk.
 
+    >>> from stride_jax.design import Design, membership, subset_sum
     >>> design = Design(num_subsets=40, degree=3)
-    >>> from stride_jax.design import membership, subset_sum
     >>> subsets = membership(design, [str(i) for i in range(100)])
-    >>> w = jnp.zeros(100).at[7].set(2.0)
-    >>> found = solve(init(design, subsets), subset_sum(subsets, w, 40)[None])
-    >>> int(found.scores_QxN[0].argmax()), bool(found.relative_gap_Q[0] < 1e-4)
+    >>> w = np.zeros(100, np.float32)
+    >>> w[7] = 2.0
+    >>> found = solve(init(design, subsets), np.asarray(subset_sum(subsets, w, 40))[None])
+    >>> int(found.id_QxS[0, 0]), bool(found.relative_gap_Q[0] <= 1e-4)
     (7, True)
     """
-    y = np.asarray(y_QxK, np.float32)
-    k = state.rows_KxS.shape[0]
-    if y.ndim != 2 or y.shape[1] != k:
-        raise ValueError(f"measurements of shape {y.shape} do not fit the design's K={k} subsets")
-    if not np.isfinite(y).all():
-        bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
-        raise ValueError(
-            f"measurements of {len(bad)} queries are not finite, first of row {bad[0]}"
-        )
-    y = y - y.mean(axis=1, keepdims=True)
-    top = lambda_max(state, y)
-    signal = top > 1e-30
-    # Scaled so that lambda_max = 1: tolerances mean the same for every query.
-    y = y / np.where(signal, top, 1.0)[:, None]
-    w, iterations, gap, kkt = _solve_all(state, y, settings, progress)
-    gap, kkt = np.where(signal, gap, 0.0), np.where(signal, kkt, 0.0)
-    scores = np.where(signal[:, None], w * top[:, None], 0.0).astype(np.float32)
-    return Recovery(
-        scores,
-        np.where(signal, settings.lambda_fraction * top, 0.0),
-        iterations,
-        gap,
-        kkt,
-        (scores != 0).sum(axis=1),
-    )
-
-
-def _solve_all(
-    state: LassoState, y_QxK: np.ndarray, settings: LassoSettings, progress: Progress
-) -> tuple[np.ndarray, ...]:
-    """Keep `chunk` queries in flight; one that is done makes room for the next.
-
-    Every round takes `steps_per_round` steps and restarts the momentum, which helps near the
-    optimum. A query is done when its duality gap is small enough, or its steps are spent.
-    """
-    count, n = len(y_QxK), state.subsets_Nxd.shape[0]
-    size = min(settings.chunk, count)
-    w_QxN = np.zeros((count, n), np.float32)
-    iterations = np.zeros(count, np.int64)
-    gap, kkt = np.full(count, np.inf), np.full(count, np.inf)
-    waiting = list(range(count))[::-1]
-    slots = np.array([waiting.pop() for _ in range(size)])
-    penalty = jnp.float32(settings.lambda_fraction)
-    ticks = iter(progress(range(count), desc="recover", total=count))
-    running = np.ones(size, bool)
-    while running.any():
-        out = _advance(
-            state, jnp.asarray(w_QxN[slots]), jnp.asarray(y_QxK[slots]), penalty,
-            settings.steps_per_round,
-        )  # fmt: skip
-        w, new_gap, new_kkt = map(np.asarray, out)
-        for place in np.flatnonzero(running):
-            query = slots[place]
-            w_QxN[query], gap[query], kkt[query] = w[place], new_gap[place], new_kkt[place]
-            iterations[query] += settings.steps_per_round
-            # `not >` also ends a query without signal, whose gap is 0 / 0.
-            done = not gap[query] > settings.relative_gap
-            if done or iterations[query] >= settings.max_iterations:
-                next(ticks, None)
-                if waiting:
-                    slots[place] = waiting.pop()
-                else:
-                    running[place] = False
-    next(ticks, None)  # lets the bar close
-    return w_QxN, iterations, gap, kkt
+    opened = open_queries(state, y_QxK, settings)
+    fraction = np.full(len(opened.top_Q), settings.lambda_fraction)
+    return finish(state, opened, fraction, settings, progress)

@@ -1,0 +1,69 @@
+"""What recovery returns: each query's support, never N numbers a query unless asked."""
+
+import dataclasses
+
+import numpy as np
+import scipy.sparse
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovery:
+    """Influences and how well they are certified, per query.
+
+    Attributes:
+      id_QxS: rows of the training examples with an influence, strongest first, padded with N.
+      w_QxS: their float32 influences, in nats; positive = proponent; 0 where padded.
+      num_train: N.
+      lambda_Q: penalty used.
+      iterations_Q: proximal-gradient steps on working sets.
+      passes_Q: passes over all N columns.
+      relative_gap_Q: certified duality gap over `½ ||y||²` (centred y); 0 is optimal.
+      kkt_Q: largest violation of the optimality conditions, in units of lambda.
+    """
+
+    id_QxS: np.ndarray
+    w_QxS: np.ndarray
+    num_train: int
+    lambda_Q: np.ndarray
+    iterations_Q: np.ndarray
+    passes_Q: np.ndarray
+    relative_gap_Q: np.ndarray
+    kkt_Q: np.ndarray
+
+    @property
+    def support_Q(self) -> np.ndarray:
+        """Non-zero influences of each query."""
+        return (self.w_QxS != 0).sum(axis=1)
+
+    @property
+    def sparse(self) -> scipy.sparse.csr_array:
+        """`[Q, N]` influences in compressed rows.
+
+        >>> found = Recovery(
+        ...     np.array([[2, 0]]), np.array([[1.5, -1.0]]), 3, *(np.zeros(1) for _ in range(5))
+        ... )
+        >>> found.sparse[:, [0, 2]].sum().item()  # the sum over a subset of examples
+        0.5
+        """
+        kept = self.w_QxS != 0
+        ends = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+        shape = (len(self.w_QxS), int(self.num_train))
+        return scipy.sparse.csr_array((self.w_QxS[kept], self.id_QxS[kept], ends), shape=shape)
+
+    @property
+    def scores_QxN(self) -> np.ndarray:
+        """`[Q, N]` float32 influences, zeros and all: for an N that affords it."""
+        return self.sparse.toarray()
+
+
+def packed(ids: list[np.ndarray], values: list[np.ndarray], num_train: int) -> tuple[
+    np.ndarray, np.ndarray
+]:
+    """Supports of different sizes as two padded arrays, each row strongest first."""
+    size = max(1, max((len(i) for i in ids), default=1))
+    id_QxS = np.full((len(ids), size), num_train, np.int32)
+    w_QxS = np.zeros((len(ids), size), np.float32)
+    for row, (i, w) in enumerate(zip(ids, values, strict=True)):
+        order = np.argsort(-np.abs(w), kind="stable")
+        id_QxS[row, : len(i)], w_QxS[row, : len(i)] = i[order], w[order]
+    return id_QxS, w_QxS
