@@ -25,6 +25,7 @@ from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
 from stride_jax.baselines.model import Model
 from stride_jax.evaluation import CounterfactualSettings
+from stride_jax.index import Index
 from stride_jax.pipeline import Run, RunSettings
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import bars
@@ -76,17 +77,12 @@ class Outcome:
 
 
 def index_bytes(state: Any) -> int:
-    """Bytes of the arrays in a fitted state; STRIDE's ids count too."""
-    if dataclasses.is_dataclass(state) and not jax.tree_util.all_leaves([state]):
-        leaves = jax.tree.leaves(state)
-    elif dataclasses.is_dataclass(state):
-        leaves = [
-            leaf
-            for field in dataclasses.fields(state)
-            for leaf in jax.tree.leaves(getattr(state, field.name))
-        ]
-    else:
-        leaves = jax.tree.leaves(state)
+    """Bytes of the arrays that scoring reads; example ids aside, which every method has."""
+    if isinstance(state, Index):
+        return state.nbytes
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Index))
+    if any(isinstance(leaf, Index) for leaf in leaves):
+        return sum(index_bytes(leaf) for leaf in leaves)
     sparse = [getattr(leaf, "data", leaf) for leaf in leaves]
     return sum(leaf.nbytes for leaf in sparse if hasattr(leaf, "nbytes"))
 
@@ -248,7 +244,8 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     began = time.monotonic()
     outcomes["datamodels"] = upper_reference(halves, len(run.train))
     regression_seconds = time.monotonic() - began
-    forgotten = removals(outcomes, run, settings)
+    alone = [*(m.name for m in methods), "datamodels"]
+    forgotten = removals({name: outcomes[name] for name in alone}, run, settings)
     ours = evaluation.lds(outcomes["stride"].scores_QxN, halves[1])
     rows = []
     for name, outcome in outcomes.items():

@@ -27,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "design": {"num_subsets": 400, "degree": 10, "seed": 0},
                 "basis": {"rank": 256},
                 "joint": {"steps": 60, "learning_rate": 1e-3, "stability": 10.0, "linearity": 0.0},
-                "closed_form": {"damping": 1.0},
-                "lasso": {"lambda_fraction": 0.02},
+                "closed_form": {"damping": 2.0, "doubt": 0.005},
+                "lasso": {"lambda_fraction": 0.03, "relative_gap": 1e-3},
             },
             "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 50},
             "leaderboard": {

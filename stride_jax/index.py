@@ -47,7 +47,7 @@ class StrideSettings:
     joint: ops.JointSettings = ops.JointSettings()
     closed_form: ops.ClosedFormSettings = ops.ClosedFormSettings()
     measure: MeasureSettings = MeasureSettings()
-    lasso: LassoSettings = LassoSettings()
+    lasso: LassoSettings = LassoSettings(lambda_fraction=0.03, relative_gap=1e-3)
 
     def __post_init__(self) -> None:
         if self.fit not in ("closed_form", "joint"):

@@ -176,8 +176,9 @@ def _accumulate(
 ) -> ops.Moments:
     site, context = seen.sites[name]
     how = settings.closed_form
+    observed = ops.doubted(seen.observed, how)
     return ops.accumulate(
-        settings.design.num_subsets, subsets_Nxd, site, basis, seen.observed, context,
+        settings.design.num_subsets, subsets_Nxd, site, basis, observed, context,
         form=how.form(basis.rank, site.width, site.tap is not None), rotation=rotation,
         batch_size=how.batch_size, mesh=mesh, progress=progress,
     )  # fmt: skip
@@ -321,13 +322,14 @@ def direct(
         look, tapped, params, settings=index.settings, mesh=mesh, progress=progress
     )
     seen_train, seen_query = view(*train), view(*queries)
+    train_observed = ops.doubted(seen_train.observed, index.settings.closed_form)
     total = np.zeros((len(ids), len(index.train_ids)), np.float32)
     for name, (site, context) in seen_query.sites.items():
         total += ops.direct_scores(
             index.moments[name],
             index.operators[name].basis,
             site,
-            (seen_train.observed, seen_train.sites[name][1]),
+            (train_observed, seen_train.sites[name][1]),
             (seen_query.observed, context),
             index.settings.closed_form,
         )

@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_steered_loss(scene, where):
 
 
 def reference(form, site, basis, seen, g, right):
-    """`(F + gamma I)^{-1} right` in float64, from the definition of each form."""
+    """`(F + gamma I)^{-1} right` in float64, from each form's definition, damping 2 (and 1)."""
     b = np.asarray(ops.example_features(basis, seen.activations), np.float64)[:, 0]
     p = np.asarray(jax.nn.softmax(seen.logits_NxTxC), np.float64)[:, 0]
     n, r, o = g.shape
@@ -76,15 +76,18 @@ def reference(form, site, basis, seen, g, right):
         outputs = np.einsum("ni,nj->nij", g[:, -1], g[:, -1])
     exact = np.einsum("nr,ns,nop->rosp", b, b, outputs).reshape(r * o, r * o) / n
     if form == "exact":
-        matrix = exact + np.trace(exact) / (r * o) * np.eye(r * o)
+        matrix = exact + 2 * np.trace(exact) / (r * o) * np.eye(r * o)
     elif form == "kronecker":
         sides = b.T @ b / n, outputs.mean(axis=0)
-        left, right_side = (s + np.trace(s) / len(s) * np.eye(len(s)) for s in sides)
+        left, right_side = (
+            s + c * np.trace(s) / len(s) * np.eye(len(s))
+            for s, c in zip(sides, (2, 1), strict=True)
+        )
         matrix = np.kron(left, right_side)
     else:
         rotation = np.kron(*(np.linalg.eigh(s)[1] for s in (b.T @ b, outputs.sum(axis=0))))
         values = np.diag(rotation.T @ exact @ rotation)
-        matrix = rotation @ np.diag(values + values.mean()) @ rotation.T
+        matrix = rotation @ np.diag(values + 2 * values.mean()) @ rotation.T
     return np.linalg.solve(matrix, right.reshape(len(right), -1).T).T.reshape(right.shape)
 
 
@@ -155,8 +158,9 @@ def test_an_appended_index_is_the_index_built_at_once(trained):
     # Built at once, on the basis that the first half fixed.
     seen = stride.look(*args, train.inputs, train.labels, SETTINGS)
     basis = start.operators["logit"].basis
+    observed = ops.doubted(seen.observed, SETTINGS.closed_form)
     moments = ops.accumulate(
-        16, membership(DESIGN, train.ids), seen.sites["logit"][0], basis, seen.observed, {},
+        16, membership(DESIGN, train.ids), seen.sites["logit"][0], basis, observed, {},
         form="exact",
     )  # fmt: skip
     whole = ops.closed_form(basis, moments, SETTINGS.closed_form)
@@ -243,6 +247,17 @@ def test_energies_are_variance_times_squared_jacobian():
     assert chosen.taps == ("hidden", "input", "tiny"), "all, where the model has no suffix"
     with pytest.raises(ValueError, match="or name the taps"):
         ops.tap_energies(blind, (first, second), seen, x)
+
+
+def test_doubt_mixes_in_the_uniform_distribution(scene):
+    seen = scene["logit"][3]
+    p = np.asarray(jax.nn.softmax(seen.logits_NxTxC))
+    for doubt in (0.0, 0.2):
+        found = ops.doubted(seen, ops.ClosedFormSettings(doubt=doubt)).logits_NxTxC
+        expected = (1 - doubt) * p + doubt / 10
+        np.testing.assert_allclose(jax.nn.softmax(found), expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="doubt=1"):
+        ops.ClosedFormSettings(doubt=1.0)
 
 
 def test_bad_settings_are_refused(scene):

@@ -104,6 +104,10 @@ def test_basis_spans_the_principal_components(trained):
     b = ops.example_features(basis, seen.activations)
     np.testing.assert_allclose(b[:, 0, :5], x @ ours, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(b[..., 5], 1)
+    drawn = ops.fit_basis(seen.activations, ops.BasisSettings(rank=5, kind="random"))
+    random = np.asarray(drawn.weights["projection"])
+    np.testing.assert_allclose(random.T @ random, np.eye(5), atol=1e-5)
+    assert np.linalg.norm(ours.T @ random) < 2, "not the principal ones"
     with pytest.raises(ValueError, match=r"lack the taps \['input'\]"):
         standardise(basis, {k: v for k, v in seen.activations.items() if k != "input"})
 

@@ -55,7 +55,7 @@ def test_a_run_writes_what_it_promises(run):
     assert summary["settings"]["stride"]["design"]["num_subsets"] == 200
     assert summary["versions"]["jaxopt"] == "0.8.5"
     assert (summary["num_train"], summary["num_queries"]) == (600, 40)
-    assert summary["recovery"]["max_relative_gap"] <= 1e-4
+    assert summary["recovery"]["max_relative_gap"] <= 1e-3
     assert "stride" in done.stdout
     assert "perfect predictor" in done.stdout
     attribution = load(workdir / "attribution.parquet")

@@ -1,7 +1,7 @@
 """The shared basis `B_psi`: tapped activations to R features.
 
 Taps are concatenated, each centred and divided by the mean standard deviation of its units, then
-projected to the leading principal components; a constant feature is added. (Scaling each tap to
+projected to R directions; a constant feature is added. (Scaling each tap to
 unit total variance instead lost half of the score: method §4.4.)
 """
 
@@ -21,7 +21,8 @@ class BasisSettings:
 
     Attributes:
       rank: R, principal components kept (fewer if the data have fewer); the constant comes on top.
-      kind: `linear`, or `mlp`: linear plus a small MLP that starts at zero and learns.
+      kind: `linear`: principal components; `random`: random orthogonal directions; `mlp`: linear
+        plus a small MLP that starts at zero and learns in joint training.
       hidden: units of that MLP.
       sample: tokens drawn to fit the components, all if there are fewer.
       seed: of the draw and of the MLP.
@@ -36,8 +37,8 @@ class BasisSettings:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank={self.rank} must be at least 1")
-        if self.kind not in ("linear", "mlp"):
-            raise ValueError(f"basis kind={self.kind!r}: use 'linear' or 'mlp'")
+        if self.kind not in ("linear", "random", "mlp"):
+            raise ValueError(f"basis kind={self.kind!r}: use 'linear', 'random' or 'mlp'")
 
 
 @jax.tree_util.register_dataclass
@@ -98,6 +99,15 @@ def features(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return jnp.concatenate([b, jnp.ones((*b.shape[:-1], 1), b.dtype)], axis=-1)
 
 
+def _principal_components(x: np.ndarray, rank: int) -> np.ndarray:
+    """Leading directions of centred rows, their largest entry positive, `[D, min(R, rank)]`."""
+    values, vectors = np.linalg.eigh((x.T @ x / len(x)).astype(np.float64))
+    # Directions without variance carry nothing but rounding.
+    rank = min(rank, int((values > values[-1] * 1e-7).sum()))
+    projection = vectors[:, ::-1][:, :rank]
+    return projection * np.sign(projection[np.abs(projection).argmax(axis=0), range(rank)])
+
+
 def fit_basis(activations: Activations, settings: BasisSettings) -> Basis:
     """Fit centring, scaling and principal components on training activations.
 
@@ -106,7 +116,8 @@ def fit_basis(activations: Activations, settings: BasisSettings) -> Basis:
       settings: rank and kind.
 
     Returns:
-      A basis whose projection holds the leading `min(R, rank of the data)` principal directions.
+      A basis whose projection holds the leading `min(R, rank of the data)` principal directions,
+      or as many random ones.
 
     Raises:
       ValueError: no taps, or activations without any variance.
@@ -133,11 +144,11 @@ def fit_basis(activations: Activations, settings: BasisSettings) -> Basis:
             raise ValueError(f"tap {name!r} is constant over the training set; leave it out")
         columns.append((x - mean[name]) / scale[name])
     x = np.concatenate(columns, axis=1)
-    values, vectors = np.linalg.eigh((x.T @ x / len(x)).astype(np.float64))
-    # Directions without variance carry nothing but rounding.
-    rank = min(settings.rank, int((values > values[-1] * 1e-7).sum()))
-    projection = vectors[:, ::-1][:, :rank]
-    projection = projection * np.sign(projection[np.abs(projection).argmax(axis=0), range(rank)])
+    if settings.kind == "random":
+        projection = np.linalg.qr(rng.normal(size=(x.shape[1], min(settings.rank, x.shape[1]))))[0]
+    else:
+        projection = _principal_components(x, settings.rank)
+    rank = projection.shape[1]
     weights: dict[str, Any] = {"projection": projection.astype(np.float32)}
     if settings.kind == "mlp":
         dim = x.shape[1]

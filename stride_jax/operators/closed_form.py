@@ -28,8 +28,10 @@ class ClosedFormSettings:
     """Curvature and damping.
 
     Attributes:
-      damping: gamma relative to the mean eigenvalue of the Fisher; near 1 was best on every
-        dataset tried (docs/lab.md).
+      damping: gamma relative to the mean eigenvalue of the Fisher; 1 – 3 was best on every dataset
+        tried (docs/lab.md).
+      doubt: share of the uniform distribution mixed into predictions on training examples, see
+        `doubted`.
       output_damping: with plain Kronecker factors, that of the output side; `damping` is then the
         feature side's.
       fisher: `exact`, `eigen` (Kronecker factors with corrected eigenvalues), `kronecker`, or
@@ -38,7 +40,8 @@ class ClosedFormSettings:
       batch_size: examples a step of the pass.
     """
 
-    damping: float = 1.0
+    damping: float = 2.0
+    doubt: float = 0.005
     output_damping: float = 1.0
     fisher: str = "auto"
     exact_limit: int = 4096
@@ -52,12 +55,34 @@ class ClosedFormSettings:
                 f"damping={self.damping}, output_damping={self.output_damping}: must be positive, "
                 "since the Fisher is singular (logits have a free constant)"
             )
+        if not 0 <= self.doubt < 1:
+            raise ValueError(f"doubt={self.doubt} must lie in [0, 1)")
 
     def form(self, rank: int, width: int, residual: bool) -> str:
         """Which curvature is used at these sizes."""
         if self.fisher != "auto":
             return self.fisher
         return "exact" if not residual and rank * width <= self.exact_limit else "eigen"
+
+
+def doubted(observed: Observed, settings: ClosedFormSettings) -> Observed:
+    """Training examples as a model sees them that can't be sure of what it was trained on.
+
+    `p' = (1 − eps) p + eps / C`. A network that fits its training set exactly has residuals
+    `e_y − p` of all but a few examples at zero, as if the others had no influence; held-out
+    examples like them are less certain.
+
+    Args:
+      observed: the frozen model on the training examples.
+      settings: eps is its `doubt`.
+
+    Returns:
+      The same with other logits.
+    """
+    p = jax.nn.softmax(observed.logits_NxTxC)
+    p = (1 - settings.doubt) * p + settings.doubt / p.shape[-1]
+    # The smallest normal number, for eps = 0.
+    return dataclasses.replace(observed, logits_NxTxC=jnp.log(jnp.maximum(p, 1.2e-38)))
 
 
 def _dense(fisher_PxRxR: jax.Array, width: int) -> jax.Array:
@@ -157,7 +182,8 @@ def direct_scores(
 
     Args:
       moments, basis, site: of the index.
-      train, query: the frozen model on the examples, and the site's context.
+      train, query: the frozen model on the examples (training ones `doubted`), and the site's
+        context.
       settings: damping.
 
     Returns:

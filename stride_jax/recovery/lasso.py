@@ -201,9 +201,7 @@ def open_queries(state: LassoState, y_QxK: np.ndarray, settings: LassoSettings) 
     size = 1 << (min(settings.working_set, state.num_train) - 1).bit_length()
     blank = _empty(state, size)
     start = state.table_PxD.shape[1] * (1 + np.sqrt(size / k)) ** 2
-    opened = Opened(
-        y, np.zeros(count), [blank] * count, np.full(count, start), np.ones(count)
-    )
+    opened = Opened(y, np.zeros(count), [blank] * count, np.full(count, start), np.ones(count))
     for at in range(0, count, slots):
         queries = range(at, min(at + slots, count))
         out = _play(

@@ -56,9 +56,9 @@ class Recovery:
         return self.sparse.toarray()
 
 
-def packed(ids: list[np.ndarray], values: list[np.ndarray], num_train: int) -> tuple[
-    np.ndarray, np.ndarray
-]:
+def packed(
+    ids: list[np.ndarray], values: list[np.ndarray], num_train: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Supports of different sizes as two padded arrays, each row strongest first."""
     size = max(1, max((len(i) for i in ids), default=1))
     id_QxS = np.full((len(ids), size), num_train, np.int32)

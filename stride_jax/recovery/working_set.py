@@ -245,9 +245,7 @@ def play_round(
         )
         if state.sharded:
             sent, most_DxQ = jax.tree.map(
-                lambda a: jax.lax.all_to_all(
-                    a.reshape(mesh.size, q, *a.shape[1:]), every, 0, 0
-                ),
+                lambda a: jax.lax.all_to_all(a.reshape(mesh.size, q, *a.shape[1:]), every, 0, 0),
                 (nominees, most_Q),
             )
             most_Q = most_DxQ.max(axis=0)
