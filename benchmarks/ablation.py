@@ -16,8 +16,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from benchmarks.meter import index_bytes
 from benchmarks.methods import fit_direct, fit_stride, score_direct, score_stride
 from stride_jax import evaluation
+from stride_jax.baselines import logra
+from stride_jax.data import Examples
+from stride_jax.design import membership
 from stride_jax.index import StrideSettings
 from stride_jax.pipeline import Run, RunSettings
 from stride_jax.runtime.files import plain, write_json
@@ -70,14 +74,18 @@ def sketch_trials(base: StrideSettings) -> Iterator[Trial]:
     yield "default", "", base, False
     for k in (100, 300, 1000):
         for d in (3, 10, 30):
-            for fraction in (0.02, 0.1, 0.2):
+            for fraction in (0.01, 0.05, 0.2):
                 own = change(change(base, "design.num_subsets", k), "design.degree", d)
                 own = change(own, "lasso.lambda_fraction", fraction)
                 yield "K x d x lambda", f"K = {k}, d = {d}, lambda {fraction}", own, False
+    for prior in (0.0, 0.5):
+        yield "prior", str(prior), change(base, "prior", prior), False
+        small = change(base, "design.num_subsets", 3 * base.design.num_subsets // 10)
+        yield "prior", f"{prior}, K = 3/10", change(small, "prior", prior), False
     for scale in (0.1, 1.0):
         yield "measuring scale", f"{scale}", change(base, "measure.scale", scale), False
     joint = change(change(base, "fit", "joint"), "basis.rank", min(64, base.basis.rank))
-    joint = change(joint, "lasso.lambda_fraction", 0.05)
+    joint = change(change(joint, "lasso.lambda_fraction", 0.05), "prior", 0.0)
     three = change(joint, "joint.linearity", 1.0)
     yield "joint", "three losses", three, False
     yield "joint", "without linearity", joint, False
@@ -89,16 +97,34 @@ def figure(run: Run, trial: Trial) -> dict[str, Any]:
     """LDS of one trial on the whole bank: nothing here is tuned on it."""
     group, label, settings, is_direct = trial
     fit, score = (fit_direct, score_direct) if is_direct else (fit_stride, score_stride)
+    try:
+        membership(settings.design, run.train.ids)
+    except ValueError as refused:  # too many subsets for so few examples
+        return {"group": group, "change": label, "refused": str(refused)}
     state = fit(run.base_model, run.train, settings)
     result = evaluation.lds(score(state, run.base_model, run.train, run.query, settings), run.bank)
     taps = state.settings.taps
     return {"group": group, "change": label, "lds": result.lds, "ci95": result.ci95, "taps": taps}
 
 
+def index_sizes(run: Run) -> list[dict[str, int]]:
+    """Bytes of STRIDE's index and of LoGRA's store as the training set grows."""
+    train, rows = run.train, []
+    for n in sorted({len(train) // 9, len(train) // 3, len(train)}):
+        part = Examples(train.inputs[:n], train.labels[:n], train.ids[:n])
+        ours = fit_stride(run.base_model, part, run.settings.stride)
+        store = logra.fit(run.base_model, part, logra.LograSettings(rank=32))
+        rows.append({"num_train": n, "stride": ours.nbytes, "logra": index_bytes(store)})
+    return rows
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = ["| | change | LDS | 95 % |", "|---|---|---|---|"]
     for row in rows:
+        if "refused" in row:
+            lines.append(f"| {row['group']} | {row['change']} | refused | |")
+            continue
         low, high = row["ci95"]
         lines.append(
             f"| {row['group']} | {row['change']} | {row['lds']:.3f} | {low:.3f} – {high:.3f} |"
@@ -118,8 +144,13 @@ def main(argv: Sequence[str]) -> None:
     base = run.settings.stride
     trials = [*direct_trials(base, taps), *sketch_trials(base)]
     rows = [figure(run, trial) for trial in bars(trials, desc="ablation")]
-    write_json(pathlib.Path(_WORKDIR.value) / "ablation.json", plain({"rows": rows}))
+    sizes = index_sizes(run)
+    write_json(
+        pathlib.Path(_WORKDIR.value) / "ablation.json", plain({"rows": rows, "index_bytes": sizes})
+    )
     print(table(rows))
+    for row in sizes:
+        print("N = {num_train}: index {stride} bytes, LoGRA's store {logra}".format(**row))
 
 
 if __name__ == "__main__":

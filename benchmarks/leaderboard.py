@@ -19,13 +19,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from benchmarks import report
-from benchmarks.meter import Cost, Meter
+from benchmarks.meter import Cost, Meter, index_bytes
 from benchmarks.methods import Method, contestants, ensemble
 from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
 from stride_jax.baselines.model import Model
 from stride_jax.evaluation import CounterfactualSettings
-from stride_jax.index import Index
 from stride_jax.pipeline import Run, RunSettings
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import bars
@@ -74,17 +73,6 @@ class Outcome:
     uncalibrated: float | None
     compile_seconds: float
     index_bytes: int
-
-
-def index_bytes(state: Any) -> int:
-    """Bytes of the arrays that scoring reads; example ids aside, which every method has."""
-    if isinstance(state, Index):
-        return state.nbytes
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Index))
-    if any(isinstance(leaf, Index) for leaf in leaves):
-        return sum(index_bytes(leaf) for leaf in leaves)
-    sparse = [getattr(leaf, "data", leaf) for leaf in leaves]
-    return sum(leaf.nbytes for leaf in sparse if hasattr(leaf, "nbytes"))
 
 
 def tune(method: Method, model: Model, run: Run, half: evaluation.Bank) -> tuple[Any, np.ndarray]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from stride_jax.index import Index
+
 _PAGE = 4096
 _COMPILING = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -73,3 +75,14 @@ class Meter:
         self.sampler.join()
         self.cost.compile_seconds = _compiled - self.start_compiled
         self.cost.seconds = max(0.0, wall - self.cost.compile_seconds)
+
+
+def index_bytes(state: Any) -> int:
+    """Bytes of the arrays that scoring reads; example ids aside, which every method has."""
+    if isinstance(state, Index):
+        return state.nbytes
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Index))
+    if any(isinstance(leaf, Index) for leaf in leaves):
+        return sum(index_bytes(leaf) for leaf in leaves)
+    sparse = [getattr(leaf, "data", leaf) for leaf in leaves]
+    return sum(leaf.nbytes for leaf in sparse if hasattr(leaf, "nbytes"))

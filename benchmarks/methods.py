@@ -54,7 +54,7 @@ def score_stride(
 ) -> np.ndarray:
     """STRIDE's scores of the queries, `[Q, N]`."""
     read = dataclasses.replace(
-        state.settings, design=settings.design, measure=settings.measure, lasso=settings.lasso
+        state.settings, measure=settings.measure, prior=settings.prior, lasso=settings.lasso
     )
     index = dataclasses.replace(state, settings=read)
     return stride.attribute(
@@ -82,7 +82,10 @@ def score_direct(
 def _joint_grid(base: StrideSettings) -> list[list[StrideSettings]]:
     """Joint training: lambda, at full scale and at a small one; one fit for all."""
     joint = dataclasses.replace(
-        base, fit="joint", basis=dataclasses.replace(base.basis, rank=min(64, base.basis.rank))
+        base,
+        fit="joint",
+        prior=0.0,
+        basis=dataclasses.replace(base.basis, rank=min(64, base.basis.rank)),
     )
     return [
         [
@@ -98,11 +101,9 @@ def _joint_grid(base: StrideSettings) -> list[list[StrideSettings]]:
 
 
 def fewer(base: StrideSettings, num_subsets: int) -> StrideSettings:
-    """The same with fewer subsets, and a penalty for so few measurements."""
+    """The same with fewer subsets."""
     return dataclasses.replace(
-        base,
-        design=dataclasses.replace(base.design, num_subsets=num_subsets),
-        lasso=dataclasses.replace(base.lasso, lambda_fraction=0.2),
+        base, design=dataclasses.replace(base.design, num_subsets=num_subsets)
     )
 
 

@@ -28,7 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "basis": {"rank": 256},
                 "joint": {"steps": 60, "learning_rate": 1e-3, "stability": 10.0, "linearity": 0.0},
                 "closed_form": {"damping": 2.0, "doubt": 0.005},
-                "lasso": {"lambda_fraction": 0.03, "relative_gap": 1e-3},
+                "prior": 0.25,
+                "lasso": {"lambda_fraction": 0.02, "relative_gap": 1e-3},
             },
             "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 50},
             "leaderboard": {

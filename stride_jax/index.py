@@ -36,6 +36,9 @@ class StrideSettings:
       joint: settings of training.
       closed_form: settings of the closed form.
       measure: reading a query.
+      prior: p of the Lasso's penalty weights `||e_i||^-p`, `e_i = e_y − p` on the training example:
+        one that the model has no doubt about can hardly matter, and is made to pay for it. 0 is
+        the published Lasso.
       lasso: recovery.
     """
 
@@ -47,13 +50,16 @@ class StrideSettings:
     joint: ops.JointSettings = ops.JointSettings()
     closed_form: ops.ClosedFormSettings = ops.ClosedFormSettings()
     measure: MeasureSettings = MeasureSettings()
-    lasso: LassoSettings = LassoSettings(lambda_fraction=0.03, relative_gap=1e-3)
+    prior: float = 0.25
+    lasso: LassoSettings = LassoSettings(lambda_fraction=0.02, relative_gap=1e-3)
 
     def __post_init__(self) -> None:
         if self.fit not in ("closed_form", "joint"):
             raise ValueError(f"fit={self.fit!r}: use 'closed_form' or 'joint'")
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise ValueError(f"sites={self.sites}: name at least one, each once")
+        if not 0 <= self.prior <= 2:
+            raise ValueError(f"prior={self.prior} must lie in [0, 2]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Index:
     Attributes:
       operators: `{site: basis and K steering matrices}`.
       train_ids: `[N]` strings; with the design's seed they give the membership.
+      residual_N: float32 `||e_i||` of the training examples (`operators.residual_sizes`).
       settings: what made it, the taps that were chosen among them.
       moments: `{site: sums over the training set}`, if they were kept: with them the index can be
         appended to.
@@ -70,13 +77,26 @@ class Index:
 
     operators: dict[str, ops.Operators]
     train_ids: np.ndarray
+    residual_N: np.ndarray
     settings: StrideSettings
     moments: dict[str, ops.Moments] | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what a query is measured with; does not depend on N."""
+        """Bytes of what a query is measured with; does not depend on N, as ids do."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.operators))
+
+
+def penalty_weights(residual_N: np.ndarray, settings: StrideSettings) -> np.ndarray | None:
+    """Penalty weights of the Lasso, `||e_i||^-p` over their mean, `[N]`; None without a prior.
+
+    >>> penalty_weights(np.array([1.0, 16.0]), StrideSettings(prior=0.25)).tolist()
+    [1.3333333333333333, 0.6666666666666666]
+    """
+    if settings.prior == 0:
+        return None
+    weights_N = np.maximum(residual_N, 1e-6) ** -settings.prior
+    return weights_N / weights_N.mean()
 
 
 def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, np.ndarray]:
@@ -113,6 +133,7 @@ def save(path: str | os.PathLike[str], index: Index) -> None:
         path,
         **to_arrays(index.operators),
         train_ids=index.train_ids,
+        residual_N=index.residual_N,
         settings=json.dumps(plain(index.settings)),
     )
 
@@ -124,7 +145,10 @@ def load(path: str | os.PathLike[str]) -> Index:
       UnreadableFileError: torn, or not written by `save`.
     """
     arrays = read_arrays(path)
-    if missing := {"train_ids", "settings"} - set(arrays):
+    if missing := {"train_ids", "residual_N", "settings"} - set(arrays):
         raise UnreadableFileError(f"{path} lacks {sorted(missing)}: it is no index of ours")
-    ids, settings = arrays.pop("train_ids"), arrays.pop("settings")
-    return Index(from_arrays(arrays), ids, build(StrideSettings, json.loads(str(settings))))
+    ids, residual_N, settings = (
+        arrays.pop(name) for name in ("train_ids", "residual_N", "settings")
+    )
+    built = build(StrideSettings, json.loads(str(settings)))
+    return Index(from_arrays(arrays), ids, residual_N, built)

@@ -75,12 +75,12 @@ class Run:
             "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
             "operators": (
                 dataclasses.replace(
-                    s.stride, measure=MeasureSettings(), lasso=lasso.LassoSettings()
+                    s.stride, measure=MeasureSettings(), prior=0.0, lasso=lasso.LassoSettings()
                 ),
                 ("model",),
             ),
             "measurements": (s.stride.measure, ("operators",)),
-            "recovery": (s.stride.lasso, ("measurements",)),
+            "recovery": ((s.stride.prior, s.stride.lasso), ("measurements",)),
             "random": ((), ("data",)),
             "feature-cosine": ((), ("model",)),
             "grad-dot": ((), ("model",)),
@@ -223,21 +223,21 @@ class Run:
         return self._look(self.query, "forward-query")
 
     @functools.cached_property
-    def subsets(self) -> jax.Array:
-        """Membership of the training examples."""
-        return designs.membership(self.settings.stride.design, self.train.ids)
-
-    @functools.cached_property
-    def operators(self) -> dict[str, ops.Operators]:
-        """The index: at each site, the basis and K steering matrices."""
+    def operators(self) -> tuple[dict[str, ops.Operators], np.ndarray]:
+        """The index: basis and K steering matrices by site, and `||e_i||` of the examples."""
 
         def compute() -> Arrays:
+            settings = self.stride_settings
+            subsets = designs.membership(settings.design, self.train.ids)
             made, _ = stride.make_operators(
-                self.stride_settings, self.subsets, self.train_seen, progress=self.progress
+                settings, subsets, self.train_seen, progress=self.progress
             )
-            return indices.to_arrays(made)
+            residual_N = stride.residuals(settings, self.train_seen)
+            return indices.to_arrays(made) | {"residual_N": residual_N}
 
-        return indices.from_arrays(self._stage("operators", ["train_seen"], compute))
+        arrays = self._stage("operators", ["train_seen"], compute)
+        residual_N = arrays.pop("residual_N")
+        return indices.from_arrays(arrays), residual_N
 
     @functools.cached_property
     def measurements(self) -> np.ndarray:
@@ -245,7 +245,7 @@ class Run:
 
         def compute() -> Arrays:
             y = stride.measure_all(
-                self.stride_settings, self.operators, self.query_seen, progress=self.progress
+                self.stride_settings, self.operators[0], self.query_seen, progress=self.progress
             )
             return {"y": y}
 
@@ -256,10 +256,10 @@ class Run:
         """Influences with their certificates."""
 
         def compute() -> Arrays:
-            state = lasso.init(self.settings.stride.design, self.subsets)
-            found = lasso.solve(
-                state, self.measurements, self.settings.stride.lasso, progress=self.progress
-            )
+            found = stride.recover(
+                self.settings.stride, self.train.ids, self.operators[1], self.measurements,
+                progress=self.progress,
+            )  # fmt: skip
             return dataclasses.asdict(found)
 
         return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))

@@ -18,9 +18,9 @@ from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.attribution import Attribution
 from stride_jax.data.examples import content_ids
-from stride_jax.index import Index, StrideSettings
+from stride_jax.index import Index, StrideSettings, penalty_weights
 from stride_jax.measure import measure
-from stride_jax.recovery.lasso import init, solve
+from stride_jax.recovery import Recovery, init, solve
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.progress import Progress, silent
 
@@ -133,7 +133,29 @@ def fit(
         tapped, params, inputs, labels, settings, weights=weights, mesh=mesh, progress=progress
     )
     operators, moments = make_operators(settings, subsets, seen, mesh=mesh, progress=progress)
-    return Index(operators, ids, settings, moments if keep_moments else None)
+    residual_N = residuals(settings, seen)
+    return Index(operators, ids, residual_N, settings, moments if keep_moments else None)
+
+
+def residuals(settings: StrideSettings, seen: Seen) -> np.ndarray:
+    """`||e_i||` of training examples, doubted as the closed form does, `[N]`."""
+    return ops.residual_sizes(ops.doubted(seen.observed, settings.closed_form))
+
+
+def recover(
+    settings: StrideSettings,
+    train_ids: np.ndarray,
+    residual_N: np.ndarray,
+    y_QxK: np.ndarray,
+    *,
+    mesh: Mesh | None = None,
+    progress: Progress = silent,
+) -> Recovery:
+    """Influences and their certificates from measurements, by the Lasso of the settings."""
+    subsets = designs.membership(settings.design, train_ids)
+    weights_N = penalty_weights(residual_N, settings)
+    state = init(settings.design, subsets, penalty_N=weights_N, mesh=mesh)
+    return solve(state, y_QxK, settings.lasso, progress=progress)
 
 
 def make_operators(
@@ -228,7 +250,8 @@ def append(
         new = _accumulate(index.settings, subsets, seen, name, basis, mesh, progress, old.rotation)
         moments[name] = ops.add(old, new)
         operators[name] = ops.closed_form(basis, moments[name], index.settings.closed_form)
-    return Index(operators, everyone, index.settings, moments)
+    residual_N = np.concatenate([index.residual_N, residuals(index.settings, seen)])
+    return Index(operators, everyone, residual_N, index.settings, moments)
 
 
 def measure_all(
@@ -279,9 +302,9 @@ def attribute(
         tapped, params, inputs, labels, settings, weights=weights, mesh=mesh, progress=progress
     )
     y_QxK = measure_all(settings, index.operators, seen, mesh=mesh, progress=progress)
-    subsets = designs.membership(settings.design, index.train_ids)
-    state = init(settings.design, subsets, mesh=mesh)
-    found = solve(state, y_QxK, settings.lasso, progress=progress)
+    found = recover(
+        settings, index.train_ids, index.residual_N, y_QxK, mesh=mesh, progress=progress
+    )
     return Attribution(ids, index.train_ids, found.sparse, plain(settings))
 
 

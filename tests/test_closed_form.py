@@ -193,7 +193,9 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
         assert np.linalg.norm(parts[-1]) > 0
     np.testing.assert_allclose(both, sum(parts), rtol=1e-4, atol=1e-6)
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
-    with pytest.raises(UnreadableFileError, match=r"lacks \['settings', 'train_ids'\]"):
+    with pytest.raises(
+        UnreadableFileError, match=r"lacks \['residual_N', 'settings', 'train_ids'\]"
+    ):
         indices.load(tmp_path / "other.npz")
     with pytest.raises(ValueError, match=r"unknown tap 'hiden1'.*hidden1"):
         stride.fit(

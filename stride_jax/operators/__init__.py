@@ -1,7 +1,13 @@
 """Steering operators: basis, the pytree and how it shifts, losses, joint training, closed form."""
 
 from stride_jax.operators.basis import Basis, BasisSettings, fit_basis
-from stride_jax.operators.closed_form import ClosedFormSettings, closed_form, direct_scores, doubted
+from stride_jax.operators.closed_form import (
+    ClosedFormSettings,
+    closed_form,
+    direct_scores,
+    doubted,
+    residual_sizes,
+)
 from stride_jax.operators.curvature import Moments, accumulate, add
 from stride_jax.operators.joint import JointSettings, train_jointly
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
@@ -35,6 +41,7 @@ __all__ = [
     "fit_basis",
     "logit_site",
     "residual_site",
+    "residual_sizes",
     "tap_energies",
     "train_jointly",
 ]

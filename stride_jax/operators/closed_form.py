@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.operators.basis import Basis, features, standardise
-from stride_jax.operators.curvature import FORMS, Moments, pairs, steering_gradients
+from stride_jax.operators.curvature import (
+    FORMS,
+    Moments,
+    output_errors,
+    pairs,
+    steering_gradients,
+)
 from stride_jax.operators.steering import Context, Operators, Site
 from stride_jax.taps import Observed
 
@@ -83,6 +89,16 @@ def doubted(observed: Observed, settings: ClosedFormSettings) -> Observed:
     p = (1 - settings.doubt) * p + settings.doubt / p.shape[-1]
     # The smallest normal number, for eps = 0.
     return dataclasses.replace(observed, logits_NxTxC=jnp.log(jnp.maximum(p, 1.2e-38)))
+
+
+def residual_sizes(observed: Observed) -> np.ndarray:
+    """How wrong the model is about each example, `sqrt(Σ_t omega_t ||e_y − p||²)`, `[N]` float32.
+
+    An example's influence on anything is proportional to it, which recovery may know beforehand.
+    """
+    site = Site(width=observed.logits_NxTxC.shape[-1])
+    squares_NxT = (output_errors(site, observed, {}) ** 2).sum(axis=-1)
+    return np.asarray(jnp.sqrt((observed.weights_NxT * squares_NxT).sum(axis=1)), np.float32)
 
 
 def _dense(fisher_PxRxR: jax.Array, width: int) -> jax.Array:
