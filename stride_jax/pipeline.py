@@ -277,7 +277,7 @@ class Run:
             )
             return dataclasses.asdict(found)
 
-        return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))
+        return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))  # pyright: ignore[reportArgumentType]
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────
 

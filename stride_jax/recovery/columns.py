@@ -121,14 +121,10 @@ def init(
         weights = np.ones(padded, np.float32)
         weights[:n] = penalty_N
         weights = jax.device_put(weights, place)
-    return LassoState(
-        jax.device_put(table_PxD, place), weights, n, k, group, mesh, shard_columns
-    )
+    return LassoState(jax.device_put(table_PxD, place), weights, n, k, group, mesh, shard_columns)
 
 
-def init_rows(
-    rows_KxS: np.ndarray, num_train: int, *, mesh: Mesh | None = None
-) -> LassoState:
+def init_rows(rows_KxS: np.ndarray, num_train: int, *, mesh: Mesh | None = None) -> LassoState:
     """Prepare any binary M, given by the members of each row, for `solve`.
 
     Args:
