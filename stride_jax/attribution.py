@@ -203,8 +203,8 @@ def save(
 def load(path: str | os.PathLike[str]) -> Attribution:
     """Read an attribution back; pairs that were not stored have score 0.
 
-    A file of all scores (`top_k=None`) comes back bit for bit, its scores in compressed rows. A file
-    without the list of all ids comes back with the training examples that it names.
+    A file of all scores (`top_k=None`) comes back bit for bit, in compressed rows. A file without
+    the list of all ids comes back with the training examples that it names.
 
     Raises:
       UnreadableFileError: not Parquet, or not written by `save`.

@@ -262,7 +262,7 @@ class Run:
             )  # fmt: skip
             return dataclasses.asdict(found)
 
-        return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))
+        return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))  # pyright: ignore[reportArgumentType]
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────
 

@@ -65,7 +65,7 @@ def test_sparse_scores_answer_like_dense_ones_and_from_the_support_alone(attribu
     for a in (attribution, sparse):
         np.testing.assert_allclose(a.subset_sums(chosen), dense[:, [3, 7, 20, 21]].sum(axis=1))
         assert [a.score("q1", t) for t in attribution.train_ids] == dense[1].tolist()
-        with pytest.raises(ValueError, match="1 ids are not among the 30 .* first 'nobody'"):
+        with pytest.raises(ValueError, match=r"1 ids are not among the 30 .* first 'nobody'"):
             a.subset_sums(["t1", "nobody"])
     save(tmp_path / "dense.parquet", attribution)
     save(tmp_path / "sparse.parquet", sparse)

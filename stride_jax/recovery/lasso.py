@@ -15,11 +15,17 @@ import numpy as np
 from stride_jax.recovery.certificate import Certificate, certify
 from stride_jax.recovery.columns import LassoState, init, init_rows, pass_bytes
 from stride_jax.recovery.proximal import PENALTIES
-from stride_jax.recovery.result import Recovery, packed
+from stride_jax.recovery.result import Recovery, least_squares, packed
 from stride_jax.recovery.working_set import Problem, Round, WorkingSet, play_round
 from stride_jax.runtime.progress import Progress, silent
 
 __all__ = ["LassoSettings", "LassoState", "Recovery", "init", "init_rows", "lambda_max", "solve"]
+
+
+# After so many steps all N columns are looked at again.
+_STEPS_PER_ROUND = 400
+# Rounds without progress after which float32 has given all it can.
+_PATIENCE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +34,13 @@ class LassoSettings:
 
     Attributes:
       lambda_fraction: lambda as a fraction of each query's lambda_max, where w becomes zero.
-      relative_gap: stop when the duality gap over all N is below this share of `½ ||y||²`.
+      relative_gap: stop when the duality gap over all N is below this share of `½ ||y||²`. The
+        certificate allows for float32's rounding, which costs about 1e-6: asking for less ends
+        where progress does, with the gap that was reached.
       penalty: `lasso`; `nonnegative`, proponents only; or `elastic_net`.
       gamma: of the elastic net, `lambda (||w||_1 + gamma / 2 ||w||²)`, in 1/nats.
       intercept: centre y and the columns of M over the K subsets.
+      debias: refit by least squares on the support; gap and violation stay those of the Lasso.
       working_set: columns a query starts with, a power of two; N or more: all columns at once.
       chunk: queries solved together on one device.
       max_iterations: proximal-gradient steps a query, at most.
@@ -44,6 +53,7 @@ class LassoSettings:
     penalty: str = "lasso"
     gamma: float = 0.0
     intercept: bool = True
+    debias: bool = False
     working_set: int = 256
     chunk: int = 64
     max_iterations: int = 20_000
@@ -138,13 +148,13 @@ def _empty(state: LassoState, size: int) -> WorkingSet:
         np.full(shape, state.num_subsets, state.table_PxD.dtype),
         np.ones(size, np.float32),
         np.zeros(size, np.float32),
-    )  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _grown(state: LassoState, working: WorkingSet) -> WorkingSet:
     """A working set with as many free places again."""
     more = _empty(state, len(working.w_QxW))
-    return WorkingSet(*(np.concatenate(pair) for pair in zip(working, more, strict=True)))  # pyright: ignore[reportArgumentType]
+    return WorkingSet(*(np.concatenate(pair) for pair in zip(working, more, strict=True)))
 
 
 def _play(
@@ -155,9 +165,7 @@ def _play(
     slots: int,
     size: int,
     penalty_Q: np.ndarray,
-    *,
-    steps: int = 0,
-    first_round: bool = False,
+    floor_Q: np.ndarray,
 ) -> Round:
     """One round for these queries; places that no query takes are filled with silent ones."""
     missing = slots - len(queries)
@@ -171,17 +179,16 @@ def _play(
     y = np.pad(opened.y_QxK[rows], ((0, missing), (0, 0))).astype(np.float32)
     problem = Problem(
         y, column(penalty_Q, 1.0), column(settings.gamma * opened.top_Q, 0.0),
-        column(opened.lipschitz_Q, 1.0), column(opened.tolerance_Q, 1.0),
+        column(opened.lipschitz_Q, 1.0), column(opened.tolerance_Q, 1.0), column(floor_Q, 1.0),
     )  # fmt: skip
     out = play_round(
         state,
-        WorkingSet(*(np.stack(parts) for parts in zip(*sets, strict=True))),  # pyright: ignore[reportArgumentType]
-        problem,  # pyright: ignore[reportArgumentType]
+        WorkingSet(*(np.stack(parts) for parts in zip(*sets, strict=True))),
+        problem,
         penalty=settings.penalty,
         intercept=settings.intercept,
-        max_steps=steps,
+        max_steps=min(settings.max_iterations, _STEPS_PER_ROUND),
         one_by_one=jax.default_backend() == "cpu",
-        first_round=first_round,
     )
     return jax.device_get(out)
 
@@ -204,9 +211,9 @@ def open_queries(state: LassoState, y_QxK: np.ndarray, settings: LassoSettings) 
     opened = Opened(y, np.zeros(count), [blank] * count, np.full(count, start), np.ones(count))
     for at in range(0, count, slots):
         queries = range(at, min(at + slots, count))
-        out = _play(
-            state, opened, queries, settings, slots, size, np.zeros(count), first_round=True
-        )
+        # No column joins at a lambda this large, and all may be nominated: a pass, no more.
+        huge, zero = np.full(count, 1e30), np.zeros(count)
+        out = _play(state, opened, queries, settings, slots, size, huge, zero)
         opened.top_Q[queries] = out.most_Q[: len(queries)]
         for place, q in enumerate(queries):
             opened.working[q] = WorkingSet(*(a[place] for a in out.working))
@@ -255,7 +262,8 @@ def finish(
     largest = 1 << (state.num_train - 1).bit_length()
     least_weight = 1.0 if state.penalty_P is None else float(np.asarray(state.penalty_P).min())
     proof = [Certificate(0.0, 0.0)] * count
-    steps, passes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    steps, passes, stalled = (np.zeros(count, np.int64) for _ in range(3))
+    gap_Q = np.full(count, np.inf)
     waiting: dict[int, list[int]] = {}
     for q in np.flatnonzero(opened.top_Q > 0)[::-1].tolist():
         waiting.setdefault(len(opened.working[q].w_QxW), []).append(q)
@@ -268,16 +276,20 @@ def finish(
         waiting.pop(size)
         if rest:
             waiting[size] = rest
-        out = _play(
-            state, opened, queries, settings, slots, size, fraction_Q,
-            steps=settings.max_iterations,
-        )  # fmt: skip
+        out = _play(state, opened, queries, settings, slots, size, fraction_Q, fraction_Q)
         for place, q in enumerate(queries):
             steps[q] += out.steps_Q[place]
             passes[q] += 1
             opened.lipschitz_Q[q] = out.lipschitz_Q[place]
             opened.tolerance_Q[q] = _next_tolerance(out, place, settings.relative_gap)
-            spent = steps[q] >= settings.max_iterations or passes[q] >= settings.max_rounds
+            slow = out.gap_Q[place] > 0.8 * gap_Q[q] and out.wanted_Q[place] == out.active_Q[place]
+            stalled[q] = stalled[q] + 1 if slow else 0
+            gap_Q[q] = min(gap_Q[q], out.gap_Q[place])
+            spent = (
+                steps[q] >= settings.max_iterations
+                or passes[q] >= settings.max_rounds
+                or stalled[q] >= _PATIENCE
+            )
             working = WorkingSet(*(a[place] for a in out.working))
             opened.working[q] = working
             if spent or out.gap_Q[place] <= 1.1 * settings.relative_gap:
@@ -301,7 +313,11 @@ def finish(
     for q, working in enumerate(opened.working):
         kept = (working.w_QxW != 0) & (opened.top_Q[q] > 0)
         ids.append(working.id_QxW[kept])
-        values.append(working.w_QxW[kept] * opened.top_Q[q])
+        found = working.w_QxW[kept].astype(np.float64)
+        if settings.debias and kept.any():
+            rows = working.rows_QxWxD[kept]
+            found = least_squares(rows, opened.y_QxK[q], settings.intercept)
+        values.append((found * opened.top_Q[q]).astype(np.float32))
     return Recovery(
         *packed(ids, values, state.num_train),
         state.num_train,

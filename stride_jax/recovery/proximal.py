@@ -4,7 +4,8 @@ alone.
     minimise over w:  ½ || y − M w ||² + Σ_i lambda_i (|w_i| + gamma / 2 w_i²),  w ≥ 0 if asked
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def padded_residual(
     return jnp.concatenate([r, jnp.zeros(1, r.dtype)])
 
 
-def _prox(penalty: str) -> object:
+def _prox(penalty: str) -> Callable[..., Any]:
     if penalty == "lasso":
         return jaxopt.prox.prox_lasso
     if penalty == "nonnegative":

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.linalg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,27 @@ class Recovery:
     def scores_QxN(self) -> np.ndarray:
         """`[Q, N]` float32 influences, zeros and all: for an N that affords it."""
         return self.sparse.toarray()
+
+
+def least_squares(rows_SxD: np.ndarray, y_K: np.ndarray, intercept: bool) -> np.ndarray:
+    """Influences of a support without the Lasso's shrinkage: `argmin ||y − b − M_S w||²`, `[S]`.
+
+    Args:
+      rows_SxD: subsets of the support's examples, K for padding.
+      y_K: measurements.
+      intercept: whether b is fitted, else 0.
+
+    >>> least_squares(np.array([[0, 1], [1, 2]]), np.array([2.0, 1.0, -1.0]), False).round(6)
+    array([ 2., -1.])
+    """
+    size, degree = rows_SxD.shape
+    ends = np.arange(0, rows_SxD.size + 1, degree)
+    whole = scipy.sparse.csc_array(
+        (np.ones(rows_SxD.size), rows_SxD.reshape(-1), ends), shape=(len(y_K) + 1, size)
+    )[:-1]
+    if intercept:
+        whole = scipy.sparse.hstack([whole, np.ones((len(y_K), 1))])
+    return scipy.sparse.linalg.lsmr(whole, y_K, atol=1e-9, btol=1e-9)[0][:size]
 
 
 def packed(

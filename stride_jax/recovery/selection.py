@@ -5,6 +5,7 @@ No retrained model, no ground truth is looked at.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -85,7 +86,7 @@ def keep_subsets(state: LassoState, kept_K: np.ndarray) -> LassoState:
     )  # fmt: skip
 
 
-def _sparse_rows(state: LassoState) -> scipy.sparse.csr_array:
+def _sparse_rows(state: LassoState) -> Any:  # scipy's stubs lose the product's type
     """`Mᵀ`, `[N, K + 1]`; the last column gathers the padding."""
     table = np.asarray(state.table_PxD)[: state.num_train].astype(np.int32)
     n, degree = table.shape

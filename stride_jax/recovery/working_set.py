@@ -8,7 +8,8 @@ their own coefficients would need.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from jax.sharding import PartitionSpec as P
 from stride_jax.recovery import proximal
 from stride_jax.recovery.columns import LassoState, gather_add, group_maxima
 
-
 # Columns that may join a working set in one round.
 _NOMINEES = 256
+
+
+Array = Any  # numpy on the host between rounds, JAX within one
 
 
 class WorkingSet(NamedTuple):
@@ -32,10 +35,10 @@ class WorkingSet(NamedTuple):
       w_QxW: their influences.
     """
 
-    id_QxW: jax.Array
-    rows_QxWxD: jax.Array
-    penalty_QxW: jax.Array
-    w_QxW: jax.Array
+    id_QxW: Array
+    rows_QxWxD: Array
+    penalty_QxW: Array
+    w_QxW: Array
 
 
 class Problem(NamedTuple):
@@ -47,13 +50,15 @@ class Problem(NamedTuple):
       gamma_Q: of the elastic net.
       lipschitz_Q: step bound learnt so far.
       tolerance_Q: relative gap that the working set's own problem is solved to.
+      floor_Q: correlation, per penalty weight, above which a column may join: lambda.
     """
 
-    y_QxK: jax.Array
-    penalty_Q: jax.Array
-    gamma_Q: jax.Array
-    lipschitz_Q: jax.Array
-    tolerance_Q: jax.Array
+    y_QxK: Array
+    penalty_Q: Array
+    gamma_Q: Array
+    lipschitz_Q: Array
+    tolerance_Q: Array
+    floor_Q: Array
 
 
 class Round(NamedTuple):
@@ -71,13 +76,13 @@ class Round(NamedTuple):
     """
 
     working: WorkingSet
-    r_QxK: jax.Array
-    most_Q: jax.Array
-    gap_Q: jax.Array
-    lipschitz_Q: jax.Array
-    steps_Q: jax.Array
-    active_Q: jax.Array
-    wanted_Q: jax.Array
+    r_QxK: Array
+    most_Q: Array
+    gap_Q: Array
+    lipschitz_Q: Array
+    steps_Q: Array
+    active_Q: Array
+    wanted_Q: Array
 
 
 class _Nominees(NamedTuple):
@@ -175,9 +180,7 @@ def _gap(problem: Problem, working: WorkingSet, r_QxK: jax.Array, most_Q: jax.Ar
     return gap / jnp.maximum(0.5 * (y_QxK**2).sum(axis=1), 1e-30)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("penalty", "intercept", "max_steps", "one_by_one", "first_round")
-)
+@functools.partial(jax.jit, static_argnames=("penalty", "intercept", "max_steps", "one_by_one"))
 def play_round(
     state: LassoState,
     working: WorkingSet,
@@ -187,7 +190,6 @@ def play_round(
     intercept: bool,
     max_steps: int,
     one_by_one: bool,
-    first_round: bool = False,
 ) -> Round:
     """Solve every query's working set, then pass over all N columns once.
 
@@ -198,7 +200,6 @@ def play_round(
       penalty, intercept, max_steps: of the inner problem.
       one_by_one: inner problems one after the other, each with its own number of steps, which on
         CPU keeps them in cache; or all of a device's at once, which an accelerator wants.
-      first_round: the working sets are empty: pass only, and nominate without a threshold.
 
     Returns:
       What was found, laid out like the queries.
@@ -206,10 +207,10 @@ def play_round(
     mesh, every = state.mesh, state.mesh.axis_names
     size = working.id_QxW.shape[1]
 
-    def each(fun: object, arguments: object) -> object:
+    def each(fun: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if one_by_one:
-            return jax.lax.map(lambda a: fun(*a), arguments)  # pyright: ignore[reportCallIssue]
-        return jax.vmap(lambda a: fun(*a))(arguments)  # pyright: ignore[reportCallIssue]
+            return jax.lax.map(lambda a: fun(*a), arguments)
+        return jax.vmap(lambda a: fun(*a))(arguments)
 
     def local(state: LassoState, working: WorkingSet, problem: Problem) -> Round:
         q = problem.y_QxK.shape[0]
@@ -221,14 +222,7 @@ def play_round(
                 penalty=penalty, intercept=intercept, max_steps=max_steps,
             )  # fmt: skip
 
-        if first_round:
-            r_QxL = jnp.concatenate([problem.y_QxK, jnp.zeros((q, 1))], axis=1)
-            zero = jnp.zeros_like(problem.penalty_Q)
-            found = proximal.Inner(
-                working.w_QxW, r_QxL, problem.lipschitz_Q, zero.astype(jnp.int32), zero
-            )
-        else:
-            found = each(inner, (working, problem))
+        found = each(inner, (working, problem))
         working = working._replace(w_QxW=found.w_W)
         shift_QxW = (problem.penalty_Q * problem.gamma_Q)[:, None] * working.penalty_QxW
         asked = (found.r_L, working.id_QxW, shift_QxW * working.w_QxW)
@@ -250,18 +244,14 @@ def play_round(
             )
             most_Q = most_DxQ.max(axis=0)
             nominees = jax.vmap(lambda n: _strongest(n, count), in_axes=1)(sent)
-        floor = jnp.zeros_like(most_Q) if first_round else problem.penalty_Q
-        admitted, active, wanted = each(_admit, (working, nominees, floor))
+        admitted, active, wanted = each(_admit, (working, nominees, problem.floor_Q))
         gap_Q = _gap(problem, working, found.r_L[:, :-1], most_Q)
         return Round(
             admitted, found.r_L[:, :-1], most_Q, gap_Q, found.lipschitz, found.steps, active, wanted
         )
 
     queries = P(every)
-    columns = LassoState(
-        state.over_columns, None if state.penalty_P is None else state.over_columns,
-        state.num_train, state.num_subsets, state.group, mesh, state.sharded,
-    )  # fmt: skip
+    columns = jax.tree.map(lambda _: state.over_columns, state)
     return jax.shard_map(
         local, mesh=mesh, in_specs=(columns, queries, queries), out_specs=queries,
         check_vma=False,
