@@ -7,10 +7,11 @@ from the second half. Finished methods are kept in the workdir and not run again
 """
 
 import dataclasses
+import functools
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from benchmarks.methods import Method, contestants, ensemble
 from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
 from stride_jax.baselines.model import Model
-from stride_jax.evaluation import CounterfactualSettings
+from stride_jax.evaluation import CounterfactualResult, CounterfactualSettings
 from stride_jax.pipeline import Run, RunSettings
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import bars
@@ -206,13 +207,28 @@ def removals(
     )
     world = (run.module, run.train, chosen)
     recipe = run.settings.train
-    reference = evaluation.counterfactual_reference(*world, recipe, how)
-    out = {"control": reference.random}
+    asked = fingerprint(repr(run.module), recipe, run.train.inputs, chosen.inputs, how)
+
+    def kept(name: str, key: str, work: Callable[[], CounterfactualResult]) -> dict[str, Any]:
+        path = run.workdir / "removal" / f"{name}-{key}.npz"
+        if not path.exists():
+            write_arrays(path, **dataclasses.asdict(work()))
+        return read_arrays(path)
+
+    @functools.cache
+    def reference() -> evaluation.CounterfactualReference:
+        return evaluation.counterfactual_reference(*world, recipe, how)
+
+    def remove(scores_QxN: np.ndarray) -> CounterfactualResult:
+        return evaluation.counterfactual_removal(*world, scores_QxN, recipe, how, reference())
+
+    out = {"control": kept("control", asked, lambda: reference().random)}
     for name, outcome in bars(outcomes.items(), desc="removal"):
         scores = outcome.scores_QxN[rows]
-        out[name] = evaluation.counterfactual_removal(*world, scores, recipe, how, reference)
+        out[name] = kept(name, fingerprint(asked, scores), functools.partial(remove, scores))
+    columns = {"top_k": "top_k", "drop": "drop_K", "drop_ci95": "drop_ci95"}
     return {
-        name: {"top_k": r.top_k, "drop": r.drop_K, "drop_ci95": r.drop_ci95}
+        name: {column: r[key].tolist() for column, key in columns.items()}
         for name, r in out.items()
     }
 
