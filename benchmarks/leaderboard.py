@@ -248,8 +248,7 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     began = time.monotonic()
     outcomes["datamodels"] = upper_reference(halves, len(run.train))
     regression_seconds = time.monotonic() - began
-    alone = [*(m.name for m in methods), "datamodels"]
-    forgotten = removals({name: outcomes[name] for name in alone}, run, settings)
+    forgotten = removals(outcomes, run, settings)
     ours = evaluation.lds(outcomes["stride"].scores_QxN, halves[1])
     rows = []
     for name, outcome in outcomes.items():
