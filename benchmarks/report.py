@@ -4,7 +4,9 @@ import json
 import pathlib
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox, BboxBase
 
 from stride_jax.runtime.files import atomic_path
 
@@ -68,32 +70,44 @@ def table(board: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _label(
+    axes: Axes, taken: list[BboxBase], name: str, xy: tuple[float, float], **style: Any
+) -> None:
+    """Write a point's name beside it, at the first of a few places where no other text is."""
+    places = [
+        (dx, dy, side) for dy in (4, -11, 15, -22) for dx, side in ((6, "left"), (-6, "right"))
+    ]
+    for dx, dy, side in places:
+        text = axes.annotate(
+            name, xy, xytext=(dx, dy), textcoords="offset points", ha=side, fontsize=8, **style
+        )
+        box = text.get_window_extent()
+        if not any(box.overlaps(other) for other in taken):
+            break
+        if (dx, dy, side) != places[-1]:
+            text.remove()
+    taken.append(box)
+
+
 def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
     """LDS against seconds (log scale), with intervals and the ceiling."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    points = []
     for row in board["rows"]:
         seconds = max(row["train_seconds"] + row["query_seconds"], 1e-3)
         low, high = row["lds_ci95"]
-        ours = row["method"].startswith("stride")
-        colour = "#1b7837" if ours else "#555555"
+        colour = "#1b7837" if row["method"].startswith("stride") else "#555555"
         axes.errorbar(
             seconds,
             row["lds"],
             yerr=[[row["lds"] - low], [high - row["lds"]]],
             fmt="o",
+            markersize=4,
             color=colour,
             capsize=2,
         )
-        axes.annotate(
-            row["method"],
-            (seconds, row["lds"]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=8,
-            color=colour,
-            weight="bold" if ours else "normal",
-        )
+        points.append((row["method"], (seconds, row["lds"]), colour))
     top = board["ceiling"]["perfect_predictor"]
     axes.axhline(top, color="#b2182b", linewidth=0.8, linestyle="--")
     axes.annotate(
@@ -106,11 +120,19 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
         color="#b2182b",
     )
     axes.set_xscale("log")
-    axes.margins(x=0.12)
+    axes.margins(x=0.14, y=0.08)
     axes.set_xlabel("seconds: fit + all queries, compilation excluded (log scale)")
     axes.set_ylabel("LDS")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.draw_without_rendering()  # fixes the layout that labels are placed in
+    taken: list[BboxBase] = []
+    for _, xy, _ in points:
+        at = axes.transData.transform(xy)
+        taken.append(Bbox([at - 5, at + 5]))
+    for name, xy, colour in points:
+        weight = "bold" if name.startswith("stride") else "normal"
+        _label(axes, taken, name, xy, color=colour, weight=weight)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
