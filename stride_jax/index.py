@@ -30,6 +30,8 @@ class StrideSettings:
       taps: activations the basis sees; none named: the one whose variation moves the logits most
         (`operators.tap_energies`), or all of them where the model has no suffix form.
       basis: features of the taps.
+      output_rank: O, directions of the logits that operators at the logit site act along, where the
+        model has more classes than that; 0 for all classes.
       sites: where operators act, `logit` or names of taps (residual sites). Each is a block of
         its own; measurements add up.
       fit: `closed_form` solves for the operators, `joint` trains them with the published losses.
@@ -40,11 +42,13 @@ class StrideSettings:
         one that the model has no doubt about can hardly matter, and is made to pay for it. 0 is
         the published Lasso.
       lasso: recovery.
+      chunk_bytes: what the model says about examples that are looked at together, on all devices.
     """
 
     design: Design = Design()
     taps: tuple[str, ...] = ()
     basis: ops.BasisSettings = ops.BasisSettings()
+    output_rank: int = 256
     sites: tuple[str, ...] = ("logit",)
     fit: str = "closed_form"
     joint: ops.JointSettings = ops.JointSettings()
@@ -52,12 +56,18 @@ class StrideSettings:
     measure: MeasureSettings = MeasureSettings()
     prior: float = 0.25
     lasso: LassoSettings = LassoSettings(lambda_fraction=0.02, relative_gap=1e-3)
+    chunk_bytes: int = 2**29
 
     def __post_init__(self) -> None:
         if self.fit not in ("closed_form", "joint"):
             raise ValueError(f"fit={self.fit!r}: use 'closed_form' or 'joint'")
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise ValueError(f"sites={self.sites}: name at least one, each once")
+        if self.output_rank < 0 or self.chunk_bytes < 1:
+            raise ValueError(
+                f"output_rank={self.output_rank} can't be negative, and chunk_bytes="
+                f"{self.chunk_bytes} must be positive"
+            )
         if not 0 <= self.prior <= 2:
             raise ValueError(f"prior={self.prior} must lie in [0, 2]")
 
@@ -104,6 +114,8 @@ def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, np.ndarray]:
     arrays: dict[str, Any] = {}
     for site, found in operators.items():
         arrays |= {f"{site}:a": found.a_KxRxO, f"{site}:size": found.size_K}
+        if found.outputs_CxO is not None:
+            arrays[f"{site}:outputs"] = found.outputs_CxO
         for part in ("mean", "scale", "weights"):
             for name, value in getattr(found.basis, part).items():
                 arrays[f"{site}:{part}:{name}"] = value
@@ -122,6 +134,7 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> dict[str, ops.Operators]:
             ops.Basis(part(site, "mean"), part(site, "scale"), part(site, "weights")),
             split[site, "a"],
             split[site, "size"],
+            split.get((site, "outputs")),
         )
         for site in dict.fromkeys(key[0] for key in split)
     }

@@ -1,6 +1,7 @@
 """Measurements: how each operator changes each query's loss."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from stride_jax.operators.curvature import steering_gradients
+from stride_jax.operators.curvature import steering_gradients, token_groups
 from stride_jax.operators.losses import loss_drop
 from stride_jax.operators.steering import (
     Context,
@@ -36,16 +37,21 @@ class MeasureSettings:
       max_bytes: largest temporary; queries and subsets are taken in chunks to stay below it.
       tolerance: where `auto` goes first-order, largest relative difference from exact
         measurements of a sample.
+      group: tokens read together, each group with K measurements of its own; 0 for whole sequences.
+        A group's influences are sparser than a sequence's, so the sketch loses less (method §5).
     """
 
     form: str = "auto"
     scale: float = 0.01
     max_bytes: int = 1 << 28
     tolerance: float = 0.05
+    group: int = 0
 
     def __post_init__(self) -> None:
         if self.form not in ("auto", "exact", "first_order"):
             raise ValueError(f"form={self.form!r}: use 'auto', 'exact' or 'first_order'")
+        if self.group < 0:
+            raise ValueError(f"group={self.group} tokens: use at least 1, or 0 for all of them")
         if self.scale <= 0 or self.max_bytes < 1 or self.tolerance <= 0:
             raise ValueError(
                 f"scale={self.scale}, max_bytes={self.max_bytes}, tolerance={self.tolerance}: "
@@ -53,22 +59,33 @@ class MeasureSettings:
             )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="group")
 def _exact_block(
-    site: Site, a_kxRxO: jax.Array, b_BxTxR: jax.Array, observed_B: Observed, context_B: Context
+    site: Site,
+    a_kxRxO: jax.Array,
+    b_BxTxR: jax.Array,
+    observed_B: Observed,
+    context_B: Context,
+    group: int = 0,
 ) -> jax.Array:
     shift_kxBxTxC = all_logit_shifts(site, a_kxRxO, b_BxTxR, context_B)
     drop_kxBxT = loss_drop(
         shift_kxBxTxC, observed_B.logits_NxTxC[None], observed_B.labels_NxT[None]
     )
-    return (drop_kxBxT * observed_B.weights_NxT[None]).sum(axis=-1).T
+    drop_BxTxk = jnp.moveaxis(drop_kxBxT * observed_B.weights_NxT[None], 0, -1)
+    return (token_groups(drop_BxTxk, group) if group else drop_BxTxk).sum(axis=1)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="group")
 def _first_order_block(
-    site: Site, a_kxRxO: jax.Array, b_BxTxR: jax.Array, observed_B: Observed, context_B: Context
+    site: Site,
+    a_kxRxO: jax.Array,
+    b_BxTxR: jax.Array,
+    observed_B: Observed,
+    context_B: Context,
+    group: int = 0,
 ) -> jax.Array:
-    g_BxRxO = steering_gradients(site, b_BxTxR, observed_B, context_B)
+    g_BxRxO = steering_gradients(site, b_BxTxR, observed_B, context_B, group)
     return g_BxRxO.reshape(len(g_BxRxO), -1) @ a_kxRxO.reshape(len(a_kxRxO), -1).T
 
 
@@ -111,7 +128,8 @@ def measure(
       progress: wraps the blocks.
 
     Returns:
-      `[Q, K]` float32 nats; positive: the subset helps the query.
+      `[Q, K]` float32 nats; positive: the subset helps the query. With token groups `[Q G, K]`, a
+      query's groups one after the other, G of them.
 
     Raises:
       ValueError: where `auto` chose first order, and a sample of exact measurements disagrees.
@@ -131,11 +149,15 @@ def measure(
         first_order = True
         _check_first_order(site, operators, rest, settings)
     if first_order:
-        gradient = 2 * 4 * operators.a_KxRxO[0].size
+        groups = -(-tokens // settings.group) if settings.group else 1
+        gradient = 2 * 4 * operators.a_KxRxO[0].size * groups
         sizes = max(1, min(q, settings.max_bytes // gradient)), k
-        return _blocks(_first_order_block, site, operators, rest, sizes, 1.0, mesh, progress)
-    sizes = block_sizes(q, k, shifts, settings.max_bytes)
-    return _blocks(_exact_block, site, operators, rest, sizes, settings.scale, mesh, progress)
+        block, scale = _first_order_block, 1.0
+    else:
+        sizes = block_sizes(q, k, shifts, settings.max_bytes)
+        block, scale = _exact_block, settings.scale
+    block = functools.partial(block, group=settings.group)
+    return _blocks(block, site, operators, rest, sizes, scale, mesh, progress)
 
 
 def _blocks(
@@ -150,7 +172,7 @@ def _blocks(
 ) -> np.ndarray:
     queries, subsets = sizes
     q, k = len(rest[0]), len(operators)
-    y_QxK = np.empty((q, k), np.float32)
+    y_QxGxK: np.ndarray | None = None
     a_KxRxO = operators.a_KxRxO * scale
     devices = mesh.shape[meshes.SUBSET]
     for i in progress(range(0, q, queries), desc="measure"):
@@ -160,8 +182,12 @@ def _blocks(
             a = a_KxRxO[j : j + subsets]
             split = meshes.over_subsets(mesh) if len(a) % devices == 0 else meshes.replicated(mesh)
             out = np.asarray(block(site, jax.device_put(a, split), *part))
-            y_QxK[i : i + queries, j : j + subsets] = out[: q - i]
-    return y_QxK * np.asarray(operators.size_K / scale)[None]
+            out = out.reshape(queries, -1, len(a))
+            if y_QxGxK is None:
+                y_QxGxK = np.empty((q, out.shape[1], k), np.float32)
+            y_QxGxK[i : i + queries, :, j : j + subsets] = out[: q - i]
+    assert y_QxGxK is not None
+    return y_QxGxK.reshape(-1, k) * np.asarray(operators.size_K / scale)[None]
 
 
 def _check_first_order(

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 
 from stride_jax import attribution, evaluation, models, stride, taps
 from stride_jax import design as designs
@@ -22,6 +23,7 @@ from stride_jax import index as indices
 from stride_jax import operators as ops
 from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
+from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.data import DataSettings, Examples, load_splits
 from stride_jax.evaluation import BankSettings
 from stride_jax.index import StrideSettings
@@ -199,28 +201,13 @@ class Run:
     @functools.cached_property
     def stride_settings(self) -> StrideSettings:
         """The method's settings, taps chosen."""
-        train = self.train.inputs, self.train.labels
-        return stride.choose_taps(self.tapped, self.model[0], *train, self.settings.stride)
+        return choose_taps(self._corpus(self.train), self.settings.stride)
 
-    def _look(self, examples: Examples, name: str) -> stride.Seen:
-        settings = self.stride_settings
-        began = time.monotonic()
-        seen = stride.look(
-            self.tapped, self.model[0], examples.inputs, examples.labels, settings,
-            progress=self.progress,
-        )  # fmt: skip
-        self.seconds[name] = time.monotonic() - began
-        return seen
-
-    @functools.cached_property
-    def train_seen(self) -> stride.Seen:
-        """The frozen model on the training examples."""
-        return self._look(self.train, "forward-train")
-
-    @functools.cached_property
-    def query_seen(self) -> stride.Seen:
-        """The frozen model on the queries."""
-        return self._look(self.query, "forward-query")
+    def _corpus(self, examples: Examples) -> Corpus:
+        """Examples as the calibrated base model sees them."""
+        return Corpus(
+            self.tapped, self.model[0], examples.inputs, examples.labels, progress=self.progress
+        )
 
     @functools.cached_property
     def operators(self) -> tuple[dict[str, ops.Operators], np.ndarray]:
@@ -229,13 +216,10 @@ class Run:
         def compute() -> Arrays:
             settings = self.stride_settings
             subsets = designs.membership(settings.design, self.train.ids)
-            made, _ = stride.make_operators(
-                settings, subsets, self.train_seen, progress=self.progress
-            )
-            residual_N = stride.residuals(settings, self.train_seen)
+            made, _, residual_N = stride.make_operators(settings, subsets, self._corpus(self.train))
             return indices.to_arrays(made) | {"residual_N": residual_N}
 
-        arrays = self._stage("operators", ["train_seen"], compute)
+        arrays = self._stage("operators", ["stride_settings"], compute)
         residual_N = arrays.pop("residual_N")
         return indices.from_arrays(arrays), residual_N
 
@@ -244,12 +228,10 @@ class Run:
         """`y_QxK`, nats."""
 
         def compute() -> Arrays:
-            y = stride.measure_all(
-                self.stride_settings, self.operators[0], self.query_seen, progress=self.progress
-            )
-            return {"y": y}
+            corpus = self._corpus(self.query)
+            return {"y": stride.measure_all(self.stride_settings, self.operators[0], corpus)}
 
-        return self._stage("measurements", ["operators", "query_seen"], compute)["y"]
+        return self._stage("measurements", ["operators"], compute)["y"]
 
     @functools.cached_property
     def recovery(self) -> lasso.Recovery:
@@ -263,6 +245,11 @@ class Run:
             return dataclasses.asdict(found)
 
         return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def influences(self) -> scipy.sparse.csr_array:
+        """`[Q, N]` scores in compressed rows."""
+        return stride.by_query(self.recovery, len(self.query))
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────
 
@@ -297,7 +284,7 @@ class Run:
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids and settings."""
         return attribution.Attribution(
-            self.query.ids, self.train.ids, self.recovery.sparse, plain(self._resolved)
+            self.query.ids, self.train.ids, self.influences, plain(self._resolved)
         )
 
     @property
@@ -306,7 +293,7 @@ class Run:
 
     def evaluate(self) -> dict[str, Any]:
         """Run everything and return what `summary.json` holds."""
-        scores = {"stride": self.recovery.scores_QxN}
+        scores = {"stride": self.influences.toarray()}
         scores |= {name: self.baseline(name) for name in ("grad-dot", "feature-cosine", "random")}
         bank, noise = self.bank, evaluation.ceiling(self.bank)
         ours = ("operators", "measurements", "recovery")

@@ -11,89 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.sparse
 from jax.sharding import Mesh
 
 from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.attribution import Attribution
+from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.data.examples import content_ids
 from stride_jax.index import Index, StrideSettings, penalty_weights
 from stride_jax.measure import measure
 from stride_jax.recovery import Recovery, init, solve
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.progress import Progress, silent
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """A frozen model's view of a set of examples, ready for any site.
-
-    Attributes:
-      observed: taps, logits and labels.
-      sites: `{site: (where operators act, what it needs of these examples)}`.
-    """
-
-    observed: taps.Observed
-    sites: dict[str, tuple[ops.Site, ops.Context]]
-
-
-def choose_taps(
-    tapped: taps.TappedModel,
-    params: Any,
-    inputs: np.ndarray,
-    labels: np.ndarray,
-    settings: StrideSettings,
-    *,
-    sample: int = 1024,
-    mesh: Mesh | None = None,
-) -> StrideSettings:
-    """Settings with their taps named: chosen from evenly spaced training examples if none are.
-
-    Raises:
-      ValueError: a tap or site that the model does not have.
-    """
-    rows = np.unique(np.linspace(0, len(inputs) - 1, min(sample, len(inputs))).astype(int))
-    few = np.asarray(inputs)[rows]
-    names = list(jax.eval_shape(tapped.forward, params, few[:1])[1])
-    taps.select(
-        dict.fromkeys(names), [*settings.taps, *(s for s in settings.sites if s != "logit")]
-    )
-    if settings.taps:
-        return settings
-    if tapped.suffix is None:
-        return dataclasses.replace(settings, taps=tuple(sorted(names)))
-    seen = taps.observe(tapped, params, few, np.asarray(labels)[rows], mesh=mesh)
-    chosen = ops.choose_tap(ops.tap_energies(tapped, params, seen, few))
-    return dataclasses.replace(settings, taps=(chosen,))
-
-
-def look(
-    tapped: taps.TappedModel,
-    params: Any,
-    inputs: np.ndarray,
-    labels: np.ndarray,
-    settings: StrideSettings,
-    *,
-    weights: np.ndarray | None = None,
-    mesh: Mesh | None = None,
-    progress: Progress = silent,
-) -> Seen:
-    """One forward pass over examples, keeping what the named taps and sites need."""
-    residual = [site for site in settings.sites if site != "logit"]
-    names = tuple(dict.fromkeys([*settings.taps, *residual]))
-    observed = taps.observe(
-        taps.only(tapped, names), params, inputs, labels, weights, mesh=mesh, progress=progress
-    )
-    sites = {}
-    for name in settings.sites:
-        site = (
-            ops.logit_site(observed)
-            if name == "logit"
-            else ops.residual_site(tapped, params, observed, np.asarray(inputs[:1]), name)
-        )
-        sites[name] = site, ops.context(site, observed, inputs)
-    return Seen(observed, sites)
 
 
 def fit(
@@ -128,18 +59,10 @@ def fit(
     """
     ids = content_ids(np.asarray(inputs), np.asarray(labels)) if ids is None else np.asarray(ids)
     subsets = designs.membership(settings.design, ids)
-    settings = choose_taps(tapped, params, inputs, labels, settings, mesh=mesh)
-    seen = look(
-        tapped, params, inputs, labels, settings, weights=weights, mesh=mesh, progress=progress
-    )
-    operators, moments = make_operators(settings, subsets, seen, mesh=mesh, progress=progress)
-    residual_N = residuals(settings, seen)
+    corpus = Corpus(tapped, params, inputs, labels, weights, mesh, progress)
+    settings = choose_taps(corpus, settings)
+    operators, moments, residual_N = make_operators(settings, subsets, corpus)
     return Index(operators, ids, residual_N, settings, moments if keep_moments else None)
-
-
-def residuals(settings: StrideSettings, seen: Seen) -> np.ndarray:
-    """`||e_i||` of training examples, doubted as the closed form does, `[N]`."""
-    return ops.residual_sizes(ops.doubted(seen.observed, settings.closed_form))
 
 
 def recover(
@@ -159,51 +82,104 @@ def recover(
 
 
 def make_operators(
-    settings: StrideSettings,
-    subsets_Nxd: jax.Array,
-    seen: Seen,
-    *,
-    mesh: Mesh | None = None,
-    progress: Progress = silent,
-) -> tuple[dict[str, ops.Operators], dict[str, ops.Moments]]:
+    settings: StrideSettings, subsets_Nxd: jax.Array, corpus: Corpus
+) -> tuple[dict[str, ops.Operators], dict[str, ops.Moments], np.ndarray]:
     """Fit the basis, then every site's K operators, in closed form or by training.
 
     Returns:
-      Operators and moments by site; joint training has no moments.
+      Operators and moments by site (joint training has no moments), and `||e_i||` of the
+      examples, doubted as the closed form does, `[N]`.
     """
+    if settings.fit == "joint":
+        return _train(settings, subsets_Nxd, corpus)
+    basis, outputs_CxO = _bases(settings, corpus)
+    rotations = _rotations(settings, corpus, basis, outputs_CxO)
+    moments, residual_N = _pass(settings, subsets_Nxd, corpus, basis, outputs_CxO, rotations)
+    operators = {
+        name: ops.closed_form(
+            basis, found, settings.closed_form, outputs_CxO if name == "logit" else None
+        )
+        for name, found in moments.items()
+    }
+    return operators, moments, residual_N
+
+
+def _train(
+    settings: StrideSettings, subsets_Nxd: jax.Array, corpus: Corpus
+) -> tuple[dict[str, ops.Operators], dict[str, ops.Moments], np.ndarray]:
+    seen = corpus.look(settings)
     observed = seen.observed
     basis = ops.fit_basis({n: observed.activations[n] for n in settings.taps}, settings.basis)
-    operators, moments = {}, {}
-    for name, (site, context) in seen.sites.items():
-        if settings.fit == "joint":
-            operators[name], _ = ops.train_jointly(
-                settings.design, subsets_Nxd, site, basis, observed, context, settings.joint,
-                mesh=mesh, progress=progress,
-            )  # fmt: skip
-            continue
-        moments[name] = _accumulate(settings, subsets_Nxd, seen, name, basis, mesh, progress)
-        operators[name] = ops.closed_form(basis, moments[name], settings.closed_form)
-    return operators, moments
+    operators = {
+        name: ops.train_jointly(
+            settings.design, subsets_Nxd, site, basis, observed, context, settings.joint,
+            mesh=corpus.mesh, progress=corpus.progress,
+        )[0]
+        for name, (site, context) in seen.sites.items()
+    }  # fmt: skip
+    return operators, {}, ops.residual_sizes(ops.doubted(observed, settings.closed_form))
 
 
-def _accumulate(
+def _bases(settings: StrideSettings, corpus: Corpus) -> tuple[ops.Basis, jax.Array | None]:
+    """The features' basis and the logits', from a sample of the training set."""
+    parts: list[dict[str, np.ndarray]] = []
+    sketch = None
+    few = corpus.sample(settings.basis.sample)
+    for _, seen in few.chunks(settings, desc="basis"):
+        observed = seen.observed
+        parts.append({n: np.asarray(observed.activations[n]) for n in settings.taps})
+        classes = observed.logits_NxTxC.shape[-1]
+        if "logit" in settings.sites and 0 < settings.output_rank < classes:
+            sketch = sketch or ops.empty_sketch(classes, settings.output_rank)
+            sketch = ops.add_to_sketch(sketch, observed)
+    activations = {n: np.concatenate([part[n] for part in parts]) for n in settings.taps}
+    outputs_CxO = None if sketch is None else ops.output_basis(sketch, settings.output_rank)
+    return ops.fit_basis(activations, settings.basis), outputs_CxO
+
+
+def _rotations(
+    settings: StrideSettings, corpus: Corpus, basis: ops.Basis, outputs_CxO: jax.Array | None
+) -> dict[str, Any]:
+    """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
+    few = corpus.sample(settings.basis.sample)
+    rows = designs.membership(settings.design, [str(i) for i in range(len(few))])
+    how = dataclasses.replace(
+        settings, closed_form=dataclasses.replace(settings.closed_form, fisher="kronecker")
+    )
+    first = next(few.part(slice(1)).chunks(settings, outputs_CxO))[1]
+    wanting = [n for n, (site, _) in first.sites.items() if _form(settings, site, basis) == "eigen"]
+    if not wanting:
+        return {}
+    moments, _ = _pass(how, rows, few, basis, outputs_CxO, {})
+    return {name: ops.eigenbases(moments[name]) for name in wanting}
+
+
+def _form(settings: StrideSettings, site: ops.Site, basis: ops.Basis) -> str:
+    inner = site.tap is not None or site.outputs_CxO is not None
+    return settings.closed_form.form(basis.rank, site.width, inner)
+
+
+def _pass(
     settings: StrideSettings,
     subsets_Nxd: jax.Array,
-    seen: Seen,
-    name: str,
+    corpus: Corpus,
     basis: ops.Basis,
-    mesh: Mesh | None,
-    progress: Progress,
-    rotation: tuple[jax.Array, jax.Array] | None = None,
-) -> ops.Moments:
-    site, context = seen.sites[name]
-    how = settings.closed_form
-    observed = ops.doubted(seen.observed, how)
-    return ops.accumulate(
-        settings.design.num_subsets, subsets_Nxd, site, basis, observed, context,
-        form=how.form(basis.rank, site.width, site.tap is not None), rotation=rotation,
-        batch_size=how.batch_size, mesh=mesh, progress=progress,
-    )  # fmt: skip
+    outputs_CxO: jax.Array | None,
+    rotations: dict[str, Any],
+) -> tuple[dict[str, ops.Moments], np.ndarray]:
+    """One pass over the corpus: moments by site, and `||e_i||`."""
+    how, moments, residuals = settings.closed_form, {}, []
+    size = min(how.batch_size, corpus.chunk(settings))
+    for rows, seen in corpus.chunks(settings, outputs_CxO, desc="operators"):
+        observed = ops.doubted(seen.observed, how)
+        residuals.append(ops.residual_sizes(observed))
+        for name, (site, context) in seen.sites.items():
+            moments[name] = ops.accumulate(
+                settings.design.num_subsets, subsets_Nxd[rows], site, basis, observed, context,
+                form=_form(settings, site, basis), rotation=rotations.get(name),
+                start=moments.get(name), batch_size=size, mesh=corpus.mesh,
+            )  # fmt: skip
+    return moments, np.concatenate(residuals)
 
 
 def append(
@@ -240,37 +216,52 @@ def append(
     everyone = np.concatenate([index.train_ids, ids])
     # The design of all examples: those of the old ones come out as they were.
     subsets = designs.membership(index.settings.design, everyone)[len(index.train_ids) :]
-    seen = look(
-        tapped, params, inputs, labels, index.settings,
-        weights=weights, mesh=mesh, progress=progress,
-    )  # fmt: skip
-    operators, moments = {}, {}
-    for name, old in index.moments.items():
-        basis = index.operators[name].basis
-        new = _accumulate(index.settings, subsets, seen, name, basis, mesh, progress, old.rotation)
-        moments[name] = ops.add(old, new)
-        operators[name] = ops.closed_form(basis, moments[name], index.settings.closed_form)
-    residual_N = np.concatenate([index.residual_N, residuals(index.settings, seen)])
+    corpus = Corpus(tapped, params, inputs, labels, weights, mesh, progress)
+    first, outputs_CxO = next(iter(index.operators.values())), _outputs(index.operators)
+    rotations = {name: old.rotation for name, old in index.moments.items()}
+    new, residual_N = _pass(index.settings, subsets, corpus, first.basis, outputs_CxO, rotations)
+    moments = {name: ops.add(old, new[name]) for name, old in index.moments.items()}
+    operators = {
+        name: ops.closed_form(
+            first.basis, found, index.settings.closed_form, index.operators[name].outputs_CxO
+        )
+        for name, found in moments.items()
+    }
+    residual_N = np.concatenate([index.residual_N, residual_N])
     return Index(operators, everyone, residual_N, index.settings, moments)
 
 
 def measure_all(
-    settings: StrideSettings,
-    operators: dict[str, ops.Operators],
-    seen: Seen,
-    *,
-    mesh: Mesh | None = None,
-    progress: Progress = silent,
+    settings: StrideSettings, operators: dict[str, ops.Operators], corpus: Corpus
 ) -> np.ndarray:
-    """Measurements of queries, summed over sites, `[Q, K]` nats."""
-    parts = [
-        measure(
-            site, operators[name], seen.observed, context, settings.measure,
-            mesh=mesh, progress=progress,
-        )
-        for name, (site, context) in seen.sites.items()
-    ]  # fmt: skip
-    return np.sum(parts, axis=0)
+    """Measurements of queries, summed over sites, `[Q, K]` nats; of token groups, `[Q G, K]`."""
+    found = []
+    for _, seen in corpus.chunks(settings, _outputs(operators), desc="measure"):
+        parts = [
+            measure(
+                site, operators[name], seen.observed, context, settings.measure, mesh=corpus.mesh
+            )
+            for name, (site, context) in seen.sites.items()
+        ]
+        found.append(np.sum(parts, axis=0))
+    return np.concatenate(found)
+
+
+def _outputs(operators: dict[str, ops.Operators]) -> jax.Array | None:
+    """The logit site's output basis, if it has one."""
+    return operators["logit"].outputs_CxO if "logit" in operators else None
+
+
+def by_query(found: Recovery, num_queries: int) -> scipy.sparse.csr_array:
+    """Influences of queries, those of their token groups added up, `[Q, N]`."""
+    groups = len(found.w_QxS) // num_queries
+    if groups == 1:
+        return found.sparse
+    rows = np.arange(len(found.w_QxS))
+    adds = scipy.sparse.csr_array(
+        (np.ones(len(rows), np.float32), (rows // groups, rows)), shape=(num_queries, len(rows))
+    )
+    return scipy.sparse.csr_array(adds @ found.sparse)
 
 
 def attribute(
@@ -298,14 +289,12 @@ def attribute(
     """
     ids = content_ids(np.asarray(inputs), np.asarray(labels)) if ids is None else np.asarray(ids)
     settings = index.settings
-    seen = look(
-        tapped, params, inputs, labels, settings, weights=weights, mesh=mesh, progress=progress
-    )
-    y_QxK = measure_all(settings, index.operators, seen, mesh=mesh, progress=progress)
+    corpus = Corpus(tapped, params, inputs, labels, weights, mesh, progress)
+    y_QxK = measure_all(settings, index.operators, corpus)
     found = recover(
         settings, index.train_ids, index.residual_N, y_QxK, mesh=mesh, progress=progress
     )
-    return Attribution(ids, index.train_ids, found.sparse, plain(settings))
+    return Attribution(ids, index.train_ids, by_query(found, len(ids)), plain(settings))
 
 
 def direct(
@@ -341,22 +330,24 @@ def direct(
             f"{len(index.train_ids)} training examples; got {len(train[0])}"
         )
     ids = content_ids(*map(np.asarray, queries)) if query_ids is None else np.asarray(query_ids)
-    view = functools.partial(
-        look, tapped, params, settings=index.settings, mesh=mesh, progress=progress
-    )
-    seen_train, seen_query = view(*train), view(*queries)
-    train_observed = ops.doubted(seen_train.observed, index.settings.closed_form)
+    settings, how = index.settings, index.settings.closed_form
+    view = functools.partial(Corpus, tapped, params, mesh=mesh, progress=progress)
+    outputs_CxO = _outputs(index.operators)
+    held: dict[str, list[jax.Array]] = {name: [] for name in settings.sites}
+    for _, seen in view(*queries).chunks(settings, outputs_CxO, desc="directions"):
+        for name, (site, context) in seen.sites.items():
+            basis = index.operators[name].basis
+            held[name].append(
+                ops.directions(index.moments[name], basis, site, seen.observed, context, how)
+            )
+    v = {name: np.concatenate(parts) for name, parts in held.items()}
     total = np.zeros((len(ids), len(index.train_ids)), np.float32)
-    for name, (site, context) in seen_query.sites.items():
-        total += ops.direct_scores(
-            index.moments[name],
-            index.operators[name].basis,
-            site,
-            (train_observed, seen_train.sites[name][1]),
-            (seen_query.observed, context),
-            index.settings.closed_form,
-        )
-    return Attribution(ids, index.train_ids, total, plain(index.settings))
+    for rows, seen in view(*train).chunks(settings, outputs_CxO, desc="direct"):
+        observed = ops.doubted(seen.observed, how)
+        for name, (site, context) in seen.sites.items():
+            basis = index.operators[name].basis
+            total[:, rows] += ops.direct_scores(v[name], basis, site, observed, context)
+    return Attribution(ids, index.train_ids, total, plain(settings))
 
 
 def ensemble(attributions: Sequence[Attribution]) -> Attribution:

@@ -11,6 +11,7 @@ import stride_jax
 from stride_jax import index as indices
 from stride_jax import operators as ops
 from stride_jax import stride, taps
+from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.measure import MeasureSettings, measure
 from stride_jax.operators.curvature import steering_gradients
@@ -110,7 +111,8 @@ def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form):
     found = np.asarray(made.a_KxRxO) * np.asarray(made.size_K)[:, None, None]
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
     # Direct scores are <g_x, (F + gamma I)^{-1} g_i>, and sum over subsets to the measurements.
-    scores = ops.direct_scores(moments, basis, site, (seen, context), (seen, context), how)
+    v = np.asarray(ops.directions(moments, basis, site, seen, context, how))
+    scores = ops.direct_scores(v, basis, site, seen, context, max_bytes=50_000)
     dense = reference(form, site, basis, seen, g, g[:5])
     expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / size
     np.testing.assert_allclose(scores[:5], expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
@@ -156,7 +158,7 @@ def test_an_appended_index_is_the_index_built_at_once(trained):
     rest = train.inputs[250:], train.labels[250:]
     grown = stride.append(*args, start, *rest, ids=train.ids[250:])
     # Built at once, on the basis that the first half fixed.
-    seen = stride.look(*args, train.inputs, train.labels, SETTINGS)
+    seen = Corpus(*args, train.inputs, train.labels).look(SETTINGS)
     basis = start.operators["logit"].basis
     observed = ops.doubted(seen.observed, SETTINGS.closed_form)
     moments = ops.accumulate(
@@ -182,14 +184,13 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
     indices.save(tmp_path / "index.npz", fitted)
     back = indices.load(tmp_path / "index.npz")
     assert back.settings == settings
-    seen = stride.look(*args, query.inputs, query.labels, settings)
-    both = stride.measure_all(settings, back.operators, seen)
+    queries = Corpus(*args, query.inputs, query.labels)
+    both = stride.measure_all(settings, back.operators, queries)
     parts = []
     for name in settings.sites:
         alone = dataclasses.replace(settings, sites=(name,))
         one = stride.fit(*args, train.inputs, train.labels, alone, ids=train.ids)
-        seen = stride.look(*args, query.inputs, query.labels, alone)
-        parts.append(stride.measure_all(alone, one.operators, seen))
+        parts.append(stride.measure_all(alone, one.operators, queries))
         assert np.linalg.norm(parts[-1]) > 0
     np.testing.assert_allclose(both, sum(parts), rtol=1e-4, atol=1e-6)
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
@@ -242,10 +243,10 @@ def test_energies_are_variance_times_squared_jacobian():
         assert found[name] == pytest.approx(variance * (jacobian**2).sum(), rel=0.15)
     assert found["tiny"] == 0
     labels = np.zeros(300, int)
-    chosen = stride.choose_taps(tapped, (first, second), x, labels, stride_jax.StrideSettings())
+    chosen = choose_taps(Corpus(tapped, (first, second), x, labels), stride_jax.StrideSettings())
     assert chosen.taps == (ops.choose_tap(found),)
     blind = taps.from_function(function)
-    chosen = stride.choose_taps(blind, (first, second), x, labels, stride_jax.StrideSettings())
+    chosen = choose_taps(Corpus(blind, (first, second), x, labels), stride_jax.StrideSettings())
     assert chosen.taps == ("hidden", "input", "tiny"), "all, where the model has no suffix"
     with pytest.raises(ValueError, match="or name the taps"):
         ops.tap_energies(blind, (first, second), seen, x)

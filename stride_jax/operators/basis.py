@@ -6,6 +6,7 @@ unit total variance instead lost half of the score: method §4.4.)
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -108,7 +109,7 @@ def _principal_components(x: np.ndarray, rank: int) -> np.ndarray:
     return projection * np.sign(projection[np.abs(projection).argmax(axis=0), range(rank)])
 
 
-def fit_basis(activations: Activations, settings: BasisSettings) -> Basis:
+def fit_basis(activations: Mapping[str, jax.Array | np.ndarray], settings: BasisSettings) -> Basis:
     """Fit centring, scaling and principal components on training activations.
 
     Args:

@@ -85,10 +85,11 @@ def doubted(observed: Observed, settings: ClosedFormSettings) -> Observed:
     Returns:
       The same with other logits.
     """
+    if settings.doubt == 0:
+        return observed
     p = jax.nn.softmax(observed.logits_NxTxC)
     p = (1 - settings.doubt) * p + settings.doubt / p.shape[-1]
-    # The smallest normal number, for eps = 0.
-    return dataclasses.replace(observed, logits_NxTxC=jnp.log(jnp.maximum(p, 1.2e-38)))
+    return dataclasses.replace(observed, logits_NxTxC=jnp.log(p))
 
 
 def residual_sizes(observed: Observed) -> np.ndarray:
@@ -166,7 +167,12 @@ def _steps(moments: Moments, settings: ClosedFormSettings) -> tuple[jax.Array, j
     return a_KxRxO / size_K[:, None, None], size_K
 
 
-def closed_form(basis: Basis, moments: Moments, settings: ClosedFormSettings) -> Operators:
+def closed_form(
+    basis: Basis,
+    moments: Moments,
+    settings: ClosedFormSettings,
+    outputs_CxO: jax.Array | None = None,
+) -> Operators:
     """All K operators at once from the moments of the training set.
 
     `a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / s̄`, stored at unit size (an RMS output shift of 1
@@ -176,8 +182,10 @@ def closed_form(basis: Basis, moments: Moments, settings: ClosedFormSettings) ->
       basis: the one the moments were made with.
       moments: from `curvature.accumulate`, one set or several added up.
       settings: damping.
+      outputs_CxO: the site's output basis, if it has one.
     """
-    return Operators(basis, *_steps(moments, settings))
+    a_KxRxO, size_K = _steps(moments, settings)
+    return Operators(basis, a_KxRxO, size_K, outputs_CxO)
 
 
 @jax.jit
@@ -186,31 +194,44 @@ def _gradients(site: Site, basis: Basis, observed: Observed, context: Context) -
     return steering_gradients(site, b_BxTxR, observed, context)
 
 
-def direct_scores(
+def directions(
     moments: Moments,
     basis: Basis,
     site: Site,
-    train: tuple[Observed, Context],
-    query: tuple[Observed, Context],
+    observed: Observed,
+    context: Context,
     settings: ClosedFormSettings,
+) -> jax.Array:
+    """`(F + gamma I)^{-1} g_x / s̄` of queries, `[Q, R, O]`: what an example's gradient meets."""
+    v_QxRxO = precondition(moments, _gradients(site, basis, observed, context), settings)
+    return v_QxRxO / mean_size(moments)
+
+
+def direct_scores(
+    v_QxRxO: np.ndarray,
+    basis: Basis,
+    site: Site,
+    observed: Observed,
+    context: Context,
+    max_bytes: int = 1 << 28,
 ) -> np.ndarray:
     """`w_i = <g_x, (F + gamma I)^{-1} g_i> / s̄`, what the K measurements sum over subsets.
 
     Args:
-      moments, basis, site: of the index.
-      train, query: the frozen model on the examples (training ones `doubted`), and the site's
-        context.
-      settings: damping.
+      v_QxRxO: `directions` of the queries.
+      basis, site: of the index.
+      observed, context: the frozen model on n training examples, `doubted`.
+      max_bytes: of the examples' gradients in memory.
 
     Returns:
-      `[Q, N]` float32 nats.
+      `[Q, n]` float32 nats.
     """
-    v_QxRxO = precondition(moments, _gradients(site, basis, *query), settings)
-    v = np.asarray(v_QxRxO).reshape(len(v_QxRxO), -1) / float(mean_size(moments))
-    scores = np.empty((len(v), len(train[0])), np.float32)
-    for start in range(0, len(train[0]), settings.batch_size):
-        rows = slice(start, start + settings.batch_size)
-        part = jax.tree.map(lambda x: x[rows], train)  # noqa: B023
-        g = np.asarray(_gradients(site, basis, *part))
+    v = v_QxRxO.reshape(len(v_QxRxO), -1)
+    size = max(1, max_bytes // (4 * v.shape[1]))
+    scores = np.empty((len(v), len(observed)), np.float32)
+    for start in range(0, len(observed), size):
+        rows = slice(start, start + size)
+        part, own = jax.tree.map(lambda x: x[rows], (observed, context))  # noqa: B023
+        g = np.asarray(_gradients(site, basis, part, own))
         scores[:, rows] = v @ g.reshape(len(g), -1).T
     return scores

@@ -35,7 +35,8 @@ class Moments:
 
     Attributes:
       features_RxR: `Σ omega b bᵀ`.
-      outputs_OxO: `Σ omega (diag p − p pᵀ)` at the logit site, `Σ omega δ δᵀ` at a residual one.
+      outputs_OxO: `Σ omega Uᵀ (diag p − p pᵀ) U` at the logit site, `Σ omega δ δᵀ` at a residual
+        one.
       fisher_PxRxR: `Σ omega b bᵀ (diag p − p pᵀ)_{cc'}` for the P = O (O + 1) / 2 pairs
         `c <= c'`; None where factors do.
       eigenvalues_RxO: the diagonal of the Fisher in the basis `rotation`; None without one.
@@ -58,14 +59,14 @@ class Moments:
 def output_errors(site: Site, observed: Observed, context: Context) -> jax.Array:
     """Minus the gradient of each token's loss in the operator's outputs, `[B, T, O]`.
 
-    `e_y − p` at the logit site; at a residual site its pull-back through the frozen layers after
-    the tap, `δ = Jᵀ (e_y − p)`, by one vjp at a zero perturbation.
+    `Uᵀ (e_y − p)` at the logit site; at a residual site its pull-back through the frozen layers
+    after the tap, `δ = Jᵀ (e_y − p)`, by one vjp at a zero perturbation.
     """
     logits = observed.logits_NxTxC
     errors = jax.nn.one_hot(observed.labels_NxT, logits.shape[-1]) - jax.nn.softmax(logits)
     suffix = site.suffix
     if suffix is None:
-        return errors
+        return errors if site.outputs_CxO is None else errors @ site.outputs_CxO
 
     def rest(z: jax.Array) -> jax.Array:
         replaced = {str(site.tap): z.reshape(z.shape[0], *site.shape)}
@@ -75,16 +76,30 @@ def output_errors(site: Site, observed: Observed, context: Context) -> jax.Array
     return pull_back(errors)[0]
 
 
+def token_groups(x_BxTx: jax.Array, size: int) -> jax.Array:
+    """Runs of `size` tokens as examples of their own, `[B G, size, …]`; the last padded with zeros.
+
+    >>> token_groups(jnp.arange(6.0).reshape(2, 3), 2).tolist()
+    [[0.0, 1.0], [2.0, 0.0], [3.0, 4.0], [5.0, 0.0]]
+    """
+    batch, tokens, *rest = x_BxTx.shape
+    groups = -(-tokens // size)
+    pad = [(0, 0), (0, groups * size - tokens), *((0, 0) for _ in rest)]
+    return jnp.pad(x_BxTx, pad).reshape(batch * groups, size, *rest)
+
+
 def steering_gradients(
-    site: Site, b_BxTxR: jax.Array, observed: Observed, context: Context
+    site: Site, b_BxTxR: jax.Array, observed: Observed, context: Context, group: int = 0
 ) -> jax.Array:
-    """`g = Σ_t omega_t b_t e_tᵀ` of each example, `[B, R, O]`.
+    """`g = Σ_t omega_t b_t e_tᵀ` of each example, `[B, R, O]`, or group of tokens, `[B G, R, O]`.
 
     Minus the gradient of its loss in the steering matrix at `a = 0`, so that an operator lowers
     the loss by `<g, a>` to first order.
     """
-    errors_BxTxO = output_errors(site, observed, context)
-    return jnp.einsum("btr,bt,bto->bro", b_BxTxR, observed.weights_NxT, errors_BxTxO)
+    errors_BxTxO = output_errors(site, observed, context) * observed.weights_NxT[..., None]
+    if group:
+        b_BxTxR, errors_BxTxO = (token_groups(v, group) for v in (b_BxTxR, errors_BxTxO))
+    return jnp.einsum("btr,bto->bro", b_BxTxR, errors_BxTxO)
 
 
 def _compensated(total: Sum, new: jax.Array) -> Sum:
@@ -164,11 +179,21 @@ def _rotated_diagonal(
 ) -> jax.Array:
     """`Σ w (Q_bᵀ b)² ⊗ (variance of the errors along Q_o)`, `[R, O]`."""
     left, right = rotation
-    if errors_nxO is None:  # q_oᵀ (diag p − p pᵀ) q_o
+    if errors_nxO is None:  # q_oᵀ (diag p − p pᵀ) q_o, the columns of `right` in logit space
         variance_nxO = p_nxC @ right**2 - (p_nxC @ right) ** 2
     else:
         variance_nxO = (errors_nxO @ right) ** 2
     return ((b_nxR @ left) ** 2 * w_n[:, None]).T @ variance_nxO
+
+
+def _logit_fisher(site: Site, w_nx1: jax.Array, p_nxC: jax.Array) -> jax.Array:
+    """`Σ w Uᵀ (diag p − p pᵀ) U`, `[O, O]`."""
+    total_C = (w_nx1 * p_nxC).sum(axis=0)
+    if site.outputs_CxO is None:
+        return jnp.diag(total_C) - (w_nx1 * p_nxC).T @ p_nxC
+    u = site.outputs_CxO
+    seen = p_nxC @ u
+    return (u * total_C[:, None]).T @ u - (w_nx1 * seen).T @ seen
 
 
 def _by_subset(
@@ -204,12 +229,15 @@ def _add_batch(
                ((b_BxTxR, rank), (weights_BxT, 1), (errors_BxTxO, width)))  # fmt: skip
     p = jax.nn.softmax(observed.logits_NxTxC).reshape(b.shape[0], -1)
     at_logits = site.suffix is None
-    outputs = jnp.diag((w * p).sum(axis=0)) - (w * p).T @ p if at_logits else (w * e).T @ e
+    outputs = _logit_fisher(site, w, p) if at_logits else (w * e).T @ e
     fisher, eigenvalues = total.fisher_PxRxR, total.eigenvalues_RxO
     if fisher is not None:
         fisher = _compensated(fisher, _fisher_pairs(b, w[:, 0], p))
     if eigenvalues is not None and total.rotation is not None:
-        diagonal = _rotated_diagonal(total.rotation, b, w[:, 0], p, None if at_logits else e)
+        left, right = total.rotation
+        if at_logits and site.outputs_CxO is not None:
+            right = site.outputs_CxO @ right
+        diagonal = _rotated_diagonal((left, right), b, w[:, 0], p, None if at_logits else e)
         eigenvalues = _compensated(eigenvalues, diagonal)
     weighted = errors_BxTxO * weights_BxT[..., None]
     return Moments(
@@ -236,6 +264,7 @@ def accumulate(
     *,
     form: str,
     rotation: tuple[jax.Array, jax.Array] | None = None,
+    start: Moments | None = None,
     batch_size: int = 2048,
     max_bytes: int = 1 << 28,
     mesh: Mesh | None = None,
@@ -252,6 +281,7 @@ def accumulate(
       form: which curvature is kept, one of `FORMS`; `exact` at the logit site only.
       rotation: eigenvectors for `eigen`; of these examples' own factors by default, which takes
         one more pass. Moments that are to be added up need the same.
+      start: moments of other examples, to go on from; they are used up.
       batch_size: examples a step; rounded up to a multiple of the mesh axis `data`.
       max_bytes: largest temporary of the sums by subset.
       mesh: examples of a batch are split over `data`, the K axis over `subset`.
@@ -260,8 +290,12 @@ def accumulate(
     Raises:
       ValueError: an unknown form, or `exact` at a residual site.
     """
-    if form not in FORMS or (form == "exact" and site.suffix is not None):
-        raise ValueError(f"form={form!r}: use one of {FORMS}; 'exact' is for the logit site alone")
+    inner = site.suffix is not None or site.outputs_CxO is not None
+    if form not in FORMS or (form == "exact" and inner):
+        raise ValueError(
+            f"form={form!r}: use one of {FORMS}; 'exact' is for the logit site alone, without an "
+            "output basis"
+        )
     mesh = meshes.make_mesh() if mesh is None else mesh
     run = functools.partial(
         accumulate, num_subsets, subsets_Nxd, site, basis, observed, context,
@@ -270,17 +304,21 @@ def accumulate(
     if form == "eigen" and rotation is None:
         return run(form=form, rotation=eigenbases(run(form="kronecker")))
     count, devices = len(observed), mesh.shape[meshes.DATA]
-    size = -(-min(batch_size, count) // devices) * devices
-    total = zeros(num_subsets, basis.rank, site.width, form, rotation)
-    total = jax.device_put(total, _shardings(total, mesh, num_subsets))
+    # Later chunks of a corpus keep the shape of the first.
+    size = min(batch_size, count) if start is None else batch_size
+    size = -(-size // devices) * devices
+    total = start
+    if total is None:
+        total = zeros(num_subsets, basis.rank, site.width, form, rotation)
+        total = jax.device_put(total, _shardings(total, mesh, num_subsets))
     split = NamedSharding(mesh, P(meshes.DATA))
     tables = _tables(subsets_Nxd, num_subsets, size)
     tokens, width = observed.labels_NxT.shape[1], site.width
     bytes_each = 4 * tables[0][0].shape[1] * tokens * (basis.rank + width)
     chunk = max(1, min(num_subsets, max_bytes // bytes_each))
-    for i, start in enumerate(progress(range(0, count, size), desc="operators")):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        mask = jnp.asarray(np.arange(start, start + size) < count, jnp.float32)
+    for i, first in enumerate(progress(range(0, count, size), desc="operators")):
+        rows = np.minimum(np.arange(first, first + size), count - 1)
+        mask = jnp.asarray(np.arange(first, first + size) < count, jnp.float32)
         part, own = jax.device_put(jax.tree.map(lambda v: v[rows], (observed, context)), split)  # noqa: B023
         table = jax.device_put(tables[i], meshes.over_subsets(mesh))
         total = _add_batch(total, site, basis, part, own, *table, mask, chunk)

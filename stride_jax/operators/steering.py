@@ -1,8 +1,9 @@
 """Steering operators: K small matrices that shift the frozen model's logits.
 
-Logit site:     `õ_k(x) = o_x + b_x a_k`,                   a_k in R^{R x C}.
+Logit site:     `õ_k(x) = o_x + b_x a_k Uᵀ`,                a_k in R^{R x O}, U in R^{C x O}.
 Residual site:  `z̃_l = z_l + b_x a_k`, then the frozen layers after l,  a_k in R^{R x D}.
 
+U is a shared basis of the outputs; a classifier has few enough classes to do without (U = I).
 Either way an operator is felt through its *logit shift* `s = õ_k(x) − o_x`; losses and
 measurements are written in s alone and do not know the site.
 """
@@ -27,15 +28,17 @@ class Operators:
 
     Attributes:
       basis: `B_psi`.
-      a_KxRxO: steering matrices; O = C at the logit site, D at a residual site. R counts the
-        constant feature.
+      a_KxRxO: steering matrices; O = C at the logit site, or the rank of its output basis; D at a
+        residual site. R counts the constant feature.
       size_K: what a measurement under `a_k` is multiplied by: the closed form stores matrices of
         one size and their own sizes here, training leaves matrices as they are and ones here.
+      outputs_CxO: U, the logit site's output basis; None where the outputs are the logits.
     """
 
     basis: Basis
     a_KxRxO: jax.Array
     size_K: jax.Array
+    outputs_CxO: jax.Array | None = None
 
     def __len__(self) -> int:
         return self.a_KxRxO.shape[0]
@@ -52,6 +55,7 @@ class Site:
       shape: the tap's own shape after the example axis, which `suffix` expects.
       suffix: rest of the network as a function of the tap.
       params: its parameters.
+      outputs_CxO: U at the logit site; None for the identity.
     """
 
     width: int = dataclasses.field(metadata={"static": True})
@@ -59,11 +63,13 @@ class Site:
     shape: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     suffix: Suffix | None = dataclasses.field(default=None, metadata={"static": True})
     params: Params = None
+    outputs_CxO: jax.Array | None = None
 
 
-def logit_site(observed: Observed) -> Site:
-    """Operators that add to the logits."""
-    return Site(width=observed.logits_NxTxC.shape[-1])
+def logit_site(observed: Observed, outputs_CxO: jax.Array | None = None) -> Site:
+    """Operators that add to the logits, along the output basis if there is one."""
+    width = observed.logits_NxTxC.shape[-1] if outputs_CxO is None else outputs_CxO.shape[1]
+    return Site(width=width, outputs_CxO=outputs_CxO)
 
 
 def residual_site(
@@ -118,7 +124,7 @@ def logit_shift(site: Site, a_RxO: jax.Array, b_BxTxR: jax.Array, context_B: Con
     """
     shift = b_BxTxR @ a_RxO
     if site.suffix is None:
-        return shift
+        return shift if site.outputs_CxO is None else shift @ site.outputs_CxO.T
     z = context_B["z"] + shift
     logits = site.suffix(
         site.params,
@@ -134,9 +140,10 @@ def all_logit_shifts(
     """`logit_shift` of K operators on the same examples, `[K, B, T, C]`."""
     if site.suffix is None:
         # One matrix product for all operators is several times faster than K small ones.
-        k, r, c = a_KxRxO.shape
-        flat = b_BxTxR @ a_KxRxO.transpose(1, 0, 2).reshape(r, k * c)
-        return jnp.moveaxis(flat.reshape(*b_BxTxR.shape[:2], k, c), 2, 0)
+        k, r, o = a_KxRxO.shape
+        flat = b_BxTxR @ a_KxRxO.transpose(1, 0, 2).reshape(r, k * o)
+        shift = jnp.moveaxis(flat.reshape(*b_BxTxR.shape[:2], k, o), 2, 0)
+        return shift if site.outputs_CxO is None else shift @ site.outputs_CxO.T
     return jax.vmap(lambda a: logit_shift(site, a, b_BxTxR, context_B))(a_KxRxO)
 
 

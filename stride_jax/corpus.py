@@ -1,0 +1,142 @@
+"""Examples as a frozen model sees them, a chunk at a time.
+
+Nothing of all examples is ever held: a chunk's activations and logits live while it is used. A
+small corpus is one chunk.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from stride_jax import operators as ops
+from stride_jax import taps
+from stride_jax.index import StrideSettings
+from stride_jax.runtime.progress import Progress, silent
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A frozen model's view of a chunk of examples, ready for any site.
+
+    Attributes:
+      observed: taps, logits and labels.
+      sites: `{site: (where operators act, what it needs of these examples)}`.
+    """
+
+    observed: taps.Observed
+    sites: dict[str, tuple[ops.Site, ops.Context]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Examples and the frozen model that looks at them.
+
+    Attributes:
+      tapped, params: the model.
+      inputs: `[N, ...]`.
+      labels: `[N]` classes, or `[N, T]` next tokens.
+      weights: token weights omega like `labels`; ones for None.
+      mesh: devices; all of this process for None.
+      progress: wraps long loops.
+    """
+
+    tapped: taps.TappedModel
+    params: Any
+    inputs: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray | None = None
+    mesh: Mesh | None = None
+    progress: Progress = silent
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rows: Any) -> "Corpus":
+        """Some of the examples."""
+        weights = None if self.weights is None else np.asarray(self.weights)[rows]
+        inputs, labels = np.asarray(self.inputs)[rows], np.asarray(self.labels)[rows]
+        return dataclasses.replace(self, inputs=inputs, labels=labels, weights=weights)
+
+    def sample(self, tokens: int) -> "Corpus":
+        """Evenly spaced examples of about so many tokens altogether; all if there are fewer."""
+        each = int(np.prod(np.shape(self.labels)[1:]))
+        count = min(len(self), -(-tokens // each))
+        return self.part(np.unique(np.linspace(0, len(self) - 1, count).astype(int)))
+
+    def chunk(self, settings: StrideSettings) -> int:
+        """Examples a chunk, so that what the model says about them fits `chunk_bytes`."""
+        wanted = taps.only(self.tapped, named_taps(settings))
+        one = np.asarray(self.inputs[:1])
+        shapes = jax.eval_shape(wanted.forward, self.params, one)
+        each = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        most = max(1, settings.chunk_bytes // each)
+        # Equal chunks, so that one program serves them all.
+        return -(-len(self) // -(-len(self) // most))
+
+    def look(
+        self,
+        settings: StrideSettings,
+        outputs_CxO: jax.Array | None = None,
+        progress: Progress | None = None,
+    ) -> Seen:
+        """One forward pass over these examples, keeping what the settings' taps and sites need.
+
+        Args:
+          settings: taps and sites, all named.
+          outputs_CxO: the logit site's output basis.
+          progress: wraps the batches; the corpus' own by default.
+        """
+        observed = taps.observe(
+            taps.only(self.tapped, named_taps(settings)), self.params, self.inputs, self.labels,
+            self.weights, mesh=self.mesh, progress=self.progress if progress is None else progress,
+        )  # fmt: skip
+        sites = {}
+        for name in settings.sites:
+            site = (
+                ops.logit_site(observed, outputs_CxO)
+                if name == "logit"
+                else ops.residual_site(self.tapped, self.params, observed, self.inputs[:1], name)
+            )
+            sites[name] = site, ops.context(site, observed, self.inputs)
+        return Seen(observed, sites)
+
+    def chunks(
+        self, settings: StrideSettings, outputs_CxO: jax.Array | None = None, desc: str = "forward"
+    ) -> Iterator[tuple[slice, Seen]]:
+        """`look` at one chunk after the other, with the rows of each."""
+        size = self.chunk(settings)
+        if size == len(self):
+            yield slice(0, size), self.look(settings, outputs_CxO)
+            return
+        for start in self.progress(range(0, len(self), size), desc=desc):
+            rows = slice(start, min(start + size, len(self)))
+            yield rows, self.part(rows).look(settings, outputs_CxO, silent)
+
+
+def named_taps(settings: StrideSettings) -> tuple[str, ...]:
+    """Taps that the basis or a site needs, each once."""
+    residual = [site for site in settings.sites if site != "logit"]
+    return tuple(dict.fromkeys([*settings.taps, *residual]))
+
+
+def choose_taps(corpus: Corpus, settings: StrideSettings, *, sample: int = 1024) -> StrideSettings:
+    """Settings with their taps named: chosen from evenly spaced training examples if none are.
+
+    Raises:
+      ValueError: a tap or site that the model does not have.
+    """
+    tapped = corpus.tapped
+    few = corpus.sample(sample)
+    names = list(jax.eval_shape(tapped.forward, corpus.params, few.inputs[:1])[1])
+    taps.select(dict.fromkeys(names), named_taps(settings))
+    if settings.taps:
+        return settings
+    if tapped.suffix is None:
+        return dataclasses.replace(settings, taps=tuple(sorted(names)))
+    seen = taps.observe(tapped, corpus.params, few.inputs, few.labels, mesh=corpus.mesh)
+    chosen = ops.choose_tap(ops.tap_energies(tapped, corpus.params, seen, few.inputs))
+    return dataclasses.replace(settings, taps=(chosen,))
