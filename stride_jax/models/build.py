@@ -4,8 +4,11 @@ import dataclasses
 
 from flax import linen as nn
 
+from stride_jax.models.gpt import GPT, GPTSettings
 from stride_jax.models.mlp import MLP
 from stride_jax.models.resnet import ResNet9
+
+KINDS = ("mlp", "resnet9", "gpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,22 +16,26 @@ class ModelSettings:
     """Which model.
 
     Attributes:
-      kind: `mlp` or `resnet9`.
+      kind: `mlp`, `resnet9` or `gpt`.
       widths: hidden units of the MLP.
       width: channels of the ResNet's stem.
+      gpt: sizes and switches of the GPT.
     """
 
     kind: str = "mlp"
     widths: tuple[int, ...] = (128, 64)
     width: int = 16
+    gpt: GPTSettings = GPTSettings()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("mlp", "resnet9"):
-            raise ValueError(f"model kind={self.kind!r}: use 'mlp' or 'resnet9'")
+        if self.kind not in KINDS:
+            raise ValueError(f"model kind={self.kind!r}: use one of {KINDS}")
 
 
 def make_model(settings: ModelSettings, num_classes: int) -> nn.Module:
-    """The linen module of the settings."""
+    """The linen module of the settings; a language model's classes are its vocabulary."""
     if settings.kind == "mlp":
         return MLP(num_classes, settings.widths)
+    if settings.kind == "gpt":
+        return GPT(num_classes, settings.gpt)
     return ResNet9(num_classes, settings.width)

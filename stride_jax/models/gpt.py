@@ -1,0 +1,247 @@
+"""nanochat's GPT: the model whose pre-training the paper attributes.
+
+A decoder with rotary positions, QK-norm, squared ReLU, RMSNorm without parameters, no biases and
+an untied head (github.com/karpathy/nanochat, `nanochat/gpt.py`; value embeddings after Zhou et al.,
+Value Residual Learning, 2024). Letters as in `transformer`; L layers, C tokens in the vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from stride_jax.models.recording import Recorder
+from stride_jax.models.transformer import (
+    ATTENTIONS,
+    causal_attention,
+    check_sizes,
+    check_tokens,
+    linear,
+    previous_tokens,
+    rms_norm,
+    rotate,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTSettings:
+    """Sizes and switches of a GPT. The switches default to nanochat of March 2026 and after.
+
+    Attributes:
+      depth: L, layers.
+      width: D, of the residual stream.
+      num_heads: H, query heads; each has width D / H.
+      num_kv_heads: G, key and value heads; a divisor of H.
+      sequence_len: longest sequence.
+      window_pattern: `L` (sees everything before) or `S` (a short window) by layer, repeated; the
+        last layer is always `L`.
+      short_window: tokens an `S` layer looks back; 0 for a quarter of `sequence_len`.
+      rope_theta: base of the rotary frequencies.
+      qk_norm: RMSNorm of queries and keys.
+      qk_scale: then multiplies both.
+      value_embeddings: every second layer, the last included, adds a gated embedding of the token
+        itself to its values.
+      value_gate_channels: first channels of the stream that the gate reads.
+      value_gate_scale: the gate is this times a sigmoid.
+      residual_scalars: a layer's input is `a_l x + b_l x0`, x0 the embedding.
+      smear: x0 also has a gated share of the previous token's embedding.
+      smear_channels: first channels of the embedding that this gate reads.
+      backout: a share of the stream after layer L // 2 is subtracted before the final norm.
+      softcap: logits are `softcap tanh(o / softcap)`, in float32; 0 for none.
+      vocab_multiple: the embeddings and the head are padded to a multiple of it.
+      embedding_std: of the initial token embedding.
+      mlp_init: initial scale of the MLP's first matrix, relative to that of q, k and v.
+      residual_init: first and last layer's initial a_l, a straight line between them.
+      x0_init: the same of b_l.
+      attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
+      remat: compute a block again in the backward pass and so keep less memory.
+      dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
+    """
+
+    depth: int = 4
+    width: int = 128
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    sequence_len: int = 64
+    window_pattern: str = "L"
+    short_window: int = 0
+    rope_theta: float = 100_000.0
+    qk_norm: bool = True
+    qk_scale: float = 1.2
+    value_embeddings: bool = True
+    value_gate_channels: int = 12
+    value_gate_scale: float = 3.0
+    residual_scalars: bool = True
+    smear: bool = True
+    smear_channels: int = 24
+    backout: bool = True
+    softcap: float = 15.0
+    vocab_multiple: int = 64
+    embedding_std: float = 0.8
+    mlp_init: float = 0.4
+    residual_init: tuple[float, float] = (1.15, 1.05)
+    x0_init: tuple[float, float] = (0.2, 0.05)
+    attention: str = "einsum"
+    remat: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.width % max(self.num_heads, 1):
+            raise ValueError(f"width={self.width} must be a multiple of {self.num_heads=}")
+        check_sizes(
+            self.depth, self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.dtype
+        )
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise ValueError(
+                f"window_pattern={self.window_pattern!r}: use letters S and L, such as 'SSSL'"
+            )
+        for name, used in (("value_gate", self.value_embeddings), ("smear", self.smear)):
+            channels = getattr(self, f"{name}_channels")
+            if used and not 1 <= channels <= self.width:
+                raise ValueError(f"{name}_channels={channels} must be in 1 … width={self.width}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r}: use one of {ATTENTIONS}")
+
+    @property
+    def head_dim(self) -> int:
+        """E, width of a head."""
+        return self.width // self.num_heads
+
+    def window(self, layer: int) -> int | None:
+        """How far back a layer sees; None for everything."""
+        long = self.window_pattern[layer % len(self.window_pattern)] == "L"
+        if long or layer == self.depth - 1:
+            return None
+        return self.short_window or max(self.sequence_len // 4, 1)
+
+    def has_values(self, layer: int) -> bool:
+        """Whether a layer has value embeddings."""
+        return self.value_embeddings and layer % 2 == (self.depth - 1) % 2
+
+
+def _uniform(width: int, scale: float = 1.0) -> nn.initializers.Initializer:
+    """Uniform with standard deviation `scale / sqrt(width)`: no outliers."""
+    bound = scale * (3 / width) ** 0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _gate_init(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32):
+    """Small and positive: gates start slightly above their middle."""
+    return jax.random.uniform(key, shape, dtype, 0.0, 0.02)
+
+
+class Attention(nn.Module):
+    """Causal attention of one layer; adds value embeddings where it is given some."""
+
+    settings: GPTSettings
+    layer: int
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array, values_BxTxGE: jax.Array | None) -> jax.Array:
+        s, dtype = self.settings, x_BxTxD.dtype
+
+        def heads(name: str, num: int) -> jax.Array:
+            out = linear(num * s.head_dim, name, _uniform(s.width), dtype)(x_BxTxD)
+            return out.reshape(*out.shape[:2], num, s.head_dim)
+
+        q, k = heads("query", s.num_heads), heads("key", s.num_kv_heads)
+        v = heads("value", s.num_kv_heads)
+        if values_BxTxGE is not None:
+            first = x_BxTxD[..., : s.value_gate_channels]
+            gate = nn.sigmoid(linear(s.num_kv_heads, "value_gate", _gate_init, dtype)(first))
+            v += s.value_gate_scale * gate[..., None] * values_BxTxGE.reshape(v.shape)
+        q, k = (rotate(each, s.rope_theta, clockwise=True) for each in (q, k))
+        if s.qk_norm:
+            q, k = rms_norm(q) * s.qk_scale, rms_norm(k) * s.qk_scale
+        out = causal_attention(q, k, v, s.window(self.layer), s.attention)
+        return linear(s.width, "out", nn.initializers.zeros, dtype)(out)
+
+
+class Block(nn.Module):
+    """`x + attention(norm x)`, then `x + W_2 relu(W_1 norm x)²`."""
+
+    settings: GPTSettings
+    layer: int
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array, values_BxTxGE: jax.Array | None) -> jax.Array:
+        s, x = self.settings, x_BxTxD
+        x = x + Attention(s, self.layer, name="attention")(rms_norm(x), values_BxTxGE)
+        up = linear(4 * s.width, "up", _uniform(s.width, s.mlp_init), x.dtype)(rms_norm(x))
+        return x + linear(s.width, "down", nn.initializers.zeros, x.dtype)(nn.relu(up) ** 2)
+
+
+class GPT(nn.Module):
+    """A GPT over int32 tokens `[B, T]`; logits `[B, T, C]` float32.
+
+    Attention is causal, so padding on the right changes no earlier logits.
+
+    Activations, `[B, T, D]`: `embedding` (after its norm), `previous` (the previous token's, zeros
+    for the first), `block0` … (the stream after each block), `final` (the head's input).
+
+    Attributes:
+      num_classes: C.
+      settings: sizes and switches.
+
+    >>> model = GPT(100, GPTSettings(depth=2, width=32, num_heads=2, num_kv_heads=1))
+    >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    >>> logits, activations = model.apply({"params": params}, jnp.zeros((1, 8), jnp.int32))
+    >>> logits.shape, activations["block1"].shape, params["head"]["kernel"].shape
+    ((1, 8, 100), (1, 8, 32), (32, 128))
+    """
+
+    num_classes: int
+    settings: GPTSettings = GPTSettings()
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, replace: Mapping[str, jax.Array] | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        s, tokens_BxT, dtype = self.settings, x, jnp.dtype(self.settings.dtype)
+        check_tokens(tokens_BxT, s.sequence_len)
+        record = Recorder(replace)
+        padded = -(-self.num_classes // s.vocab_multiple) * s.vocab_multiple
+
+        def embed(features: int, name: str, init: nn.initializers.Initializer) -> jax.Array:
+            table = nn.Embed(padded, features, name=name, embedding_init=init, dtype=dtype)
+            return table(tokens_BxT)
+
+        x = rms_norm(embed(s.width, "embed", nn.initializers.normal(s.embedding_std)))
+        x = record("embedding", x)
+        previous = record("previous", previous_tokens(x))
+        if s.smear:
+            share = self.param("smear_lambda", nn.initializers.zeros, (1,)).astype(dtype)[0]
+            gate = linear(1, "smear_gate", _gate_init, dtype)(x[..., : s.smear_channels])
+            x = x + share * nn.sigmoid(gate) * previous
+        x0 = middle = x
+        if s.residual_scalars:
+            keep_L = self.param("resid_lambdas", lambda _: jnp.linspace(*s.residual_init, s.depth))
+            again_L = self.param("x0_lambdas", lambda _: jnp.linspace(*s.x0_init, s.depth))
+        make_block = nn.remat(Block) if s.remat else Block
+        for i in range(s.depth):
+            if s.residual_scalars:
+                x = keep_L[i].astype(dtype) * x + again_L[i].astype(dtype) * x0
+            values = None
+            if s.has_values(i):
+                kv_width = s.num_kv_heads * s.head_dim
+                values = embed(kv_width, f"value_embed{i}", _uniform(s.width))
+            x = record(f"block{i}", make_block(s, i, name=f"block{i}")(x, values))
+            middle = x if i == s.depth // 2 else middle
+        if s.backout:
+            share = self.param("backout_lambda", nn.initializers.constant(0.2), (1,))
+            x = x - share.astype(dtype)[0] * middle
+        x = record("final", rms_norm(x))
+        logits = linear(padded, "head", nn.initializers.normal(0.001), dtype)(x)
+        return _cap(logits[..., : self.num_classes], s.softcap), record.activations
+
+
+def _cap(logits: jax.Array, softcap: float) -> jax.Array:
+    """`softcap tanh(o / softcap)` in float32."""
+    logits = logits.astype(jnp.float32)
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits

@@ -1,0 +1,141 @@
+"""What our decoder-only transformers share: norm, rotary positions, causal attention.
+
+Letters: B sequences, T tokens, D width, H query heads, G key/value heads, E width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+ATTENTIONS = ("einsum", "xla", "cudnn")
+
+
+def rms_norm(x: jax.Array, eps: float | None = None) -> jax.Array:
+    """`x / sqrt(mean(x²) + eps)` over the last axis, in float32, without parameters.
+
+    Args:
+      x: `[..., D]`.
+      eps: float32's machine epsilon by default.
+
+    >>> [f"{v:.1f}" for v in rms_norm(jnp.array([1.0, 7.0]))]  # sqrt((1 + 49) / 2) = 5
+    ['0.2', '1.4']
+    """
+    eps = jnp.finfo(jnp.float32).eps if eps is None else eps
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def rotate(x_BxTxHxE: jax.Array, theta: float, clockwise: bool = False) -> jax.Array:
+    """Rotary positions: turn the pair `(x_e, x_{e+E/2})` of token t by the angle `t theta^(−2e/E)`.
+
+    A query's product with a key then depends on their distance alone (Su et al., RoFormer, 2021).
+    Both directions are equally good, but weights trained with one are nonsense in the other:
+    Llama and Qwen2 turn anticlockwise, nanochat clockwise.
+
+    Args:
+      x_BxTxHxE: queries or keys, E even.
+      theta: base of the frequencies.
+      clockwise: the direction.
+
+    >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2).repeat(2, axis=1)
+    >>> [f"{v:.2f}" for v in rotate(x, 1e4)[0, 1, 0]]  # cos 1, sin 1
+    ['0.54', '0.84']
+    >>> [f"{v:.2f}" for v in rotate(x, 1e4, clockwise=True)[0, 1, 0]]
+    ['0.54', '-0.84']
+    """
+    length, half = x_BxTxHxE.shape[1], x_BxTxHxE.shape[3] // 2
+    speed_E = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (jnp.arange(length, dtype=jnp.float32)[:, None] * speed_E[None])[None, :, None]
+    cos, sin = jnp.cos(angle).astype(x_BxTxHxE.dtype), jnp.sin(angle).astype(x_BxTxHxE.dtype)
+    sin = -sin if clockwise else sin
+    left, right = jnp.split(x_BxTxHxE, 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
+
+
+def causal_attention(
+    q_BxTxHxE: jax.Array,
+    k_BxTxGxE: jax.Array,
+    v_BxTxGxE: jax.Array,
+    window: int | None = None,
+    implementation: str = "einsum",
+) -> jax.Array:
+    """`softmax(q kᵀ / sqrt(E)) v` over the tokens `t − window … t`; softmax in float32.
+
+    Args:
+      q_BxTxHxE: queries.
+      k_BxTxGxE: keys; `H / G` neighbouring query heads share one.
+      v_BxTxGxE: values.
+      window: how far back a token sees; everything before it for None.
+      implementation: `einsum` runs anywhere and batches well under `vmap`; `xla` and `cudnn` are
+        those of `jax.nn.dot_product_attention`: `cudnn`, flash attention in bfloat16 on an NVIDIA
+        GPU, alone holds no `[B, H, T, T]` scores.
+
+    Returns:
+      `[B, T, H * E]`.
+    """
+    batch, length, heads, size = q_BxTxHxE.shape
+    if implementation != "einsum":
+        out = jax.nn.dot_product_attention(
+            q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, is_causal=True, implementation=implementation,
+            local_window_size=None if window is None else (window, 0),
+        )  # fmt: skip
+        return out.reshape(batch, length, heads * size)
+    groups = k_BxTxGxE.shape[2]
+    q = q_BxTxHxE.reshape(batch, length, groups, heads // groups, size)
+    scores = jnp.einsum(
+        "btgre,bsge->bgrts", q, k_BxTxGxE, preferred_element_type=jnp.float32
+    )  # r: query heads of one key head
+    token = jnp.arange(length)
+    back_TxT = token[:, None] - token[None]
+    seen_TxT = (back_TxT >= 0) & (back_TxT <= (length if window is None else window))
+    scores = jnp.where(seen_TxT[None, None, None], scores * size**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxTxGxE.dtype)
+    out = jnp.einsum("bgrts,bsge->btgre", weights, v_BxTxGxE)
+    return out.reshape(batch, length, heads * size)
+
+
+def previous_tokens(x_BxTxD: jax.Array) -> jax.Array:
+    """Each token's predecessor, `x_{t−1}`; zeros for the first."""
+    return jnp.pad(x_BxTxD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
+def linear(
+    features: int,
+    name: str,
+    init: nn.initializers.Initializer,
+    dtype: DTypeLike,
+    bias: bool = False,
+) -> nn.Dense:
+    """A dense layer with float32 parameters that computes in `dtype`."""
+    return nn.Dense(features, use_bias=bias, name=name, kernel_init=init, dtype=dtype)
+
+
+def check_tokens(tokens_BxT: jax.Array, sequence_len: int) -> None:
+    """Raise unless these are integer tokens `[B, T]` of at most `sequence_len`."""
+    shape = tokens_BxT.shape
+    if len(shape) != 2 or not jnp.issubdtype(tokens_BxT.dtype, jnp.integer):
+        raise ValueError(
+            f"a language model reads integer tokens [B, T], not {tokens_BxT.dtype}{list(shape)}"
+        )
+    if shape[1] > sequence_len:
+        raise ValueError(
+            f"{shape[1]} tokens, but the model's context is sequence_len={sequence_len}: keep the "
+            "last tokens, or split the text"
+        )
+
+
+def check_sizes(
+    depth: int, width: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: str
+) -> None:
+    """Raise for sizes of a transformer that do not fit together; names them and the remedy."""
+    if depth < 1 or width < 1:
+        raise ValueError(f"depth={depth}, width={width}: both at least 1")
+    if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_heads={num_heads} must be a positive multiple of num_kv_heads={num_kv_heads}"
+        )
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"a head's width is {head_dim}: rotary positions need it even")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r}: use 'float32' or 'bfloat16'")
