@@ -112,7 +112,8 @@ class Bible(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self, **kwargs: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        for row, verse in enumerate(_packaged_verses(self.builder_config.name)):
+        config: Any = self.builder_config  # typed as possibly none; here there is one
+        for row, verse in enumerate(_packaged_verses(config.name)):
             yield row, verse._asdict()
 
 
@@ -139,10 +140,10 @@ def read_verses(
     _check_names("book", chosen, BOOKS)
     verses = []
     for name in names:
-        builder = Bible(config=name, data_dir=os.fspath(data_dir), file_format="array_record")
+        builder: Any = Bible(config=name, data_dir=os.fspath(data_dir), file_format="array_record")
         with quiet():
             builder.download_and_prepare(file_format="array_record")
-        source: Any = builder.as_data_source("train")
+        source = builder.as_data_source("train")
         # One call for all records: one at a time takes twice as long.
         for row in source.__getitems__(range(len(source))):
             book = row["book"].decode()

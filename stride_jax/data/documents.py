@@ -17,7 +17,7 @@ class Source:
     """Where text comes from: what an answer shows beside it.
 
     Attributes:
-      id: names the document, unique in its corpus, such as `kjv Genesis 1`.
+      id: names the document an answer points to, such as `kjv Genesis 1`; parts of it share it.
       key: the same for every document that says the same, such as `Genesis 1` in any translation.
       labels: name of each passage, such as verse numbers; `("",)` for a document in one piece.
       metadata: anything else that JSON can hold.

@@ -100,8 +100,17 @@ class Packed:
 
     def take(self, rows: np.ndarray) -> "Packed":
         """Some sequences, in the order given."""
-        arrays = (self.inputs_NxT, self.labels_NxT, self.weights_NxT)
-        return Packed(*(array[rows] for array in arrays), self.spans.take(rows))
+        return Packed(
+            self.inputs_NxT[rows],
+            self.labels_NxT[rows],
+            self.weights_NxT[rows],
+            self.spans.take(rows),
+        )
+
+    def renumbered(self, first: int) -> "Packed":
+        """The same, with documents counted from `first`: to stand beside others."""
+        spans = dataclasses.replace(self.spans, document_P=self.spans.document_P + np.int32(first))
+        return dataclasses.replace(self, spans=spans)
 
 
 def tokenise(documents: Sequence[Document], tokenizer: Tokenizer) -> Tokenised:

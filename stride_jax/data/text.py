@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stride_jax.data import bible, text_files
+from stride_jax.data import bible, text_files, truths
 from stride_jax.data.documents import Document, files_of, read_documents
 from stride_jax.data.packing import Packed, Tokenised, pack_stream, select, tokenise
 from stride_jax.data.text_examples import TextExamples, named
@@ -66,6 +66,8 @@ class TextSplits:
       train, calibration, query: their sequences.
       tokenizer: what turned text into them.
       folder: where they and `tokenizer.json` are kept.
+      truth: for retrieval, the id of a query to the ids of the training sequences that answer it;
+        empty where that isn't known.
     """
 
     train: TextExamples
@@ -73,6 +75,7 @@ class TextSplits:
     query: TextExamples
     tokenizer: Tokenizer
     folder: pathlib.Path
+    truth: truths.Truth = dataclasses.field(default_factory=dict)
 
 
 def load_text(settings: TextSettings, workdir: str | os.PathLike[str]) -> TextSplits:

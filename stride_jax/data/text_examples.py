@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -66,9 +66,25 @@ class TextExamples:
     def take(self, rows: np.ndarray) -> "TextExamples":
         """Some sequences, in the order given."""
         return TextExamples(
-            *(a[rows] for a in (self.inputs_NxT, self.labels_NxT, self.weights_NxT, self.ids)),
-            spans=self.spans.take(rows),
-            sources=self.sources,
+            self.inputs_NxT[rows],
+            self.labels_NxT[rows],
+            self.weights_NxT[rows],
+            self.ids[rows],
+            self.spans.take(rows),
+            self.sources,
+        )
+
+    def followed_by(self, other: "TextExamples") -> "TextExamples":
+        """These sequences and then the other's, whose sources begin with all of these."""
+        shifted = (other.spans.row_P + np.int32(len(self)), *other.spans.columns()[1:])
+        both = zip(self.spans.columns(), shifted, strict=True)
+        return TextExamples(
+            np.concatenate([self.inputs_NxT, other.inputs_NxT]),
+            np.concatenate([self.labels_NxT, other.labels_NxT]),
+            np.concatenate([self.weights_NxT, other.weights_NxT]),
+            np.concatenate([self.ids, other.ids]),
+            Spans(*(np.concatenate(columns) for columns in both)),
+            other.sources,
         )
 
     def references(self, row: int) -> list[str]:
@@ -83,20 +99,21 @@ class TextExamples:
             found.append(f"{source.id}:{ends}" if ends else source.id)
         return found
 
-    def keys(self) -> list[tuple[int, str]]:
-        """(sequence, key) of every passage held; the key is the same in every translation."""
-        found = []
-        columns = (self.spans.row_P, self.spans.document_P, self.spans.passage_P)
-        for row, document, passage in zip(*(c.tolist() for c in columns), strict=True):
-            source = self.sources[document]
-            label = source.labels[passage]
-            found.append((row, f"{source.key}:{label}" if label else source.key))
-        return found
-
     def texts(self, tokenizer: Tokenizer) -> list[str]:
         """Text of each sequence's inputs without padding; each document starts a new line."""
         rows = zip(self.inputs_NxT, self.sizes_N, strict=True)
         return [tokenizer.decode_lines(row[:size]) for row, size in rows]
+
+
+def passage_keys(spans: Spans, sources: Sequence[Source]) -> list[tuple[int, str]]:
+    """(sequence, key) of every passage held, such as `Genesis 1:1`, the same in any translation."""
+    found = []
+    columns = (spans.row_P, spans.document_P, spans.passage_P)
+    for row, document, passage in zip(*(c.tolist() for c in columns), strict=True):
+        label = sources[document].labels[passage]
+        key = sources[document].key
+        found.append((row, f"{key}:{label}" if label else key))
+    return found
 
 
 def named(parts: Mapping[str, Packed], sources: tuple[Source, ...]) -> dict[str, TextExamples]:
@@ -107,10 +124,15 @@ def named(parts: Mapping[str, Packed], sources: tuple[Source, ...]) -> dict[str,
     Warns:
       UserWarning: with the number of sequences that repeat another, if any do.
     """
-    names = ("inputs_NxT", "labels_NxT", "weights_NxT")
-    ids = content_ids(*(np.concatenate([getattr(p, n) for p in parts.values()]) for n in names))
+    columns = [
+        np.concatenate(arrays)
+        for arrays in zip(
+            *((p.inputs_NxT, p.labels_NxT, p.weights_NxT) for p in parts.values()), strict=True
+        )
+    ]
     bounds = np.cumsum([len(part) for part in parts.values()])[:-1]
+    ids = np.split(content_ids(*columns), bounds)
     return {
-        role: TextExamples(*(getattr(part, n) for n in names), own, part.spans, sources)
-        for (role, part), own in zip(parts.items(), np.split(ids, bounds), strict=True)
+        role: TextExamples(p.inputs_NxT, p.labels_NxT, p.weights_NxT, own, p.spans, sources)
+        for (role, p), own in zip(parts.items(), ids, strict=True)
     }
