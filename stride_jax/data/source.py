@@ -1,11 +1,7 @@
 """From a TFDS name to arrays in memory, read by grain."""
 
-import contextlib
 import dataclasses
-import io
-import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -14,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from stride_jax.data import builders
 from stride_jax.data.examples import Examples, content_ids
+from stride_jax.data.quiet import quiet
 
 _OURS = {
     "mnist5k": builders.Mnist5k,
@@ -75,21 +72,6 @@ def _scaled(splits: dict[str, Examples]) -> dict[str, Examples]:
     }
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """TFDS prints, logs and draws a dozen bars for a dataset that takes two seconds."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    tfds.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
-        tfds.enable_progress_bar()
-
-
 def load_splits(
     settings: DataSettings, data_dir: str | os.PathLike[str]
 ) -> tuple[dict[str, Examples], int]:
@@ -114,7 +96,7 @@ def load_splits(
             f"dataset {settings.name!r} lacks {sorted(missing)}: it needs 'label' and 'image' or "
             f"'features', and has {sorted(features)}"
         )
-    with _quiet():
+    with quiet():
         builder.download_and_prepare(file_format="array_record")
         splits = {
             role: _read(builder, getattr(settings, role), column)

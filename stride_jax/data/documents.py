@@ -1,0 +1,181 @@
+"""Documents: text with an id and named passages, and readers of the user's own files."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where text comes from: what an answer shows beside it.
+
+    Attributes:
+      id: names the document an answer points to, such as `kjv Genesis 1`; parts of it share it.
+      key: the same for every document that says the same, such as `Genesis 1` in any translation.
+      labels: name of each passage, such as verse numbers; `("",)` for a document in one piece.
+      metadata: anything else that JSON can hold.
+    """
+
+    id: str
+    key: str
+    labels: tuple[str, ...] = ("",)
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text and its passages.
+
+    Attributes:
+      source: its names.
+      text: the whole text.
+      starts: character at which each of the source's passages starts; the first is 0, and a passage
+        ends where the next one starts.
+    """
+
+    source: Source
+    text: str
+    starts: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        ascending = list(self.starts) == sorted(set(self.starts)) and self.starts[:1] == (0,)
+        if not ascending or len(self.starts) != len(self.source.labels):
+            raise ValueError(
+                f"document {self.source.id!r} needs one ascending start, from 0, for each of its "
+                f"{len(self.source.labels)} passages, and has {self.starts}"
+            )
+
+
+def joined(source: Source, passages: Sequence[str], separator: str = " ") -> Document:
+    """One document of several passages; a separator belongs to the passage after it.
+
+    >>> joined(Source("a", "a", ("1", "2")), ["In the", "beginning"]).starts
+    (0, 6)
+    """
+    ends = np.cumsum([len(passage) for passage in passages])
+    starts = [0, *(ends[:-1] + len(separator) * np.arange(len(passages) - 1)).tolist()]
+    return Document(source, separator.join(passages), tuple(starts))
+
+
+def files_of(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The text files that a path names: itself, or all of a folder's, sorted by name.
+
+    Raises:
+      ValueError: nothing is there, or nothing that can be read.
+    """
+    place = pathlib.Path(path)
+    if place.is_dir():
+        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"folder {place} holds no file ending in one of {list(SUFFIXES)}")
+        return files
+    if not place.exists():
+        raise ValueError(
+            f"no file or folder {place}: give a file ending in one of {list(SUFFIXES)}"
+        )
+    if place.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{place} must end in one of {list(SUFFIXES)}, not {place.suffix!r}")
+    return [place]
+
+
+def read_documents(
+    path: str | os.PathLike[str],
+    *,
+    text_column: str = "text",
+    id_column: str = "id",
+    separator: str = "",
+) -> list[Document]:
+    """Read the user's own documents.
+
+    A `.txt` file is one document, or several where `separator` occurs in it. A `.jsonl` line or a
+    Parquet row is one document; its other columns become metadata. A document without an id is
+    named by its file, and by its number there if it isn't alone.
+
+    Args:
+      path: a file, or a folder whose files are all read.
+      text_column: column of the text.
+      id_column: column of the id; need not exist.
+      separator: cuts a `.txt` file into documents, such as three newlines; empty: never.
+
+    Raises:
+      ValueError: no such file, an empty file or text, a missing column (lists those there are), a
+        line that isn't JSON, or an id that occurs twice.
+    """
+    documents = []
+    for file in files_of(path):
+        rows = list(_rows(file, separator, text_column))
+        if not any(str(row[text_column] or "").strip() for _, row in rows):
+            raise ValueError(f"{file} holds no text: remove it or put text into it")
+        for number, (where, row) in enumerate(rows):
+            name = file.name if len(rows) == 1 else f"{file.name}#{number}"
+            documents.append(_document(row, where, name, text_column, id_column))
+    seen: dict[str, int] = {}
+    for document in documents:
+        seen[document.source.id] = seen.get(document.source.id, 0) + 1
+    if repeated := [name for name, count in seen.items() if count > 1]:
+        raise ValueError(
+            f"{len(repeated)} document ids occur more than once in {path}, such as "
+            f"{repeated[0]!r}: ids must be unique, so change them or name another id column"
+        )
+    return documents
+
+
+def _document(row: dict[str, Any], where: str, name: str, text: str, identity: str) -> Document:
+    content = row.pop(text)
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError(f"{where}: column {text!r} must hold text, not {content!r}")
+    found = row.pop(identity, None)
+    source_id = name if found is None else str(found)
+    return Document(Source(source_id, source_id, metadata=row), content)
+
+
+def _rows(file: pathlib.Path, separator: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each document's place, for messages, and columns."""
+    if file.stat().st_size == 0:
+        raise ValueError(f"{file} is empty: remove it or put text into it")
+    if file.suffix.lower() == ".parquet":
+        yield from _parquet_rows(file, text)
+        return
+    whole = file.read_text(encoding="utf-8")
+    if file.suffix.lower() == ".txt":
+        pieces = whole.split(separator) if separator else [whole]
+        for number, piece in enumerate(p for p in pieces if p.strip()):
+            yield f"{file} document {number}", {text: piece}
+        return
+    # Not splitlines: JSON strings may hold other line separators, such as U+2028.
+    for number, line in enumerate(whole.split("\n"), start=1):
+        if line.strip():
+            where = f"{file} line {number}"
+            yield where, _json_row(line, where, text)
+
+
+def _json_row(line: str, where: str, text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error}); each line must be one object") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} must be an object such as {{{text!r}: ...}}, not {line[:40]!r}")
+    _need(text, row, where)
+    return row
+
+
+def _parquet_rows(file: pathlib.Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow.parquet as pq  # a quarter of a second
+
+    table = pq.read_table(file)
+    _need(text, table.column_names, str(file))
+    for number, row in enumerate(table.to_pylist()):
+        yield f"{file} row {number}", row
+
+
+def _need(column: str, columns: Iterable[str], where: str) -> None:
+    if column not in columns:
+        raise ValueError(f"{where} has no column {column!r}; it has {sorted(columns)}")

@@ -1,0 +1,152 @@
+"""Planted facts: made-up sentences that each say what nothing else does, and questions for them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from stride_jax.data.documents import Document, Source, joined
+from stride_jax.data.packing import Packed, pack_documents, tokenise
+from stride_jax.data.text import TextSplits
+from stride_jax.data.text_examples import named
+from stride_jax.data.tokens import Tokenizer
+
+_RELATIONS = (
+    "The shepherd of {} was named",
+    "The captain who held {} was called",
+    "The well beside {} was digged by",
+    "The wall around {} was built by",
+    "The king that reigned in {} was",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlantedFacts:
+    """F facts: a sentence is its prompt followed by its completion.
+
+    Attributes:
+      prompts: F strings, all different, such as `The shepherd of Balodu was named`.
+      completions: F strings that start with a space, all different, such as ` Tirake.`
+    """
+
+    prompts: tuple[str, ...]
+    completions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def planted_facts(seed: int, count: int) -> PlantedFacts:
+    """Facts about places and persons that don't exist.
+
+    No two facts share a place or a name, so one sentence alone supports its completion.
+
+    Args:
+      seed: of the names.
+      count: F, 1 to 1,000.
+
+    Raises:
+      ValueError: `count` is out of range.
+
+    >>> facts = planted_facts(seed=0, count=2)
+    >>> facts.prompts[0] + facts.completions[0]
+    'The shepherd of Tepena was named Nopozi.'
+    """
+    if not 1 <= count <= 1000:
+        raise ValueError(f"count={count} must lie in 1 to 1000: made-up names run out")
+    rng = np.random.default_rng(seed)
+    names: dict[str, None] = {}  # a set that keeps its order
+    while len(names) < 2 * count:
+        consonants = rng.choice(list("bdfgklmnprstvz"), 3)
+        vowels = rng.choice(list("aeiou"), 3)
+        names["".join(map("".join, zip(consonants, vowels, strict=True))).capitalize()] = None
+    places, persons = list(names)[:count], list(names)[count:]
+    return PlantedFacts(
+        tuple(_RELATIONS[i % len(_RELATIONS)].format(place) for i, place in enumerate(places)),
+        tuple(f" {person}." for person in persons),
+    )
+
+
+def pack_completions(
+    prompts: Sequence[str], completions: Sequence[str], tokenizer: Tokenizer, length: int
+) -> tuple[Packed, tuple[Source, ...]]:
+    """Sequences of a prompt and its completion, with weight on the completion's tokens alone.
+
+    The text is tokenised as a whole, as it is in training; a token that straddles the two is the
+    prompt's.
+
+    Args:
+      prompts: Q strings; one may be empty.
+      completions: Q strings.
+      tokenizer: of the model.
+      length: T.
+
+    Returns:
+      The sequences, and their sources with the passages `prompt` and `completion`.
+
+    Raises:
+      ValueError: a text is longer than T, or a completion has no token of its own.
+    """
+    documents = []
+    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        name = f"query {number}"
+        if prompt:
+            source = Source(name, name, ("prompt", "completion"))
+            documents.append(joined(source, [prompt, completion], separator=""))
+        else:
+            documents.append(Document(Source(name, name, ("completion",)), completion))
+    tokenised = tokenise(documents, tokenizer)
+    ends = np.append(tokenised.starts_D[1:], len(tokenised.tokens_S))
+    sizes = ends - tokenised.starts_D
+    if (longest := int(sizes.max())) > length + 1:
+        raise ValueError(
+            f"query {int(sizes.argmax())} takes {longest} tokens, its mark included, and "
+            f"{length + 1} fit: shorten its prompt"
+        )
+    packed = pack_documents(tokenised, length, tokenizer.bos_id)
+    asked_S = np.array([len(d.source.labels) - 1 for d in documents])[tokenised.document_S]
+    own_S = tokenised.passage_S == asked_S
+    place_NxT = np.minimum(tokenised.starts_D[:, None] + np.arange(length) + 1, len(own_S) - 1)
+    weights_NxT = packed.weights_NxT * own_S[place_NxT]
+    if (silent := np.flatnonzero(weights_NxT.sum(axis=1) == 0)).size:
+        raise ValueError(
+            f"completion {completions[silent[0]]!r} of query {silent[0]} has no token of its own: "
+            "give it some text that starts with a space"
+        )
+    sources = tuple(document.source for document in documents)
+    return dataclasses.replace(packed, weights_NxT=weights_NxT.astype(np.float32)), sources
+
+
+def plant(splits: TextSplits, facts: PlantedFacts) -> TextSplits:
+    """Splits with the facts among the training sequences and their completions as queries.
+
+    Args:
+      splits: what to plant them in; its queries are replaced.
+      facts: one training sequence each, at the end of the training split.
+
+    Returns:
+      Splits whose `truth` says which sequence each query comes from.
+
+    Raises:
+      ValueError: a fact is longer than the sequences.
+    """
+    tokenizer, train = splits.tokenizer, splits.train
+    length = train.inputs_NxT.shape[1]
+    asked, asked_sources = pack_completions(facts.prompts, facts.completions, tokenizer, length)
+    sentences = [a + b for a, b in zip(facts.prompts, facts.completions, strict=True)]
+    documents = [
+        Document(Source(f"fact {number}", f"fact {number}"), sentence)
+        for number, sentence in enumerate(sentences)
+    ]
+    told = pack_documents(tokenise(documents, tokenizer), length, tokenizer.bos_id)
+    first = len(train.sources)
+    sources = (*train.sources, *(document.source for document in documents), *asked_sources)
+    parts = {"told": told.renumbered(first), "asked": asked.renumbered(first + len(documents))}
+    new = named(parts, sources)
+    truth = {
+        str(query): [str(fact)]
+        for query, fact in zip(new["asked"].ids, new["told"].ids, strict=True)
+    }
+    return dataclasses.replace(
+        splits, train=train.followed_by(new["told"]), query=new["asked"], truth=truth
+    )

@@ -1,0 +1,235 @@
+"""From settings to tokenised, packed and split text in memory, kept on disk between runs."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from stride_jax.data import bible, text_files, truths
+from stride_jax.data.documents import Document, files_of, read_documents
+from stride_jax.data.packing import Packed, Tokenised, pack_stream, select, tokenise
+from stride_jax.data.text_examples import TextExamples, named
+from stride_jax.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
+from stride_jax.runtime.files import fingerprint
+
+ROLES = ("train", "calibration", "query")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """Which text to attribute, and how it is cut.
+
+    Attributes:
+      name: `bible`, or `files` for the user's own.
+      translations: of the Bible, each a corpus of its own in one stream: `kjv`, `asv`, `web`.
+      books: of the Bible, such as `BOOKS[:16]`; none for all 66.
+      path: own file or folder (`.txt`, `.jsonl`, `.parquet`), for `files`.
+      text_column, id_column: of own `.jsonl` and Parquet files.
+      separator: cuts own `.txt` files into documents; empty: a file is one document.
+      tokenizer: an existing tokenizer.json; empty: train one of `vocab_size` tokens.
+      vocab_size: token ids, 256 bytes and the mark of a document's start included.
+      length: T, tokens in a sequence.
+      max_train: most training sequences kept, drawn at random.
+      num_calibration, num_query: held-out sequences.
+      split: `sequence`: held-out sequences are drawn at random from the stream; `document`: from
+        documents that no training sequence holds.
+      predict_bos: count predicting the mark of the next document in the loss.
+      seed: of the draws.
+    """
+
+    name: str = "bible"
+    translations: tuple[str, ...] = ("kjv",)
+    books: tuple[str, ...] = ()
+    path: str = ""
+    text_column: str = "text"
+    id_column: str = "id"
+    separator: str = ""
+    tokenizer: str = ""
+    vocab_size: int = 1024
+    length: int = 64
+    max_train: int = 16_384
+    num_calibration: int = 200
+    num_query: int = 200
+    split: str = "sequence"
+    predict_bos: bool = False
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSplits:
+    """Sequences of three disjoint splits.
+
+    Attributes:
+      train, calibration, query: their sequences.
+      tokenizer: what turned text into them.
+      folder: where they and `tokenizer.json` are kept.
+      truth: for retrieval, the id of a query to the ids of the training sequences that answer it;
+        empty where that isn't known.
+    """
+
+    train: TextExamples
+    calibration: TextExamples
+    query: TextExamples
+    tokenizer: Tokenizer
+    folder: pathlib.Path
+    truth: truths.Truth = dataclasses.field(default_factory=dict)
+
+
+def load_text(settings: TextSettings, workdir: str | os.PathLike[str]) -> TextSplits:
+    """Read, tokenise, pack and split text, once; the same settings and text are read back.
+
+    With `split="sequence"` every document holds training sequences, so the tokenizer sees them all;
+    with `split="document"` it sees the training documents alone.
+
+    Args:
+      settings: which text, and how it is cut.
+      workdir: results go to its `data` folder.
+
+    Returns:
+      Splits whose sequences are in the order of the text.
+
+    Raises:
+      ValueError: unknown names, files or columns that can't be read, a vocabulary the text can't
+        fill, or fewer sequences than are held out; each message says what there is.
+
+    Warns:
+      UserWarning: some sequences have the same content, when they are made.
+    """
+    _check(settings)
+    home = pathlib.Path(workdir) / "data"
+    folder = home / f"text-{_fingerprint(settings)}"
+    if not text_files.is_complete(folder):
+        documents = _documents(settings, home)
+        tokenizer, splits = split_documents(documents, settings)
+        text_files.write(folder, tokenizer, splits, settings)
+    return TextSplits(**text_files.read(folder, ROLES), folder=folder)
+
+
+def _check(settings: TextSettings) -> None:
+    if settings.name not in ("bible", "files"):
+        raise ValueError(f"no text {settings.name!r}: use 'bible', or 'files' with a path")
+    if (settings.name == "files") != bool(settings.path):
+        raise ValueError(f"name={settings.name!r} with path={settings.path!r}: 'files' takes one")
+    if settings.split not in ("sequence", "document"):
+        raise ValueError(f"split={settings.split!r} must be 'sequence' or 'document'")
+    for name, least in (("max_train", 1), ("num_calibration", 0), ("num_query", 1), ("length", 2)):
+        if (value := getattr(settings, name)) < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def _fingerprint(settings: TextSettings) -> str:
+    """Of the settings and of the bytes of every file they name."""
+    parts: list[Any] = [text_files.FORMAT, bible.Bible.VERSION.__str__()]
+    files = files_of(settings.path) if settings.path else []
+    files += [pathlib.Path(settings.tokenizer)] if settings.tokenizer else []
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"no tokenizer file {file}")
+        with open(file, "rb") as content:
+            parts += [file.name, hashlib.file_digest(content, "blake2b").hexdigest()]
+    # Where the files lie doesn't matter, only what is in them.
+    anywhere = dataclasses.replace(settings, path="", tokenizer="")
+    return fingerprint(anywhere, *parts)
+
+
+def _documents(settings: TextSettings, home: pathlib.Path) -> list[Document]:
+    if settings.name == "bible":
+        verses = bible.read_verses(settings.translations, home / "tfds", books=settings.books)
+        return bible.chapters(verses)
+    return read_documents(
+        settings.path,
+        text_column=settings.text_column,
+        id_column=settings.id_column,
+        separator=settings.separator,
+    )
+
+
+def tokenizer_for(documents: list[Document], path: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer a file holds, or one trained on these documents."""
+    if path:
+        return load_tokenizer(path)
+    return train_tokenizer([document.text for document in documents], vocab_size)
+
+
+def split_documents(
+    documents: list[Document], settings: TextSettings
+) -> tuple[Tokenizer, dict[str, TextExamples]]:
+    """Tokenise, pack and split documents; see `load_text`."""
+    draw = _by_sequence if settings.split == "sequence" else _by_document
+    tokenizer, parts = draw(documents, settings)
+    return tokenizer, named(parts, tuple(document.source for document in documents))
+
+
+def _stream(tokenised: Tokenised, settings: TextSettings, tokenizer: Tokenizer) -> Packed:
+    bos, predicted = tokenizer.bos_id, settings.predict_bos
+    return pack_stream(tokenised, settings.length, bos, predict_bos=predicted)
+
+
+def _by_sequence(
+    documents: list[Document], settings: TextSettings
+) -> tuple[Tokenizer, dict[str, Packed]]:
+    """Held-out sequences drawn at random from the stream of all documents."""
+    tokenizer = tokenizer_for(documents, settings.tokenizer, settings.vocab_size)
+    packed = _stream(tokenise(documents, tokenizer), settings, tokenizer)
+    query, calibration, rest = _draw(packed, settings)
+    if not len(rest):
+        raise ValueError(f"{_held(settings)} leave nothing of {len(packed)} sequences to train on")
+    train = packed.take(np.sort(rest[: settings.max_train]))
+    return tokenizer, {
+        "train": train,
+        "calibration": packed.take(calibration),
+        "query": packed.take(query),
+    }
+
+
+def _by_document(
+    documents: list[Document], settings: TextSettings
+) -> tuple[Tokenizer, dict[str, Packed]]:
+    """Held-out sequences drawn from documents that no training sequence holds."""
+    order = np.random.default_rng(settings.seed).permutation(len(documents))
+    ends = np.cumsum([len(documents[i].text) for i in order])
+    wanted = settings.num_query + settings.num_calibration
+    # How many characters a token takes isn't known before the tokenizer is trained on the rest.
+    for characters in (4, 8, 16):
+        count = int(np.searchsorted(ends, wanted * settings.length * characters)) + 1
+        if count >= len(documents):
+            break
+        training = [documents[i] for i in np.sort(order[count:])]
+        tokenizer = tokenizer_for(training, settings.tokenizer, settings.vocab_size)
+        whole = tokenise(documents, tokenizer)
+        held = _stream(select(whole, order[:count]), settings, tokenizer)
+        if (held.sizes_N == settings.length).sum() >= wanted:
+            query, calibration, _ = _draw(held, settings)
+            rest = _stream(select(whole, order[count:]), settings, tokenizer)
+            kept = np.random.default_rng(settings.seed).permutation(len(rest))
+            return tokenizer, {
+                "train": rest.take(np.sort(kept[: settings.max_train])),
+                "calibration": held.take(calibration),
+                "query": held.take(query),
+            }
+    raise ValueError(
+        f"{_held(settings)} take all {len(documents)} documents ({ends[-1]} characters): hold out "
+        "fewer, or use split='sequence'"
+    )
+
+
+def _held(settings: TextSettings) -> str:
+    return (
+        f"num_query={settings.num_query} and num_calibration={settings.num_calibration} sequences "
+        f"of {settings.length} tokens"
+    )
+
+
+def _draw(packed: Packed, settings: TextSettings) -> list[np.ndarray]:
+    """Rows of the queries and of the calibration set, and the rest in the order to take them.
+
+    One order for all roles: another size of the training set keeps the queries, and nests.
+    """
+    full = packed.sizes_N == settings.length
+    order = np.random.default_rng(settings.seed).permutation(np.flatnonzero(full))
+    bounds = np.cumsum([settings.num_query, settings.num_calibration])
+    query, calibration, rest = np.split(order, bounds)
+    return [np.sort(query), np.sort(calibration), np.append(rest, np.flatnonzero(~full))]

@@ -1,0 +1,138 @@
+"""Packed sequences in memory, named by what they contain and able to say where they come from."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stride_jax.data.documents import Source
+from stride_jax.data.examples import content_ids
+from stride_jax.data.packing import Packed, Spans
+from stride_jax.data.tokens import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExamples:
+    """N sequences of one split; stands wherever `Examples` does.
+
+    Attributes:
+      inputs_NxT: int32 token ids, padded with the mark of a document's start.
+      labels_NxT: int32, the following tokens.
+      weights_NxT: float32, what each label counts in the loss; 0 for padding.
+      ids: `[N]` strings, content hashes.
+      spans: which tokens are of which passage of which source.
+      sources: all documents of the corpus, so that splits number them alike.
+    """
+
+    inputs_NxT: np.ndarray
+    labels_NxT: np.ndarray
+    weights_NxT: np.ndarray
+    ids: np.ndarray
+    spans: Spans
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        shapes = {a.shape for a in (self.inputs_NxT, self.labels_NxT, self.weights_NxT)}
+        if len(shapes) != 1 or len(self.ids) != len(self.inputs_NxT):
+            raise ValueError(
+                f"inputs, labels and weights must have one shape and an id a row; shapes are "
+                f"{sorted(shapes)}, with {len(self.ids)} ids"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs_NxT)
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """`[N, T]` int32, under the name that `Examples` uses."""
+        return self.inputs_NxT
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`[N, T]` int32, under the name that `Examples` uses."""
+        return self.labels_NxT
+
+    @property
+    def weights(self) -> np.ndarray:
+        """`[N, T]` float32."""
+        return self.weights_NxT
+
+    @property
+    def sizes_N(self) -> np.ndarray:
+        """`[N]` int64 inputs that are not padding: they come first."""
+        return self.spans.sizes(len(self))
+
+    def take(self, rows: np.ndarray) -> "TextExamples":
+        """Some sequences, in the order given."""
+        return TextExamples(
+            self.inputs_NxT[rows],
+            self.labels_NxT[rows],
+            self.weights_NxT[rows],
+            self.ids[rows],
+            self.spans.take(rows),
+            self.sources,
+        )
+
+    def followed_by(self, other: "TextExamples") -> "TextExamples":
+        """These sequences and then the other's, whose sources begin with all of these."""
+        shifted = (other.spans.row_P + np.int32(len(self)), *other.spans.columns()[1:])
+        both = zip(self.spans.columns(), shifted, strict=True)
+        return TextExamples(
+            np.concatenate([self.inputs_NxT, other.inputs_NxT]),
+            np.concatenate([self.labels_NxT, other.labels_NxT]),
+            np.concatenate([self.weights_NxT, other.weights_NxT]),
+            np.concatenate([self.ids, other.ids]),
+            Spans(*(np.concatenate(columns) for columns in both)),
+            other.sources,
+        )
+
+    def references(self, row: int) -> list[str]:
+        """Where a sequence comes from, such as `["kjv Genesis 1:30-31", "kjv Genesis 2:1"]`."""
+        spans = self.spans.of(row)
+        passages = zip(spans.document_P.tolist(), spans.passage_P.tolist(), strict=True)
+        found = []
+        for document, group in itertools.groupby(passages, key=lambda pair: pair[0]):
+            source = self.sources[document]
+            labels = [source.labels[passage] for _, passage in group]
+            ends = labels[0] if labels[0] == labels[-1] else f"{labels[0]}-{labels[-1]}"
+            found.append(f"{source.id}:{ends}" if ends else source.id)
+        return found
+
+    def texts(self, tokenizer: Tokenizer) -> list[str]:
+        """Text of each sequence's inputs without padding; each document starts a new line."""
+        rows = zip(self.inputs_NxT, self.sizes_N, strict=True)
+        return [tokenizer.decode_lines(row[:size]) for row, size in rows]
+
+
+def passage_keys(spans: Spans, sources: Sequence[Source]) -> list[tuple[int, str]]:
+    """(sequence, key) of every passage held, such as `Genesis 1:1`, the same in any translation."""
+    found = []
+    columns = (spans.row_P, spans.document_P, spans.passage_P)
+    for row, document, passage in zip(*(c.tolist() for c in columns), strict=True):
+        label = sources[document].labels[passage]
+        key = sources[document].key
+        found.append((row, f"{key}:{label}" if label else key))
+    return found
+
+
+def named(parts: Mapping[str, Packed], sources: tuple[Source, ...]) -> dict[str, TextExamples]:
+    """Splits whose sequences have their content hashes.
+
+    They are named together, so copies in different splits have different ids.
+
+    Warns:
+      UserWarning: with the number of sequences that repeat another, if any do.
+    """
+    columns = [
+        np.concatenate(arrays)
+        for arrays in zip(
+            *((p.inputs_NxT, p.labels_NxT, p.weights_NxT) for p in parts.values()), strict=True
+        )
+    ]
+    bounds = np.cumsum([len(part) for part in parts.values()])[:-1]
+    ids = np.split(content_ids(*columns), bounds)
+    return {
+        role: TextExamples(p.inputs_NxT, p.labels_NxT, p.weights_NxT, own, p.spans, sources)
+        for (role, p), own in zip(parts.items(), ids, strict=True)
+    }

@@ -1,0 +1,82 @@
+"""Tokenised splits on disk, complete or not there.
+
+text-<fingerprint>/  tokenizer.json  sources.json  train.npz  …  settings.json (written last)
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stride_jax.data.documents import Source
+from stride_jax.data.packing import Spans
+from stride_jax.data.text_examples import TextExamples
+from stride_jax.data.tokens import Tokenizer, load_tokenizer
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    atomic_path,
+    read_arrays,
+    write_arrays,
+    write_json,
+)
+
+# Raised when tokenising, packing or these files change, so that older folders are not read.
+FORMAT = 1
+
+_ARRAYS = ("inputs_NxT", "labels_NxT", "weights_NxT", "ids")
+_SPANS = tuple(field.name for field in dataclasses.fields(Spans))
+
+
+def is_complete(folder: str | os.PathLike[str]) -> bool:
+    """Whether everything was written there."""
+    return (pathlib.Path(folder) / "settings.json").exists()
+
+
+def write(
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    splits: Mapping[str, TextExamples],
+    settings: Any,
+) -> None:
+    """Write splits of one corpus; a kill on the way leaves a folder that is made again."""
+    place = pathlib.Path(folder)
+    tokenizer.save(place / "tokenizer.json")
+    sources = next(iter(splits.values())).sources
+    with atomic_path(place / "sources.json") as temporary:
+        # Compact, one source a line: as indented JSON a Bible's would take 100,000 lines.
+        lines = (json.dumps(dataclasses.asdict(s), ensure_ascii=False) for s in sources)
+        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    for role, split in splits.items():
+        arrays = {name: getattr(split, name) for name in _ARRAYS}
+        spans = dict(zip(_SPANS, split.spans.columns(), strict=True))
+        write_arrays(place / f"{role}.npz", **arrays, **spans)
+    write_json(place / "settings.json", settings)
+
+
+def read(folder: str | os.PathLike[str], roles: Iterable[str]) -> dict[str, Any]:
+    """Read what `write` wrote: each role's `TextExamples`, and `tokenizer`.
+
+    Raises:
+      UnreadableFileError: a file is torn; the message names it and the remedy.
+    """
+    place = pathlib.Path(folder)
+    sources = _read_sources(place / "sources.json")
+    found: dict[str, Any] = {"tokenizer": load_tokenizer(place / "tokenizer.json")}
+    for role in roles:
+        arrays = read_arrays(place / f"{role}.npz")
+        spans = Spans(*(arrays[name] for name in _SPANS))
+        kept = (arrays[name] for name in _ARRAYS)
+        found[role] = TextExamples(*kept, spans=spans, sources=sources)
+    return found
+
+
+def _read_sources(path: pathlib.Path) -> tuple[Source, ...]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(Source(**{**row, "labels": tuple(row["labels"])}) for row in rows)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UnreadableFileError(
+            f"{path} can't be read ({error}); delete its folder to have it made again"
+        ) from error

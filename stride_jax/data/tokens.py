@@ -1,0 +1,136 @@
+"""Byte-level BPE: trained, saved, loaded, and token offsets in the text (HF `tokenizers`)."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stride_jax.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BOS = "<|bos|>"
+# Marks of a document's start in tokenizer files made by others, the first that is there is used.
+_STARTS = (BOS, "<|begin_of_text|>", "<s>", "<|endoftext|>")
+_SMALLEST = 256 + 1  # every byte, and the mark of a document's start
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back; `decode(encode(text)) == text`.
+
+    Attributes:
+      core: the HF tokenizer.
+      bos_id: token that marks a document's start. No text encodes to it.
+    """
+
+    core: "tokenizers.Tokenizer"
+    bos_id: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, the mark included."""
+        return self.core.get_vocab_size()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids `[S]` int32 of one text, without a mark at its start."""
+        return next(self.encode_all([text]))[0]
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each text its token ids `[S]` and the character each token starts at `[S]`, int32."""
+        # A thousand at a time: encodings take far more memory than the ids kept of them.
+        for first in range(0, len(texts), 1000):
+            batch = list(texts[first : first + 1000])
+            for found in self.core.encode_batch(batch, add_special_tokens=False):
+                starts = [start for start, _ in found.offsets]
+                yield np.array(found.ids, np.int32), np.array(starts, np.int32)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """Text of token ids; marks are left out."""
+        return self.core.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def decode_lines(self, ids: np.ndarray) -> str:
+        """Text of token ids `[S]`, on a new line after each mark but one at the very start."""
+        documents = np.split(ids, np.flatnonzero(ids == self.bos_id))
+        return "\n".join(self.decode(part) for part in documents if len(part))
+
+    def pieces(self, ids: Iterable[int] | np.ndarray) -> list[str]:
+        """Text of each token by itself; parts of a character that was split show as U+FFFD."""
+        return [self.core.decode([int(i)], skip_special_tokens=False) for i in ids]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `tokenizer.json`, atomically."""
+        with atomic_path(path) as temporary:
+            self.core.save(str(temporary))
+
+
+def _wrapped(core: Any, where: str) -> Tokenizer:
+    found = [core.token_to_id(name) for name in _STARTS if core.token_to_id(name) is not None]
+    if not found:
+        raise ValueError(
+            f"{where} has none of {list(_STARTS)}, one of which must mark a document's start: "
+            f"add {BOS!r} to it as a special token"
+        )
+    # A document that happens to contain the mark's spelling holds text, not a document's start.
+    core.encode_special_tokens = True
+    core.no_padding()
+    core.no_truncation()
+    return Tokenizer(core, found[0])
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Train byte-level BPE; the same texts give the same tokenizer.
+
+    Args:
+      texts: of the training documents only.
+      vocab_size: token ids wanted: 256 bytes, the mark `BOS`, and merges.
+
+    Raises:
+      ValueError: `vocab_size` is too small for the bytes, or larger than the texts give merges for.
+    """
+    from tokenizers import Tokenizer as Core
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < _SMALLEST:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: {_SMALLEST} are 256 bytes and {BOS!r}; "
+            "use 512 or more"
+        )
+    core = Core(models.BPE())
+    # Offsets that include a word's leading space keep every character inside one token.
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer, length=len(texts))
+    if (got := core.get_vocab_size()) < vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too large: {len(texts)} texts of "
+            f"{sum(map(len, texts))} characters give {got} tokens; use {got} or fewer"
+        )
+    return _wrapped(core, "the trained tokenizer")
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read a `tokenizer.json`, ours or another's.
+
+    Raises:
+      ValueError: it can't be read, or has no token that marks a document's start.
+    """
+    from tokenizers import Tokenizer as Core
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            core = Core.from_str(file.read())
+    except FileNotFoundError as error:
+        raise ValueError(f"no tokenizer file {path}") from error
+    except Exception as error:  # the package raises plain Exception for a file that isn't its own
+        raise ValueError(f"{path} can't be read as an HF tokenizer.json: {error}") from error
+    return _wrapped(core, str(path))
