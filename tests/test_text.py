@@ -1,6 +1,7 @@
 """Text: Bible and own files, tokenizer, packing, splits on disk, batches."""
 
 import dataclasses
+import datetime
 import itertools
 import json
 import pathlib
@@ -118,7 +119,10 @@ def test_three_formats_give_the_same_documents(tmp_path):
     [whole] = read_documents(tmp_path / "a.txt")
     assert whole.source.id == "a.txt"
     (tmp_path / "a.parquet").unlink()
-    assert len(read_documents(tmp_path)) == len(LINES) + 1, "a folder is all of its files"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("x")
+    found = [document.source.id for document in read_documents(tmp_path)]
+    assert found == ["d0", "d1", "d2", "d3", "a.txt", "in/a.txt"], "all of a folder's files"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,12 @@ def test_missing_files_and_columns_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no column 'text'; it has \['body', 'id'\]"):
         read_documents(tmp_path / "a.parquet")
     assert read_documents(tmp_path / "a.parquet", text_column="body")[0].text == "x"
+    (tmp_path / "a.parquet").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"a.parquet can't be read as Parquet"):
+        read_documents(tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"a.txt is not UTF-8.*convert it"):
+        read_documents(tmp_path / "a.txt")
 
 
 # --- Tokens ------------------------------------------------------------------------------------
@@ -300,9 +310,12 @@ def own(tmp_path):
     """Settings for a file of forty documents."""
     rng = np.random.default_rng(0)
     words = " ".join(LINES).split()
-    rows = [{"text": " ".join(rng.choice(words, 12)), "id": i} for i in range(40)]
-    place = tmp_path / "own.jsonl"
-    place.write_text("\n".join(map(json.dumps, rows)))
+    days = [datetime.date(2026, 1, 1) + datetime.timedelta(i) for i in range(40)]
+    rows = [
+        {"text": " ".join(rng.choice(words, 12)), "id": i, "day": day} for i, day in enumerate(days)
+    ]
+    place = tmp_path / "own.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), place)
     return TextSettings(
         "files", path=str(place), vocab_size=300, length=8, num_query=5, num_calibration=5
     )
@@ -312,8 +325,9 @@ def own(tmp_path):
 def test_own_files_are_split_and_read_again_when_they_change(own, tmp_path):
     splits = load_text(own, tmp_path)
     assert len(splits.query) == 5
+    assert splits.train.sources[3].metadata == {"day": "2026-01-04"}
     place = pathlib.Path(own.path)
-    place.write_text("\n".join(place.read_text().split("\n")[:30]))
+    pq.write_table(pq.read_table(place)[:30], place)
     changed = load_text(own, tmp_path)
     assert changed.folder != splits.folder
     assert len(changed.train) < len(splits.train)

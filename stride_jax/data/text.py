@@ -129,7 +129,8 @@ def _fingerprint(settings: TextSettings) -> str:
         if not file.exists():
             raise ValueError(f"no tokenizer file {file}")
         with open(file, "rb") as content:
-            parts += [file.name, hashlib.file_digest(content, "blake2b").hexdigest()]
+            inside = os.path.relpath(file, settings.path or file)
+            parts += [inside, file.name, hashlib.file_digest(content, "blake2b").hexdigest()]
     # Where the files lie doesn't matter, only what is in them.
     anywhere = dataclasses.replace(settings, path="", tokenizer="")
     return fingerprint(anywhere, *parts)
