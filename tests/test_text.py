@@ -349,7 +349,9 @@ def test_unfinished_folders_are_made_again(own, tmp_path):
 
 def test_settings_that_cannot_be_met_are_refused(own, tmp_path):
     for change, message in [
-        ({"num_query": 900}, r"num_query=900 .* leave nothing of \d+ sequences to train on"),
+        ({"num_query": 900}, r"num_query=900 .* leave nothing of the text's \d+ to train on"),
+        # One full sequence and a padded one, which can't be a query.
+        ({"length": 1000, "num_calibration": 0}, r"num_query=5 .* the text's 1 to train on"),
         ({"num_query": 900, "split": "document"}, r"num_query=900 .* take all 40 documents"),
         ({"split": "verse"}, r"split='verse' must be 'sequence' or 'document'"),
         ({"path": ""}, r"name='files' with path=''"),
