@@ -1,17 +1,32 @@
 """Real data: TFDS builders, loading through grain, tokens and packing, content-hash ids."""
 
+from stride_jax.data.batches import BatchSettings, batches
+from stride_jax.data.bible import BOOKS, TRANSLATIONS
 from stride_jax.data.examples import Examples, content_ids
+from stride_jax.data.planted import pack_completions, plant, planted_facts
 from stride_jax.data.source import DataSettings, load_splits
 from stride_jax.data.text import TextSettings, TextSplits, load_text
 from stride_jax.data.text_examples import TextExamples
+from stride_jax.data.truths import relevant
+from stride_jax.data.verses import VerseSettings, load_verses
 
 __all__ = [
+    "BOOKS",
+    "TRANSLATIONS",
+    "BatchSettings",
     "DataSettings",
     "Examples",
     "TextExamples",
     "TextSettings",
     "TextSplits",
+    "VerseSettings",
+    "batches",
     "content_ids",
     "load_splits",
     "load_text",
+    "load_verses",
+    "pack_completions",
+    "plant",
+    "planted_facts",
+    "relevant",
 ]

@@ -38,7 +38,7 @@ BOOKS = (
 )
 # fmt: on
 
-# A marker that the package's makers left in place of five verses they had no text for.
+# What a wheel's makers left in place of a verse they had no text for.
 _PLACEHOLDER = "empty verses content"
 
 

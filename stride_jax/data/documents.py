@@ -96,7 +96,7 @@ def read_documents(
 
     A `.txt` file is one document, or several where `separator` occurs in it. A `.jsonl` line or a
     Parquet row is one document; its other columns become metadata. A document without an id is
-    named by its file, and by its number there if it isn't alone.
+    named by its file, within the folder, and by its number there if it isn't alone.
 
     Args:
       path: a file, or a folder whose files are all read.
@@ -105,16 +105,17 @@ def read_documents(
       separator: cuts a `.txt` file into documents, such as three newlines; empty: never.
 
     Raises:
-      ValueError: no such file, an empty file or text, a missing column (lists those there are), a
-        line that isn't JSON, or an id that occurs twice.
+      ValueError: no such file, an empty or unreadable file or text, a missing column (lists those
+        there are), a line that isn't JSON, or an id that occurs twice.
     """
     documents = []
     for file in files_of(path):
         rows = list(_rows(file, separator, text_column))
         if not any(str(row[text_column] or "").strip() for _, row in rows):
             raise ValueError(f"{file} holds no text: remove it or put text into it")
+        inside = file.name if file == pathlib.Path(path) else file.relative_to(path).as_posix()
         for number, (where, row) in enumerate(rows):
-            name = file.name if len(rows) == 1 else f"{file.name}#{number}"
+            name = inside if len(rows) == 1 else f"{inside}#{number}"
             documents.append(_document(row, where, name, text_column, id_column))
     seen: dict[str, int] = {}
     for document in documents:
@@ -143,7 +144,10 @@ def _rows(file: pathlib.Path, separator: str, text: str) -> Iterator[tuple[str, 
     if file.suffix.lower() == ".parquet":
         yield from _parquet_rows(file, text)
         return
-    whole = file.read_text(encoding="utf-8")
+    try:
+        whole = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}): convert it") from error
     if file.suffix.lower() == ".txt":
         pieces = whole.split(separator) if separator else [whole]
         for number, piece in enumerate(p for p in pieces if p.strip()):
@@ -168,9 +172,14 @@ def _json_row(line: str, where: str, text: str) -> dict[str, Any]:
 
 
 def _parquet_rows(file: pathlib.Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet as pq  # a quarter of a second
+    # Imported here: a quarter of a second.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    table = pq.read_table(file)
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{file} can't be read as Parquet: {error}") from error
     _need(text, table.column_names, str(file))
     for number, row in enumerate(table.to_pylist()):
         yield f"{file} row {number}", row

@@ -121,18 +121,20 @@ def _check(settings: TextSettings) -> None:
 
 
 def _fingerprint(settings: TextSettings) -> str:
-    """Of the settings and of the bytes of every file they name."""
-    parts: list[Any] = [text_files.FORMAT, bible.Bible.VERSION.__str__()]
-    files = files_of(settings.path) if settings.path else []
-    files += [pathlib.Path(settings.tokenizer)] if settings.tokenizer else []
-    for file in files:
-        if not file.exists():
-            raise ValueError(f"no tokenizer file {file}")
-        with open(file, "rb") as content:
-            parts += [file.name, hashlib.file_digest(content, "blake2b").hexdigest()]
-    # Where the files lie doesn't matter, only what is in them.
-    anywhere = dataclasses.replace(settings, path="", tokenizer="")
-    return fingerprint(anywhere, *parts)
+    """Of the settings and of what the files they name are called and hold, wherever they lie."""
+    parts: list[Any] = [text_files.FORMAT, str(bible.Bible.VERSION)]
+    for file in files_of(settings.path) if settings.path else []:
+        parts += [file.name, os.path.relpath(file, settings.path), _digest(file)]
+    if settings.tokenizer:
+        if not os.path.exists(settings.tokenizer):
+            raise ValueError(f"no tokenizer file {settings.tokenizer}")
+        parts.append(_digest(settings.tokenizer))
+    return fingerprint(dataclasses.replace(settings, path="", tokenizer=""), *parts)
+
+
+def _digest(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()
 
 
 def _documents(settings: TextSettings, home: pathlib.Path) -> list[Document]:
@@ -174,9 +176,10 @@ def _by_sequence(
     """Held-out sequences drawn at random from the stream of all documents."""
     tokenizer = tokenizer_for(documents, settings.tokenizer, settings.vocab_size)
     packed = _stream(tokenise(documents, tokenizer), settings, tokenizer)
+    full = int((packed.sizes_N == settings.length).sum())
+    if full <= settings.num_query + settings.num_calibration:
+        raise ValueError(f"{_held(settings)} leave nothing of the text's {full} to train on")
     query, calibration, rest = _draw(packed, settings)
-    if not len(rest):
-        raise ValueError(f"{_held(settings)} leave nothing of {len(packed)} sequences to train on")
     train = packed.take(np.sort(rest[: settings.max_train]))
     return tokenizer, {
         "train": train,

@@ -46,7 +46,9 @@ def write(
     sources = next(iter(splits.values())).sources
     with atomic_path(place / "sources.json") as temporary:
         # Compact, one source a line: as indented JSON a Bible's would take 100,000 lines.
-        lines = (json.dumps(dataclasses.asdict(s), ensure_ascii=False) for s in sources)
+        # Metadata that JSON lacks, such as a Parquet column of dates, is kept as text.
+        rows = (dataclasses.asdict(source) for source in sources)
+        lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
         temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     for role, split in splits.items():
         arrays = {name: getattr(split, name) for name in _ARRAYS}

@@ -3,6 +3,8 @@
 Letters: B sequences, T tokens, D width, H query heads, G key/value heads, E width of a head.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -100,6 +102,15 @@ def previous_tokens(x_BxTxD: jax.Array) -> jax.Array:
     return jnp.pad(x_BxTxD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
 
+def _by_rows(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """The dense layer's product over rows `[B T, D]`: XLA's CPU gradients are then twice as fast.
+
+    (With B and T apart, the kernel's gradient first copies the output's gradient transposed.)
+    """
+    out = jnp.dot(x.reshape(-1, x.shape[-1]), kernel, precision=kwargs.get("precision"))
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def linear(
     features: int,
     name: str,
@@ -108,7 +119,9 @@ def linear(
     bias: bool = False,
 ) -> nn.Dense:
     """A dense layer with float32 parameters that computes in `dtype`."""
-    return nn.Dense(features, use_bias=bias, name=name, kernel_init=init, dtype=dtype)
+    return nn.Dense(
+        features, use_bias=bias, name=name, kernel_init=init, dtype=dtype, dot_general=_by_rows
+    )
 
 
 def check_tokens(tokens_BxT: jax.Array, sequence_len: int) -> None:
