@@ -24,7 +24,14 @@ from stride_jax import operators as ops
 from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.corpus import Corpus, choose_taps
-from stride_jax.data import DataSettings, Examples, load_splits
+from stride_jax.data import (
+    DataSettings,
+    Examples,
+    TextSettings,
+    TextSplits,
+    load_splits,
+    load_text,
+)
 from stride_jax.evaluation import BankSettings
 from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
@@ -44,6 +51,7 @@ class RunSettings:
 
     Attributes:
       data: dataset and splits.
+      text: in place of `data`, for language models.
       model: architecture.
       train: recipe of the base model and of the bank's models.
       num_checkpoints: of the base model along its training, the last one the model itself.
@@ -53,6 +61,7 @@ class RunSettings:
     """
 
     data: DataSettings = DataSettings()
+    text: TextSettings | None = None
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     num_checkpoints: int = 5
@@ -73,7 +82,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         s = settings
         self._inputs: dict[str, tuple[Any, tuple[str, ...]]] = {
-            "data": (s.data, ()),
+            "data": (s.text or s.data, ()),
             "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
             "operators": (
                 dataclasses.replace(
@@ -111,9 +120,20 @@ class Run:
     # ── data and base model ──────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
+    def text(self) -> TextSplits:
+        """Sequences and tokenizer of a language model's run."""
+        assert self.settings.text is not None, "this run is not of text"
+        return load_text(self.settings.text, self.workdir)
+
+    @functools.cached_property
     def _data(self) -> tuple[dict[str, Examples], int]:
         began = time.monotonic()
-        data = load_splits(self.settings.data, self.workdir / "data")
+        if self.settings.text is None:
+            data = load_splits(self.settings.data, self.workdir / "data")
+        else:
+            roles = ("train", "calibration", "query")
+            splits = {role: getattr(self.text, role).examples for role in roles}
+            data = splits, self.text.tokenizer.vocab_size
         self.seconds["data"] = time.monotonic() - began
         return data
 
@@ -181,7 +201,8 @@ class Run:
         )
         checkpoints = [params for params, _ in path]
         logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
-        temperature = models.fit_temperature(logits, held_out.labels)
+        logits = logits.reshape(-1, logits.shape[-1])
+        temperature = models.fit_temperature(logits, held_out.labels.reshape(-1))
         config = {
             "model": self.settings.model,
             "train": self.settings.train,
@@ -331,7 +352,8 @@ class Run:
 
     def _accuracy(self) -> float:
         logits = np.asarray(self.tapped(self.model[0], jnp.asarray(self.query.inputs))[0])
-        return float((logits.argmax(axis=1) == self.query.labels).mean())
+        labels = self.query.labels
+        return float((logits.argmax(axis=-1) == labels)[labels >= 0].mean())
 
     def write(self) -> dict[str, Any]:
         """Run everything; write `attribution.parquet` and `summary.json`; return the summary."""

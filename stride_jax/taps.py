@@ -256,7 +256,8 @@ def observe(
       tapped: the model.
       params: its parameters.
       inputs: `[N, ...]`.
-      labels: `[N]` for a classifier (logits `[N, C]`), `[N, T]` for tokens (logits `[N, T, C]`).
+      labels: `[N]` for a classifier (logits `[N, C]`), `[N, T]` for tokens (logits `[N, T, C]`);
+        −1 does not count, as if of weight 0.
       weights: like `labels`, float32; ones by default.
       batch_size: examples a step; rounded up to a multiple of the devices.
       mesh: examples are split over all its devices.
@@ -302,6 +303,7 @@ def _as_tokens(
         activations = {name: a[:, None] for name, a in activations.items()}
     lead, classes = labels.shape, logits.shape[-1]
     activations = {name: a.reshape(*lead, -1) for name, a in activations.items()}
+    weights, labels = weights * (labels != -1), np.where(labels == -1, 0, labels)
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}, but the model has {classes} classes"

@@ -34,10 +34,10 @@ Factors = dict[str, tuple[jax.Array, jax.Array]]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _drawn_pass(model: Model, params: Any, x: jax.Array, key: jax.Array) -> Layers:
-    """Layers' inputs and errors for labels drawn from the model."""
+def _drawn_pass(model: Model, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Layers:
+    """Layers' inputs and errors for labels drawn from the model, where there are any."""
     labels = jax.random.categorical(key, model.logits(params, x))
-    return model.layer_pass(params, x, labels, cross_entropy)
+    return model.layer_pass(params, x, jnp.where(y < 0, -1, labels), cross_entropy)
 
 
 @jax.jit
@@ -77,7 +77,7 @@ def fit(model: Model, train: Examples, settings: EkfacSettings) -> dict[str, Any
     """
     parts = batches(train.inputs, train.labels, settings.batch_size)
     shapes = jax.eval_shape(
-        functools.partial(_drawn_pass, model, model.params), parts[0][1], jax.random.key(0)
+        functools.partial(_drawn_pass, model, model.params), *parts[0][1:3], jax.random.key(0)
     )
     factors: Factors = {
         n: (jnp.zeros((a.shape[-1],) * 2), jnp.zeros((d.shape[-1],) * 2))
@@ -86,13 +86,13 @@ def fit(model: Model, train: Examples, settings: EkfacSettings) -> dict[str, Any
     keys = jax.random.split(jax.random.key(settings.seed), settings.samples * len(parts))
     drawn = [(part, keys[s * len(parts) + i]) for s in range(settings.samples)
              for i, part in enumerate(parts)]  # fmt: skip
-    for (_, x, _, mask), key in drawn:
-        factors = _add_factors(factors, _drawn_pass(model, model.params, x, key), mask)
+    for (_, x, y, mask), key in drawn:
+        factors = _add_factors(factors, _drawn_pass(model, model.params, x, y, key), mask)
     eigh = jax.jit(jnp.linalg.eigh)
     bases = {n: (eigh(a)[1], eigh(s)[1]) for n, (a, s) in factors.items()}
     values = {n: jnp.zeros((a.shape[0], s.shape[0])) for n, (a, s) in factors.items()}
-    for (_, x, _, mask), key in drawn:
-        layers = _drawn_pass(model, model.params, x, key)
+    for (_, x, y, mask), key in drawn:
+        layers = _drawn_pass(model, model.params, x, y, key)
         values = _add_eigenvalues(values, layers, bases, mask)
     count = settings.samples * len(train)
     return {"bases": bases, "eigenvalues": {n: v / count for n, v in values.items()}}

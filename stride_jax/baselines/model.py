@@ -20,7 +20,7 @@ Layers = dict[str, tuple[jax.Array, jax.Array]]
 """`{layer: (a_BxTxI, δ_BxTxO)}`; a has a column of ones where the layer has a bias."""
 
 Objective = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(logits_BxC, labels_B) -> [B]`, whose gradient a method uses."""
+"""`(logits, labels) -> [B]`, or `[B, T]` for tokens, whose gradient a method uses."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ def batches(
         x, y = inputs[start : start + size], labels[start : start + size]
         pad = min(size, len(labels)) - len(y)
         x = np.concatenate([x, np.repeat(x[-1:], pad, axis=0)])
-        y = np.concatenate([y, np.repeat(y[-1:], pad)])
+        y = np.concatenate([y, np.repeat(y[-1:], pad, axis=0)])
         mask = (np.arange(len(y)) < len(y) - pad).astype(np.float32)
         out.append((start, jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask)))
     return out

@@ -50,17 +50,20 @@ class CosineSettings:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tap"))
-def _unit_features(model: Model, params: Any, x: jax.Array, tap: str) -> jax.Array:
+def _unit_features(model: Model, params: Any, x: jax.Array, y: jax.Array, tap: str) -> jax.Array:
     seen: Any = model.module.apply({"params": params}, x)[1]
-    h = seen[tap or list(seen)[-1]].reshape(x.shape[0], -1)
+    h = seen[tap or list(seen)[-1]]
+    if y.ndim == 2:  # a sequence is the mean of its tokens
+        h = (h * (y >= 0)[..., None]).sum(axis=1)
+    h = h.reshape(x.shape[0], -1)
     return h / jnp.maximum(jnp.linalg.norm(h, axis=1, keepdims=True), 1e-12)
 
 
 def fit_cosine(model: Model, train: Examples, settings: CosineSettings) -> np.ndarray:
     """Unit-length features of the examples, `[N, D]`."""
     parts = [
-        np.asarray(_unit_features(model, model.params, x, settings.tap))
-        for _, x, _, _ in batches(train.inputs, train.labels, settings.batch_size)
+        np.asarray(_unit_features(model, model.params, x, y, settings.tap))
+        for _, x, y, _ in batches(train.inputs, train.labels, settings.batch_size)
     ]
     return np.concatenate(parts)[: len(train)]
 

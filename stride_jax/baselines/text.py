@@ -1,4 +1,4 @@
-"""Text overlap: TF-IDF cosine and BM25. Inputs are arrays of strings."""
+"""Text overlap: TF-IDF cosine and BM25, over words of strings or over token ids."""
 
 import dataclasses
 from typing import Any
@@ -9,14 +9,21 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
 
+# Words of strings as scikit-learn cuts them, without its loss of words of one letter.
+_WORD = r"(?u)\b\w+\b"
+
 
 def _texts(examples: Examples) -> list[str]:
-    if examples.inputs.dtype.kind not in "UO":
+    """Strings as they are; token ids as words of their own."""
+    inputs = examples.inputs
+    if inputs.dtype.kind == "i" and inputs.ndim == 2:
+        return [" ".join(map(str, row)) for row in inputs.tolist()]
+    if inputs.dtype.kind not in "UO":
         raise ValueError(
-            f"text overlap needs inputs that are strings, not {examples.inputs.dtype}: leave "
-            "tf-idf and bm25 out for other data"
+            f"text overlap needs strings or token ids, not {inputs.dtype}: leave tf-idf and bm25 "
+            "out for other data"
         )
-    return [str(text) for text in examples.inputs]
+    return [str(text) for text in inputs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +39,9 @@ class TfidfSettings:
 
 def fit_tfidf(model: Model | None, train: Examples, settings: TfidfSettings) -> tuple[Any, Any]:
     """The vectoriser and the training texts' unit vectors (scikit-learn)."""
-    vectoriser = TfidfVectorizer(ngram_range=(1, settings.ngrams), sublinear_tf=True)
+    vectoriser = TfidfVectorizer(
+        ngram_range=(1, settings.ngrams), sublinear_tf=True, token_pattern=_WORD
+    )
     return vectoriser, vectoriser.fit_transform(_texts(train))
 
 
@@ -65,15 +74,21 @@ def fit_bm25(model: Model | None, train: Examples, settings: Bm25Settings) -> An
     import bm25s
 
     index = bm25s.BM25(k1=settings.k1, b=settings.b)
-    index.index(bm25s.tokenize(_texts(train), show_progress=False), show_progress=False)
+    index.index(_words(train), show_progress=False)
     return index
+
+
+def _words(examples: Examples) -> list[list[str]]:
+    import bm25s
+
+    return bm25s.tokenize(
+        _texts(examples), token_pattern=_WORD, return_ids=False, show_progress=False
+    )
 
 
 def score_bm25(
     state: Any, model: Model | None, train: Examples, query: Examples, settings: Bm25Settings
 ) -> np.ndarray:
     """BM25 score of each training text for the query's words, `[Q, N]` float32."""
-    import bm25s
-
-    tokens = bm25s.tokenize(_texts(query), return_ids=False, show_progress=False)
-    return np.stack([state.get_scores(words) for words in tokens]).astype(np.float32)
+    del model, train, settings
+    return np.stack([state.get_scores(words) for words in _words(query)]).astype(np.float32)

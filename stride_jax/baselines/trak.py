@@ -16,7 +16,7 @@ from stride_jax.baselines.projection import (
     projection_matrix,
 )
 from stride_jax.data import Examples
-from stride_jax.models.train import margin
+from stride_jax.models.train import cross_entropy, margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,16 @@ class TrakSettings:
     seed: int = 0
 
 
-def minus_margin(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
-    """TRAK's model output with the sign of a loss, `[B]`."""
-    return -margin(logits_BxC, labels_B)
+def minus_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """TRAK's model output with the sign of a loss, of every label."""
+    return -margin(logits, labels)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _doubt(model: Model, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    p = jax.nn.softmax(model.logits(params, x))
-    return 1 - jnp.take_along_axis(p, y[:, None], axis=1)[:, 0]
+    """Mean of `1 − p` over an example's labels, `[B]`."""
+    doubt = -jnp.expm1(-cross_entropy(model.logits(params, x), y)).reshape(len(y), -1)
+    return doubt.sum(axis=1) / jnp.maximum((y >= 0).reshape(len(y), -1).sum(axis=1), 1)
 
 
 def _checkpoints(model: Model, settings: TrakSettings) -> tuple[Any, ...]:

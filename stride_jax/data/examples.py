@@ -14,8 +14,8 @@ class Examples:
     """N labelled examples of one split.
 
     Attributes:
-      inputs: `[N, ...]` float32, as the model takes them.
-      labels: `[N]` int32.
+      inputs: `[N, ...]` as the model takes them: float32, or int32 tokens.
+      labels: `[N]` int32 classes, or `[N, T]` next tokens, −1 where one does not count.
       ids: `[N]` strings, content hashes.
     """
 

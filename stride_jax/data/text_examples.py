@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stride_jax.data.documents import Source
-from stride_jax.data.examples import content_ids
+from stride_jax.data.examples import Examples, content_ids
 from stride_jax.data.packing import Packed, Spans
 from stride_jax.data.tokens import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class TextExamples:
-    """N sequences of one split; stands wherever `Examples` does.
+    """N sequences of one split; as `examples` they are what models and methods take.
 
     Attributes:
       inputs_NxT: int32 token ids, padded with the mark of a document's start.
@@ -44,19 +44,10 @@ class TextExamples:
         return len(self.inputs_NxT)
 
     @property
-    def inputs(self) -> np.ndarray:
-        """`[N, T]` int32, under the name that `Examples` uses."""
-        return self.inputs_NxT
-
-    @property
-    def labels(self) -> np.ndarray:
-        """`[N, T]` int32, under the name that `Examples` uses."""
-        return self.labels_NxT
-
-    @property
-    def weights(self) -> np.ndarray:
-        """`[N, T]` float32."""
-        return self.weights_NxT
+    def examples(self) -> Examples:
+        """Inputs, labels and ids alone; −1 where a label does not count."""
+        labels_NxT = np.where(self.weights_NxT > 0, self.labels_NxT, -1).astype(np.int32)
+        return Examples(self.inputs_NxT, labels_NxT, self.ids)
 
     @property
     def sizes_N(self) -> np.ndarray:

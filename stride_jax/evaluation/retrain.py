@@ -17,8 +17,9 @@ class Outputs(NamedTuple):
     """What retrained models say about queries.
 
     Attributes:
-      losses_BxQ: cross-entropy in nats.
-      margins_BxQ: `o_y − logsumexp_{c≠y} o_c`, the log odds `log p/(1 − p)` of the true class.
+      losses_BxQ: cross-entropy in nats, the sum over a sequence's tokens.
+      margins_BxQ: `o_y − logsumexp_{c≠y} o_c`, the log odds `log p/(1 − p)` of the true class;
+        likewise.
     """
 
     losses_BxQ: jax.Array | np.ndarray
@@ -72,7 +73,8 @@ def train_and_score(
         )
         logits = forward(params, data["query_inputs"])
         labels = data["query_labels"]
-        return Outputs(cross_entropy(logits, labels), margin(logits, labels))
+        found = cross_entropy(logits, labels), margin(logits, labels)
+        return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in found))
 
     return jax.vmap(one)(members_BxS, keys_B)
 

@@ -19,7 +19,7 @@ def fit_temperature(logits_NxC: np.ndarray, labels_N: np.ndarray) -> float:
 
     Args:
       logits_NxC: `[N, C]` logits of held-out examples.
-      labels_N: `[N]` int.
+      labels_N: `[N]` int; −1 does not count.
 
     Returns:
       T; above 1 where the model is over-confident.
@@ -31,8 +31,9 @@ def fit_temperature(logits_NxC: np.ndarray, labels_N: np.ndarray) -> float:
     >>> round(fit_temperature(logits, np.array([0, 0, 1])), 2)  # 2 of 3 right: log-odds log 2
     14.43
     """
-    logits = np.asarray(logits_NxC, np.float64)
     labels = np.asarray(labels_N)
+    logits = np.asarray(logits_NxC, np.float64)[labels >= 0]
+    labels = labels[labels >= 0]
     if len(logits) == 0:
         raise ValueError("no held-out examples to calibrate on: give the calibration split some")
     if not np.isfinite(logits).all():

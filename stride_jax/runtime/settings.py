@@ -1,6 +1,7 @@
 """From a config's sections to frozen settings dataclasses."""
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -29,12 +30,19 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
         raise ValueError(f"{where} has no setting {unknown[0]!r}; it has {names}")
     built = {}
     for name, value in values.items():
-        kind = hints[name]
+        kind = _needed(hints[name])
         if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
             built[name] = build(kind, value, f"{where}.{name}")  # pyright: ignore[reportArgumentType]
         else:
             built[name] = _coerce(kind, value, f"{where}.{name}")
     return cls(**built)
+
+
+def _needed(kind: Any) -> Any:
+    """The type itself of one that may be None."""
+    others = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    is_optional = len(others) == 1 < len(typing.get_args(kind))
+    return others[0] if is_optional else kind
 
 
 def _coerce(kind: Any, value: Any, where: str) -> Any:
