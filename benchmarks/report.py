@@ -77,6 +77,7 @@ def _label(
     places = [
         (dx, dy, side) for dy in (4, -11, 15, -22) for dx, side in ((6, "left"), (-6, "right"))
     ]
+    box = Bbox.null()
     for dx, dy, side in places:
         text = axes.annotate(
             name, xy, xytext=(dx, dy), textcoords="offset points", ha=side, fontsize=8, **style

@@ -356,7 +356,11 @@ class Run:
         return float((logits.argmax(axis=-1) == labels)[labels >= 0].mean())
 
     def write(self) -> dict[str, Any]:
-        """Run everything; write `attribution.parquet` and `summary.json`; return the summary."""
+        """Run everything; write `attribution.parquet` and `summary.json`; return the summary.
+
+        `settings.json`, written first, opens the run again.
+        """
+        write_json(self.workdir / "settings.json", plain(self.settings))
         summary = plain(self.evaluate())
         attribution.save(
             self.workdir / "attribution.parquet", self.attribution(), self.settings.top_k or None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh
@@ -127,7 +128,10 @@ def _bases(settings: StrideSettings, corpus: Corpus) -> tuple[ops.Basis, jax.Arr
     few = corpus.sample(settings.basis.sample)
     for _, seen in few.chunks(settings, desc="basis"):
         observed = seen.observed
-        parts.append({n: np.asarray(observed.activations[n]) for n in settings.taps})
+        counted = np.asarray(observed.weights_NxT) > 0
+        parts.append(
+            {n: np.asarray(observed.activations[n])[counted][:, None] for n in settings.taps}
+        )
         classes = observed.logits_NxTxC.shape[-1]
         if "logit" in settings.sites and 0 < settings.output_rank < classes:
             sketch = sketch or ops.empty_sketch(classes, settings.output_rank)
@@ -142,7 +146,8 @@ def _rotations(
 ) -> dict[str, Any]:
     """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
     few = corpus.sample(settings.basis.sample)
-    rows = designs.membership(settings.design, [str(i) for i in range(len(few))])
+    # Factors do not depend on the membership.
+    rows = jnp.arange(len(few))[:, None] % settings.design.num_subsets
     how = dataclasses.replace(
         settings, closed_form=dataclasses.replace(settings.closed_form, fisher="kronecker")
     )

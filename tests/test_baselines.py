@@ -261,7 +261,7 @@ def test_text_overlap_finds_the_source_of_a_passage(scene):
         found = score(fit(None, train, settings), None, train, query, settings)
         assert found.shape == (len(passages),) * 2
         assert (found.argmax(axis=1) == np.arange(len(passages))).mean() > 0.9
-        with pytest.raises(ValueError, match="inputs that are strings, not float32"):
+        with pytest.raises(ValueError, match="needs strings or token ids, not float32"):
             fit(None, scene[1], settings)
 
 

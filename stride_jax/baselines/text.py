@@ -81,9 +81,10 @@ def fit_bm25(model: Model | None, train: Examples, settings: Bm25Settings) -> An
 def _words(examples: Examples) -> list[list[str]]:
     import bm25s
 
-    return bm25s.tokenize(
+    found = bm25s.tokenize(
         _texts(examples), token_pattern=_WORD, return_ids=False, show_progress=False
     )
+    return [list(words) for words in found]
 
 
 def score_bm25(

@@ -1,0 +1,231 @@
+"""From a question to a language model's training texts: what it says, and which texts made it say so.
+
+A question is a prompt and a completion; the loss is read on the completion alone. Against another
+completion, the contrast of the two is read instead.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax import design as designs
+from stride_jax import stride
+from stride_jax.attribution import top_rows
+from stride_jax.corpus import Corpus
+from stride_jax.data.tokens import Tokenizer
+from stride_jax.index import penalty_weights
+from stride_jax.measure import MeasureSettings
+from stride_jax.pipeline import Run
+from stride_jax.recovery import LassoState, init
+from stride_jax.recovery.selection import SelectionSettings, recover
+
+
+@dataclasses.dataclass(frozen=True)
+class AskSettings:
+    """What an answer shows.
+
+    Attributes:
+      top: proponents, and as many opponents.
+      new_tokens: of a continuation, at most.
+      temperature: of its draw; 0 takes the likeliest token.
+      seed: of its draw.
+    """
+
+    top: int = 3
+    new_tokens: int = 16
+    temperature: float = 0.7
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A training sequence that mattered.
+
+    Attributes:
+      id: its content hash.
+      score: nats; positive = proponent.
+      references: where it comes from.
+      pieces: its text, token by token.
+      shares: each token's share of the agreement with the question, in [-1, 1].
+    """
+
+    id: str
+    score: float
+    references: list[str]
+    pieces: list[str]
+    shares: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the model says, which texts made it say so, and how sure that is.
+
+    Attributes:
+      prompt, completion, contrast: the question; the completion may be the model's own.
+      generated: whether it is.
+      loss: of the completion, nats.
+      proponents, opponents: strongest first.
+      support: training sequences with a score.
+      held_out_r2: share of held-out measurements' variance predicted, mean over token groups.
+      relative_gap: largest duality gap of the recovery.
+      signal: share of token groups whose measurements carry signal.
+    """
+
+    prompt: str
+    completion: str
+    contrast: str | None
+    generated: bool
+    loss: float
+    proponents: list[Passage]
+    opponents: list[Passage]
+    support: int
+    held_out_r2: float
+    relative_gap: float
+    signal: float
+
+
+def question(
+    tokenizer: Tokenizer, prompt: str, completion: str, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels of a question, `[1, T]`; labels of the prompt do not count.
+
+    Raises:
+      ValueError: an empty prompt or completion, or more tokens than the model reads.
+    """
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: write some words for the model to go on from")
+    if not completion:
+        raise ValueError("the completion is empty: give one, or none at all to let the model speak")
+    before = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+    after = tokenizer.encode(completion).tolist()
+    tokens = [*before, *after]
+    if len(tokens) - 1 > length:
+        raise ValueError(
+            f"prompt and completion take {len(before)} + {len(after)} tokens, the mark of the start "
+            f"included, but the model reads {length}: shorten them"
+        )
+    inputs = np.full((1, length), tokenizer.bos_id, np.int32)
+    labels = np.full((1, length), -1, np.int32)
+    inputs[0, : len(tokens) - 1] = tokens[:-1]
+    labels[0, len(before) - 1 : len(tokens) - 1] = after
+    return inputs, labels
+
+
+def go_on(run: Run, prompt: str, settings: AskSettings) -> str:
+    """The model's continuation of a prompt, up to the end of a document or of its context.
+
+    Raises:
+      ValueError: an empty prompt, or one that fills the context.
+    """
+    tokenizer, length = run.text.tokenizer, run.train.inputs.shape[1]
+    question(tokenizer, prompt, " ", length + 1)  # refuses what can't be answered
+    tokens = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+    start, key = len(tokens), jax.random.key(settings.seed)
+    for i in range(min(settings.new_tokens, length + 1 - start)):
+        inputs = np.full((1, length), tokenizer.bos_id, np.int32)
+        inputs[0, : len(tokens)] = tokens
+        logits_C = np.asarray(run.tapped(run.model[0], inputs)[0][0, len(tokens) - 1])
+        if settings.temperature > 0:
+            draw = jax.random.categorical(
+                jax.random.fold_in(key, i), jnp.asarray(logits_C) / settings.temperature
+            )
+            tokens.append(int(draw))
+        else:
+            tokens.append(int(logits_C.argmax()))
+        if tokens[-1] == tokenizer.bos_id:
+            tokens.pop()
+            break
+    if len(tokens) == start:
+        raise ValueError(
+            "the model ends the text here, so there is no completion to explain: give one, or "
+            "another seed"
+        )
+    return tokenizer.decode(tokens[start:])
+
+
+@functools.lru_cache(maxsize=1)
+def _state(run: Run) -> LassoState:
+    settings = run.settings.stride
+    subsets = designs.membership(settings.design, run.train.ids)
+    return init(settings.design, subsets, penalty_N=penalty_weights(run.operators[1], settings))
+
+
+def ask(
+    run: Run,
+    prompt: str,
+    completion: str | None = None,
+    contrast: str | None = None,
+    settings: AskSettings = AskSettings(),
+) -> Answer:
+    """Which training sequences made the model complete the prompt like this.
+
+    Args:
+      run: a finished run of text.
+      prompt: what the model is given.
+      completion: what it is asked about; its own continuation for None.
+      contrast: another completion: why the first one rather than this one.
+      settings: what is shown.
+
+    Raises:
+      ValueError: a question that can't be put to the model (see `question`).
+    """
+    tokenizer, length = run.text.tokenizer, run.train.inputs.shape[1]
+    generated = completion is None
+    said = go_on(run, prompt, settings) if completion is None else completion
+    y_GxK, loss = _measure(run, *question(tokenizer, prompt, said, length))
+    if contrast is not None:
+        y_GxK = np.concatenate(
+            [y_GxK, -_measure(run, *question(tokenizer, prompt, contrast, length))[0]]
+        )
+    y_GxK = y_GxK[np.abs(y_GxK).max(axis=1) > 0]  # groups of the prompt alone say nothing
+    found, seen = recover(
+        _state(run), y_GxK, run.settings.stride.lasso, SelectionSettings(rule="best")
+    )
+    scores_N = stride.by_query(found, 1).toarray()[0]
+    y_K = y_GxK.sum(axis=0)
+    picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
+    proponents, opponents = ([_passage(run, i, scores_N[i], y_K) for i in rows] for rows in picks)
+    return Answer(
+        prompt, said, contrast, generated, loss, proponents, opponents,
+        support=int((scores_N != 0).sum()), held_out_r2=float(seen.held_out_r2_Q.mean()),
+        relative_gap=float(seen.relative_gap_Q.max()), signal=float(seen.signal_Q.mean()),
+    )  # fmt: skip
+
+
+def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Measurements of one question's token groups, `[G, K]`, and its loss."""
+    corpus = Corpus(run.tapped, run.model[0], inputs, labels)
+    y_GxK = stride.measure_all(run.stride_settings, run.operators[0], corpus)
+    logits = run.tapped(run.model[0], jnp.asarray(inputs))[0]
+    log_p = np.asarray(jax.nn.log_softmax(logits))[0]
+    places = np.flatnonzero(labels[0] >= 0)
+    return y_GxK, float(-log_p[places, labels[0, places]].sum())
+
+
+def _passage(run: Run, row: int, score: float, y_K: np.ndarray) -> Passage:
+    """A training sequence with each token's agreement with the question.
+
+    `<y_t, y_x>` over the K operators: the token's own measurements against the question's.
+    """
+    text, tokenizer = run.text.train, run.text.tokenizer
+    single: Any = dataclasses.replace(
+        run.stride_settings, measure=MeasureSettings("first_order", group=1)
+    )
+    examples = run.train.inputs[[row]], run.train.labels[[row]]
+    y_TxK = stride.measure_all(
+        single, run.operators[0], Corpus(run.tapped, run.model[0], *examples)
+    )
+    share_T = y_TxK @ (y_K - y_K.mean())
+    share_T = share_T / max(np.abs(share_T).max(), 1e-30)
+    size = int(text.sizes_N[row])
+    # What is learnt at a token is the prediction of the next one.
+    tokens = [*examples[0][0, 1:size], max(examples[1][0, size - 1], 0)]
+    pieces = tokenizer.pieces(tokens)
+    return Passage(
+        str(run.train.ids[row]), float(score), text.references(row), pieces,
+        [float(v) for v in share_T[: len(pieces)]],
+    )  # fmt: skip

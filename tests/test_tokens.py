@@ -1,0 +1,183 @@
+"""STRIDE on tokens: streaming, output bases, token groups, padding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stride_jax
+from stride_jax import operators as ops
+from stride_jax import stride, taps
+from stride_jax.corpus import Corpus
+from stride_jax.design import Design, membership, subset_sum
+from stride_jax.measure import MeasureSettings
+from stride_jax.models import GPT, GPTSettings
+from stride_jax.recovery import LassoSettings
+
+CLASSES, TOKENS, COUNT = 40, 12, 90
+SETTINGS = stride_jax.StrideSettings(
+    design=Design(16, 3),
+    taps=("embedding", "previous", "final"),
+    basis=ops.BasisSettings(rank=10),
+    closed_form=ops.ClosedFormSettings(doubt=0.0),
+    measure=MeasureSettings("first_order"),
+    lasso=LassoSettings(0.02),
+)
+
+
+@pytest.fixture(scope="module")
+def language():
+    """A GPT with random weights, and sequences of random tokens whose ends do not count."""
+    settings = GPTSettings(
+        depth=2, width=16, num_heads=2, num_kv_heads=1, sequence_len=20, smear_channels=4,
+        value_gate_channels=4,
+    )  # fmt: skip
+    module = GPT(CLASSES, settings)
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, CLASSES, (COUNT, TOKENS)).astype(np.int32)
+    labels = rng.integers(0, CLASSES, (COUNT, TOKENS)).astype(np.int32)
+    labels[::3, 9:] = -1
+    params = module.init(jax.random.key(0), jnp.asarray(inputs[:1]))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [v + 0.3 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
+    return taps.from_model(module), jax.tree.unflatten(tree, leaves), inputs, labels
+
+
+def scores(language, settings, rows=slice(None)):
+    tapped, params, inputs, labels = language
+    fitted = stride_jax.fit(tapped, params, inputs, labels, settings)
+    return stride_jax.attribute(tapped, params, fitted, inputs[rows], labels[rows]).scores_QxN
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(
+    ("sites", "output_rank"), [(("logit",), 0), (("logit",), 12), (("final", "logit"), 256)]
+)
+def test_chunks_and_padding_change_nothing(language, sites, output_rank):
+    tapped, params, inputs, labels = language
+    settings = dataclasses.replace(SETTINGS, sites=sites, output_rank=output_rank)
+    small = dataclasses.replace(settings, chunk_bytes=40_000)
+    corpus = Corpus(tapped, params, inputs, labels)
+    assert corpus.chunk(small) < COUNT / 4 < COUNT == corpus.chunk(settings)
+    subsets = membership(settings.design, [str(i) for i in range(COUNT)])
+    whole, _, residual_N = stride.make_operators(settings, subsets, corpus)
+    parts, _, other_N = stride.make_operators(small, subsets, corpus)
+    close(other_N, residual_N)
+    for site in sites:
+        close(parts[site].a_KxRxO, whole[site].a_KxRxO)
+    y = stride.measure_all(settings, whole, corpus)
+    close(stride.measure_all(small, whole, corpus), y)
+    wide = np.pad(inputs, ((0, 0), (0, 3))), np.pad(labels, ((0, 0), (0, 3)), constant_values=-1)
+    padded = Corpus(tapped, params, *wide)
+    close(stride.make_operators(settings, subsets, padded)[0][sites[0]].a_KxRxO,
+          whole[sites[0]].a_KxRxO)  # fmt: skip
+    close(stride.measure_all(settings, whole, padded), y)
+
+
+def test_token_groups_add_up_to_the_sequence(language):
+    tapped, params, inputs, labels = language
+    corpus = Corpus(tapped, params, inputs, labels)
+    subsets = membership(SETTINGS.design, [str(i) for i in range(COUNT)])
+    for sites in (("logit",), ("block0",)):
+        settings = dataclasses.replace(SETTINGS, sites=sites)
+        made, _, _ = stride.make_operators(settings, subsets, corpus)
+        whole = stride.measure_all(settings, made, corpus)
+        for form, scale, tolerance in (("first_order", 0.01, 1e-5), ("exact", 1e-3, 1e-3)):
+            how = MeasureSettings(form, scale=scale, group=5)
+            grouped = dataclasses.replace(settings, measure=how)
+            y = stride.measure_all(grouped, made, corpus)
+            assert y.shape == (COUNT * 3, 16)
+            close(y.reshape(COUNT, 3, 16).sum(axis=1), whole, tolerance)
+
+
+def test_scores_of_groups_are_added_by_query(language):
+    grouped = dataclasses.replace(
+        SETTINGS, measure=MeasureSettings("first_order", group=4), design=Design(80, 10), prior=0.0
+    )
+    found = scores(language, grouped, slice(0, 5))
+    tapped, params, inputs, labels = language
+    fitted = stride_jax.fit(tapped, params, inputs, labels, grouped, keep_moments=True)
+    examples = (inputs, labels), (inputs[:5], labels[:5])
+    exact = stride_jax.direct(tapped, params, fitted, *examples).scores_QxN
+    assert found.shape == exact.shape == (5, COUNT)
+    assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.9
+
+
+def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
+    """Kronecker factors at the tap `final`, against float64 and a numerical pull-back."""
+    tapped, params, inputs, labels = language
+    how = ops.ClosedFormSettings(fisher="kronecker", doubt=0.0)
+    settings = dataclasses.replace(SETTINGS, sites=("final",), closed_form=how)
+    corpus = Corpus(tapped, params, inputs, labels)
+    subsets = membership(settings.design, [str(i) for i in range(COUNT)])
+    made, _, _ = stride.make_operators(settings, subsets, corpus)
+    seen = corpus.look(settings).observed
+    b = np.asarray(ops.example_features(made["final"], seen.activations), np.float64)
+    z = np.asarray(seen.activations["final"], np.float64)
+    head = np.asarray(params["head"]["kernel"], np.float64)[:, :CLASSES]
+    raw = z @ head
+    capped = 15 * np.tanh(raw / 15)
+    p = np.exp(capped - capped.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    counted = labels >= 0
+    errors = (np.eye(CLASSES)[np.maximum(labels, 0)] - p) * counted[..., None]
+    delta = (errors * (1 - np.tanh(raw / 15) ** 2)) @ head.T
+    tokens = counted.sum()
+    left = np.einsum("ntr,nts,nt->rs", b, b, counted) / tokens
+    right = np.einsum("ntd,nte->de", delta, delta) / tokens
+    left += how.damping * np.trace(left) / len(left) * np.eye(len(left))
+    right += how.output_damping * np.trace(right) / len(right) * np.eye(len(right))
+    g = np.einsum("ntr,ntd->nrd", b, delta)
+    sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
+    expected = np.linalg.solve(left, sums / (COUNT * 3 / 16)) @ np.linalg.inv(right)
+    found = np.asarray(made["final"].a_KxRxO) * np.asarray(made["final"].size_K)[:, None, None]
+    close(found, expected)
+
+
+def test_an_output_basis_holds_the_leading_eigenvectors_of_the_fisher(language):
+    tapped, params, inputs, labels = language
+    seen = taps.observe(tapped, params, inputs, labels)
+    p = np.asarray(jax.nn.softmax(seen.logits_NxTxC), np.float64).reshape(-1, CLASSES)
+    p, counted = p, (labels >= 0).reshape(-1)
+    fisher = np.diag(p[counted].sum(axis=0)) - p[counted].T @ p[counted]
+    top = np.linalg.eigh(fisher)[0][::-1]
+    exact = ops.output_basis(ops.add_to_sketch(ops.empty_sketch(CLASSES, 8), seen), 8)
+    np.testing.assert_allclose(exact.T @ exact, np.eye(8), atol=1e-5)
+    held = np.diag(np.asarray(exact, np.float64).T @ fisher @ np.asarray(exact, np.float64))
+    np.testing.assert_allclose(np.sort(held)[::-1], top[:8], rtol=1e-4)
+    # A sketch narrower than the vocabulary, added up in two parts.
+    sketch = ops.empty_sketch(CLASSES, 2)
+    assert sketch.test_CxS.shape == (CLASSES, 36)
+    for part in (slice(0, 30), slice(30, None)):
+        sketch = ops.add_to_sketch(sketch, jax.tree.map(lambda v: v[part], seen))  # noqa: B023
+    u = np.asarray(ops.output_basis(sketch, 2), np.float64)
+    assert np.trace(u.T @ fisher @ u) > 0.97 * top[:2].sum()
+    with pytest.raises(ValueError, match="output rank=60 exceeds the sketch's 40 directions"):
+        ops.output_basis(ops.empty_sketch(CLASSES, 60), 60)
+
+
+def test_a_full_output_basis_changes_no_measurement(language):
+    """With U square, operators live in another basis of the same space."""
+    tapped, params, inputs, labels = language
+    corpus = Corpus(tapped, params, inputs, labels)
+    subsets = membership(SETTINGS.design, [str(i) for i in range(COUNT)])
+    how = dataclasses.replace(SETTINGS.closed_form, fisher="kronecker")
+    settings = dataclasses.replace(SETTINGS, closed_form=how, output_rank=0)
+    u, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(CLASSES, CLASSES)))
+    plain, _, _ = stride.make_operators(settings, subsets, corpus)
+    basis = plain["logit"].basis
+    seen = corpus.look(settings, jnp.asarray(u, jnp.float32))
+    site, _ = seen.sites["logit"]
+    moments = ops.accumulate(16, subsets, site, basis, seen.observed, {}, form="kronecker")
+    turned = {"logit": ops.closed_form(basis, moments, how, site.outputs_CxO)}
+    y = stride.measure_all(settings, plain, corpus)
+    close(stride.measure_all(settings, turned, corpus), y, 1e-4)
+    with pytest.raises(ValueError, match="without an output basis"):
+        ops.accumulate(16, subsets, site, basis, seen.observed, {}, form="exact")
