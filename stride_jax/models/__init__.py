@@ -3,6 +3,10 @@
 from stride_jax.models.build import ModelSettings, make_model
 from stride_jax.models.calibrate import fit_temperature
 from stride_jax.models.gpt import GPT, GPTSettings
+from stride_jax.models.import_huggingface import read_huggingface
+from stride_jax.models.import_nanochat import read_nanochat
+from stride_jax.models.importing import Imported, WeightsError, param_shapes
+from stride_jax.models.llama import Llama, LlamaSettings
 from stride_jax.models.mlp import MLP
 from stride_jax.models.resnet import ResNet9
 from stride_jax.models.train import TrainSettings, fit, initial_params, trajectory
@@ -11,12 +15,19 @@ __all__ = [
     "GPT",
     "MLP",
     "GPTSettings",
+    "Imported",
+    "Llama",
+    "LlamaSettings",
     "ModelSettings",
     "ResNet9",
     "TrainSettings",
+    "WeightsError",
     "fit",
     "fit_temperature",
     "initial_params",
     "make_model",
+    "param_shapes",
+    "read_huggingface",
+    "read_nanochat",
     "trajectory",
 ]

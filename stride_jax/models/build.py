@@ -5,10 +5,11 @@ import dataclasses
 from flax import linen as nn
 
 from stride_jax.models.gpt import GPT, GPTSettings
+from stride_jax.models.llama import Llama, LlamaSettings
 from stride_jax.models.mlp import MLP
 from stride_jax.models.resnet import ResNet9
 
-KINDS = ("mlp", "resnet9", "gpt")
+KINDS = ("mlp", "resnet9", "gpt", "llama")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,16 +17,18 @@ class ModelSettings:
     """Which model.
 
     Attributes:
-      kind: `mlp`, `resnet9` or `gpt`.
+      kind: `mlp`, `resnet9`, `gpt` or `llama`.
       widths: hidden units of the MLP.
       width: channels of the ResNet's stem.
       gpt: sizes and switches of the GPT.
+      llama: sizes and switches of the Llama or Qwen2.
     """
 
     kind: str = "mlp"
     widths: tuple[int, ...] = (128, 64)
     width: int = 16
     gpt: GPTSettings = GPTSettings()
+    llama: LlamaSettings = LlamaSettings()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -38,4 +41,6 @@ def make_model(settings: ModelSettings, num_classes: int) -> nn.Module:
         return MLP(num_classes, settings.widths)
     if settings.kind == "gpt":
         return GPT(num_classes, settings.gpt)
+    if settings.kind == "llama":
+        return Llama(num_classes, settings.llama)
     return ResNet9(num_classes, settings.width)

@@ -1,0 +1,160 @@
+"""Decoders in the form of Llama and Qwen2.
+
+Weighted RMSNorm, rotary positions, SwiGLU, grouped-query attention, optional biases of q, k and v
+(Touvron et al., LLaMA, 2023; Yang et al., Qwen2, 2024). Letters as in `transformer`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from stride_jax.models.recording import Recorder
+from stride_jax.models.transformer import (
+    ATTENTIONS,
+    causal_attention,
+    check_sizes,
+    check_tokens,
+    linear,
+    previous_tokens,
+    rms_norm,
+    rotate,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaSettings:
+    """Sizes and switches of a Llama or Qwen2.
+
+    Attributes:
+      depth: L, layers.
+      width: D, of the residual stream.
+      hidden: units of the MLP.
+      num_heads: H, query heads.
+      num_kv_heads: G, key and value heads; a divisor of H.
+      head_dim: E, width of a head; 0 for D / H.
+      sequence_len: longest sequence.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: of RMSNorm.
+      qkv_bias: biases of q, k and v, as Qwen2 has them.
+      tied_head: the head is the token embedding.
+      init_std: of all initial weights.
+      attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
+      remat: compute a block again in the backward pass and so keep less memory.
+      dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
+    """
+
+    depth: int = 4
+    width: int = 128
+    hidden: int = 384
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 0
+    sequence_len: int = 64
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    tied_head: bool = False
+    init_std: float = 0.02
+    attention: str = "einsum"
+    remat: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.head_dim and self.width % max(self.num_heads, 1):
+            raise ValueError(
+                f"width={self.width} is no multiple of {self.num_heads=}: set head_dim too"
+            )
+        check_sizes(
+            self.depth, self.width, self.num_heads, self.num_kv_heads, self.head_width, self.dtype
+        )
+        if self.hidden < 1:
+            raise ValueError(f"hidden={self.hidden}: at least 1")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r}: use one of {ATTENTIONS}")
+
+    @property
+    def head_width(self) -> int:
+        """E, with the default filled in."""
+        return self.head_dim or self.width // self.num_heads
+
+
+class Norm(nn.Module):
+    """RMSNorm times a learned weight of each channel."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, (x_BxTxD.shape[-1],))
+        return rms_norm(x_BxTxD, self.eps) * scale_D.astype(x_BxTxD.dtype)[None, None]
+
+
+class Block(nn.Module):
+    """`x + attention(norm x)`, then `x + W_down(silu(W_gate norm x) W_up norm x)`."""
+
+    settings: LlamaSettings
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        s, x, dtype = self.settings, x_BxTxD, x_BxTxD.dtype
+        init = nn.initializers.normal(s.init_std)
+        normed = Norm(s.norm_eps, name="attention_norm")(x)
+
+        def heads(name: str, num: int) -> jax.Array:
+            out = linear(num * s.head_width, name, init, dtype, s.qkv_bias)(normed)
+            return out.reshape(*out.shape[:2], num, s.head_width)
+
+        q = rotate(heads("query", s.num_heads), s.rope_theta)
+        k = rotate(heads("key", s.num_kv_heads), s.rope_theta)
+        out = causal_attention(q, k, heads("value", s.num_kv_heads), None, s.attention)
+        x = x + linear(s.width, "out", init, dtype)(out)
+        normed = Norm(s.norm_eps, name="mlp_norm")(x)
+        gate = nn.silu(linear(s.hidden, "gate", init, dtype)(normed))
+        up = linear(s.hidden, "up", init, dtype)(normed)
+        return x + linear(s.width, "down", init, dtype)(gate * up)
+
+
+class Llama(nn.Module):
+    """A Llama or Qwen2 over int32 tokens `[B, T]`; logits `[B, T, C]` float32.
+
+    Attention is causal, so padding on the right changes no earlier logits.
+
+    Activations, `[B, T, D]`: `embedding`, `previous` (the previous token's, zeros for the first),
+    `block0` … (the stream after each block), `final` (the final norm's output, the head's input).
+
+    Attributes:
+      num_classes: C.
+      settings: sizes and switches.
+
+    >>> model = Llama(50, LlamaSettings(depth=1, width=16, hidden=32, num_heads=2, num_kv_heads=1))
+    >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    >>> logits, activations = model.apply({"params": params}, jnp.zeros((1, 8), jnp.int32))
+    >>> logits.shape, list(activations)
+    ((1, 8, 50), ['embedding', 'previous', 'block0', 'final'])
+    """
+
+    num_classes: int
+    settings: LlamaSettings = LlamaSettings()
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, replace: Mapping[str, jax.Array] | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        s, tokens_BxT, dtype = self.settings, x, jnp.dtype(self.settings.dtype)
+        check_tokens(tokens_BxT, s.sequence_len)
+        record = Recorder(replace)
+        init = nn.initializers.normal(s.init_std)
+        embed = nn.Embed(self.num_classes, s.width, name="embed", embedding_init=init, dtype=dtype)
+        x = record("embedding", embed(tokens_BxT))
+        record("previous", previous_tokens(x))
+        make_block = nn.remat(Block) if s.remat else Block
+        for i in range(s.depth):
+            x = record(f"block{i}", make_block(s, name=f"block{i}")(x))
+        x = record("final", Norm(s.norm_eps, name="final_norm")(x))
+        logits = (
+            embed.attend(x) if s.tied_head else linear(self.num_classes, "head", init, dtype)(x)
+        )
+        return logits.astype(jnp.float32), record.activations
