@@ -19,7 +19,9 @@ from stride_jax.runtime.settings import build
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a text run.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", None, "What the model goes on from; none: ask for it.")
-_COMPLETION = flags.DEFINE_string("completion", None, "What to explain; the model's own by default.")
+_COMPLETION = flags.DEFINE_string(
+    "completion", None, "What to explain; the model's own by default."
+)
 _CONTRAST = flags.DEFINE_string("contrast", None, "Explain the completion rather than this one.")
 _TOP = flags.DEFINE_integer("top", 3, "Proponents, and as many opponents.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the continuation.")

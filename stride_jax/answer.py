@@ -1,4 +1,4 @@
-"""From a question to a language model's training texts: what it says, and which texts made it say so.
+"""From a question to a language model's training texts: which of them made it say what it says.
 
 A question is a prompt and a completion; the loss is read on the completion alone. Against another
 completion, the contrast of the two is read instead.
@@ -105,8 +105,8 @@ def question(
     tokens = [*before, *after]
     if len(tokens) - 1 > length:
         raise ValueError(
-            f"prompt and completion take {len(before)} + {len(after)} tokens, the mark of the start "
-            f"included, but the model reads {length}: shorten them"
+            f"prompt and completion take {len(before)} + {len(after)} tokens, the mark of the "
+            f"start included, but the model reads {length}: shorten them"
         )
     inputs = np.full((1, length), tokenizer.bos_id, np.int32)
     labels = np.full((1, length), -1, np.int32)

@@ -1,0 +1,71 @@
+"""A language model from text to an answer, by the entry points."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stride_jax.answer import question
+from stride_jax.data.tokens import train_tokenizer
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def call(*arguments):
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_language_model_from_text_to_an_answer(tmp_path):
+    done = call(
+        "experiments.run", "--config=configs/bible_gpt.py:runlocal", f"--workdir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["num_train"] == 200
+    assert summary["settings"]["text"]["length"] == 16
+    assert {"stride", "grad-dot", "feature-cosine", "random"} == set(summary["methods"])
+
+    def ask(*arguments):
+        return call("experiments.ask", f"--workdir={tmp_path}", *arguments)
+
+    done = ask("--prompt=And God", "--completion= said", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["completion"] == " said"
+    assert not answer["generated"]
+    for sign, name in ((1, "proponents"), (-1, "opponents")):
+        scores = [sign * passage["score"] for passage in answer[name]]
+        assert scores == sorted(scores, reverse=True)
+        assert all(score > 0 for score in scores)
+        for passage in answer[name]:
+            assert passage["references"][0].startswith("kjv Genesis")
+            assert len(passage["pieces"]) == len(passage["shares"]) <= 16
+    assert answer["support"] >= len(answer["proponents"]) + len(answer["opponents"])
+    done = ask("--prompt=And God", "--contrast= said")
+    assert done.returncode == 0, done.stderr
+    assert "rather than:  said" in done.stdout
+    assert "held-out R²" in done.stdout
+    for prompt, message in (("", "the prompt is empty"), ("And God said " * 9, "shorten them")):
+        done = ask(f"--prompt={prompt}")
+        assert done.returncode == 1
+        assert message in done.stderr
+    done = call("experiments.ask", f"--workdir={tmp_path / 'none'}", "--prompt=And")
+    assert done.returncode == 1
+    assert "holds no run" in done.stderr
+
+
+def test_a_question_counts_its_completion_alone():
+    tokenizer = train_tokenizer(["in the beginning was the word"] * 20, 262)
+    inputs, labels = question(tokenizer, "in the", " word", 12)
+    said = labels[0] >= 0
+    assert tokenizer.decode(labels[0, said]) == " word"
+    before = tokenizer.encode("in the")
+    assert inputs[0, 0] == tokenizer.bos_id
+    np.testing.assert_array_equal(inputs[0, 1 : 1 + len(before)], before)
+    assert said.argmax() == len(before), "the last token of the prompt predicts the first"
+    with pytest.raises(ValueError, match="completion is empty"):
+        question(tokenizer, "in", "", 12)
