@@ -190,9 +190,10 @@ class GPT(nn.Module):
       settings: sizes and switches.
 
     >>> model = GPT(100, GPTSettings(depth=2, width=32, num_heads=2, num_kv_heads=1))
-    >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    >>> logits, activations = model.apply({"params": params}, jnp.zeros((1, 8), jnp.int32))
-    >>> logits.shape, activations["block1"].shape, params["head"]["kernel"].shape
+    >>> tokens = jnp.zeros((1, 8), jnp.int32)
+    >>> out, tree = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+    >>> logits, activations = out
+    >>> logits.shape, activations["block1"].shape, tree["params"]["head"]["kernel"].shape
     ((1, 8, 100), (1, 8, 32), (32, 128))
     """
 
@@ -220,12 +221,13 @@ class GPT(nn.Module):
             gate = linear(1, "smear_gate", _gate_init, dtype)(x[..., : s.smear_channels])
             x = x + share * nn.sigmoid(gate) * previous
         x0 = middle = x
+        keep_L = again_L = None
         if s.residual_scalars:
             keep_L = self.param("resid_lambdas", lambda _: jnp.linspace(*s.residual_init, s.depth))
             again_L = self.param("x0_lambdas", lambda _: jnp.linspace(*s.x0_init, s.depth))
         make_block = nn.remat(Block) if s.remat else Block
         for i in range(s.depth):
-            if s.residual_scalars:
+            if keep_L is not None and again_L is not None:
                 x = keep_L[i].astype(dtype) * x + again_L[i].astype(dtype) * x0
             values = None
             if s.has_values(i):

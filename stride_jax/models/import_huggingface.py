@@ -51,9 +51,9 @@ def read_huggingface(folder: str | os.PathLike[str], **overrides: Any) -> Import
     settings = ModelSettings("llama", llama=llama)
     tensors = _load(files)
     if llama.tied_head:
-        head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-        if head is not None and np.array_equal(head, embedding):  # some writers store it twice
-            del tensors["lm_head.weight"]
+        head, table = (tensors.get(f"{_OTHERS[name]}.weight") for name in ("head", "embed"))
+        if head is not None and table is not None and np.array_equal(head, table):
+            del tensors["lm_head.weight"]  # some writers store it twice
     shapes = param_shapes(settings, config["vocab_size"])
     params = fill(shapes, tensors, _their_name, "is config.json of these weights?")
     source = {"format": "huggingface", "model_type": config["model_type"]}

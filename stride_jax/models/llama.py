@@ -130,10 +130,11 @@ class Llama(nn.Module):
       settings: sizes and switches.
 
     >>> model = Llama(50, LlamaSettings(depth=1, width=16, hidden=32, num_heads=2, num_kv_heads=1))
-    >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    >>> logits, activations = model.apply({"params": params}, jnp.zeros((1, 8), jnp.int32))
-    >>> logits.shape, list(activations)
-    ((1, 8, 50), ['embedding', 'previous', 'block0', 'final'])
+    >>> tokens = jnp.zeros((1, 8), jnp.int32)
+    >>> out, tree = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+    >>> logits, activations = out
+    >>> logits.shape, sorted(activations), tree["params"]["block0"]["key"]["kernel"].shape
+    ((1, 8, 50), ['block0', 'embedding', 'final', 'previous'], (16, 8))
     """
 
     num_classes: int

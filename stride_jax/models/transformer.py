@@ -13,17 +13,16 @@ from jax.typing import DTypeLike
 ATTENTIONS = ("einsum", "xla", "cudnn")
 
 
-def rms_norm(x: jax.Array, eps: float | None = None) -> jax.Array:
+def rms_norm(x: jax.Array, eps: float = 2.0**-23) -> jax.Array:
     """`x / sqrt(mean(x²) + eps)` over the last axis, in float32, without parameters.
 
     Args:
       x: `[..., D]`.
-      eps: float32's machine epsilon by default.
+      eps: float32's machine epsilon by default, as in torch.
 
     >>> [f"{v:.1f}" for v in rms_norm(jnp.array([1.0, 7.0]))]  # sqrt((1 + 49) / 2) = 5
     ['0.2', '1.4']
     """
-    eps = jnp.finfo(jnp.float32).eps if eps is None else eps
     wide = x.astype(jnp.float32)
     return (wide * jax.lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
@@ -78,8 +77,8 @@ def causal_attention(
     """
     batch, length, heads, size = q_BxTxHxE.shape
     if implementation != "einsum":
-        out = jax.nn.dot_product_attention(
-            q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, is_causal=True, implementation=implementation,
+        out = jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
+            q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, is_causal=True, implementation=implementation,  # pyright: ignore[reportArgumentType]
             local_window_size=None if window is None else (window, 0),
         )  # fmt: skip
         return out.reshape(batch, length, heads * size)
