@@ -22,8 +22,10 @@ from stride_jax import evaluation
 from stride_jax.baselines import logra
 from stride_jax.data import Examples
 from stride_jax.design import membership
-from stride_jax.index import StrideSettings
+from stride_jax.index import StrideSettings, penalty_weights
 from stride_jax.pipeline import Run, RunSettings
+from stride_jax.recovery import Recovery, init, solve
+from stride_jax.recovery.selection import SelectionSettings, recover
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.settings import build
@@ -107,6 +109,27 @@ def figure(run: Run, trial: Trial) -> dict[str, Any]:
     return {"group": group, "change": label, "lds": result.lds, "ci95": result.ci95, "taps": taps}
 
 
+def lambda_rows(run: Run) -> list[dict[str, Any]]:
+    """Lambdas fixed for all queries, and chosen per query without the bank."""
+    settings = run.settings.stride
+    subsets = membership(settings.design, run.train.ids)
+    weights_N = penalty_weights(run.operators[1], settings)
+    state = init(settings.design, subsets, penalty_N=weights_N)
+    rows = []
+
+    def add(label: str, found: Recovery) -> None:
+        result = evaluation.lds(found.scores_QxN, run.bank)
+        rows.append({"group": "lambda", "change": label, "lds": result.lds, "ci95": result.ci95})
+
+    for fraction in (0.005, 0.01, *SelectionSettings().fractions[::-1]):
+        how = dataclasses.replace(settings.lasso, lambda_fraction=fraction)
+        add(f"{fraction} of lambda_max", solve(state, run.measurements, how))
+    for rule in ("best", "one_se"):
+        chosen = SelectionSettings(rule=rule)
+        add(f"chosen: {rule}", recover(state, run.measurements, settings.lasso, chosen)[0])
+    return rows
+
+
 def index_sizes(run: Run) -> list[dict[str, int]]:
     """Bytes of STRIDE's index and of LoGRA's store as the training set grows."""
     train, rows = run.train, []
@@ -144,6 +167,7 @@ def main(argv: Sequence[str]) -> None:
     base = run.settings.stride
     trials = [*direct_trials(base, taps), *sketch_trials(base)]
     rows = [figure(run, trial) for trial in bars(trials, desc="ablation")]
+    rows += lambda_rows(run)
     sizes = index_sizes(run)
     write_json(
         pathlib.Path(_WORKDIR.value) / "ablation.json", plain({"rows": rows, "index_bytes": sizes})

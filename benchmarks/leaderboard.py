@@ -76,17 +76,18 @@ class Outcome:
     index_bytes: int
 
 
-def tune(method: Method, model: Model, run: Run, half: evaluation.Bank) -> tuple[Any, np.ndarray]:
-    """The settings with the best LDS on a half of the bank, and their scores."""
-    best: tuple[float, Any, Any] = (-np.inf, None, None)
+def tune(
+    method: Method, model: Model, run: Run, half: evaluation.Bank
+) -> tuple[Any, np.ndarray, int]:
+    """The settings with the best LDS on a half of the bank, their scores and bytes kept."""
+    best: tuple[float, Any, Any, int] = (-np.inf, None, None, 0)
     for group in method.grid:
         state = method.fit(model, run.train, group[0])
         for settings in group:
             scores = method.score(state, model, run.train, run.query, settings)
-            best = max(
-                best, (evaluation.lds(scores, half).lds, settings, scores), key=lambda b: b[0]
-            )
-    return best[1], best[2]
+            found = evaluation.lds(scores, half).lds
+            best = max(best, (found, settings, scores, index_bytes(state)), key=lambda b: b[0])
+    return best[1:]
 
 
 def contest(
@@ -98,20 +99,19 @@ def contest(
     path = folder / f"{method.name}-{key}.npz"
     if not path.exists():
         with Meter() as cost:
-            settings, scores = tune(method, run.base_model, run, halves[0])
+            settings, scores, kept_bytes = tune(method, run.base_model, run, halves[0])
             uncalibrated = np.nan
             if method.calibrates:
                 plain_model = dataclasses.replace(run.base_model, temperature=1.0)
-                _, other = tune(method, plain_model, run, halves[0])
+                _, other, _ = tune(method, plain_model, run, halves[0])
                 uncalibrated = evaluation.lds(other, halves[1]).lds
-        state = method.fit(run.base_model, run.train, settings)
         write_arrays(
             path,
             scores=scores,
             chosen=tried.index(settings),
             uncalibrated=uncalibrated,
             compile_seconds=cost.compile_seconds,
-            index_bytes=index_bytes(state),
+            index_bytes=kept_bytes,
         )
     kept = read_arrays(path)
     uncalibrated = float(kept["uncalibrated"])
@@ -174,15 +174,20 @@ def timings(
     return {name: rounds[1:] for name, rounds in found.items()}
 
 
-def cost_columns(name: str, times: dict[str, list[tuple[Cost, Cost]]]) -> dict[str, Any]:
-    """Medians of a method's rounds, and the ratio to gradient dot round by round."""
+def cost_columns(
+    name: str, times: dict[str, list[tuple[Cost, Cost]]], members: int = 1
+) -> dict[str, Any]:
+    """Medians of a method's rounds, and the ratio to gradient dot round by round.
+
+    An ensemble runs one model's code `members` times, and is taken to cost as much.
+    """
     rounds = times[name]
-    totals = [fit.seconds + score.seconds for fit, score in rounds]
+    totals = [members * (fit.seconds + score.seconds) for fit, score in rounds]
     base = [fit.seconds + score.seconds for fit, score in times["grad-dot"]]
-    ratios = [a / b for a, b in zip(totals, base, strict=False)]  # ensembles ran once
+    ratios = [a / b for a, b in zip(totals, base, strict=True)]
     return {
-        "train_seconds": statistics.median(fit.seconds for fit, _ in rounds),
-        "query_seconds": statistics.median(score.seconds for _, score in rounds),
+        "train_seconds": members * statistics.median(fit.seconds for fit, _ in rounds),
+        "query_seconds": members * statistics.median(score.seconds for _, score in rounds),
         "peak_bytes": max(max(fit.peak_bytes, score.peak_bytes) for fit, score in rounds),
         "ratio_to_grad_dot": statistics.median(ratios),
         "ratio_spread": [min(ratios), max(ratios)],
@@ -244,7 +249,6 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     several = ensembles(methods, outcomes, run, settings.ensemble)
     outcomes |= {m.name: contest(m, run, halves, folder) for m in bars(several, desc="ensembles")}
     times = timings(methods, outcomes, run, settings.repeats)
-    times |= timings(several, outcomes, run, repeats=1)
     began = time.monotonic()
     outcomes["datamodels"] = upper_reference(halves, len(run.train))
     regression_seconds = time.monotonic() - began
@@ -253,8 +257,11 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     rows = []
     for name, outcome in outcomes.items():
         result = evaluation.lds(outcome.scores_QxN, halves[1])
+        single, _, members = name.rpartition("-")
         if name in times:
             costs = cost_columns(name, times)
+        elif single in times and members.isdigit():
+            costs = cost_columns(single, times, int(members))
         else:  # the price of datamodels is the retraining of their half of the bank
             costs = {
                 "train_seconds": halves[0].seconds + regression_seconds,

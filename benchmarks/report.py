@@ -18,8 +18,9 @@ are from the other half. LDS is the mean over queries of the Spearman correlatio
 scores and minus the retrained models' loss, with a bootstrap 95 % interval over queries; "− STRIDE"
 is the paired interval of the difference. Seconds leave compilation out and are medians of the timed
 rounds; absolute times depend on the machine, the ratio to gradient dot is taken round by round.
-"Forgets" is the drop of the true class's probability after removing a query's top proponents and
-retraining. *datamodels* are an upper reference: they cost the retraining of half the bank.
+An ensemble is taken to cost what one model costs, times its size. "Forgets" is the drop of the
+true class's probability after removing a query's top proponents and retraining. *datamodels* are an
+upper reference: they cost the retraining of half the bank.
 
 Written by `python -m benchmarks.leaderboard --config=configs/<name>.py
 --workdir=runs/leaderboard/<name>`.
