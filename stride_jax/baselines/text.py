@@ -84,7 +84,7 @@ def _words(examples: Examples) -> list[list[str]]:
     found = bm25s.tokenize(
         _texts(examples), token_pattern=_WORD, return_ids=False, show_progress=False
     )
-    return [list(words) for words in found]
+    return [[str(word) for word in words] for words in found]
 
 
 def score_bm25(
