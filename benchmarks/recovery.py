@@ -10,7 +10,6 @@ Rounds are interleaved: each asks every solver once, and the first, which compil
 """
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import pathlib
 import resource
@@ -25,10 +24,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from benchmarks.meter import Meter
-from benchmarks.solvers import SOLVERS, Answer, Problem, left_out, rows_of
+from benchmarks.signals import Problem, measured, plant, pose, relative_gaps, rows_of
+from benchmarks.solvers import SOLVERS, Answer, left_out
 from stride_jax import attribution
-from stride_jax.design import Design, membership
-from stride_jax.pipeline import Run, RunSettings
+from stride_jax.pipeline import RunSettings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.settings import build
@@ -46,88 +45,12 @@ _FRACTION = flags.DEFINE_float("lambda_fraction", 0.05, "Lambda over lambda_max.
 _GAP = flags.DEFINE_float("relative_gap", 1e-4, "Duality gap over ½ ||y||² that all must reach.")
 _SOLVERS = flags.DEFINE_list("solvers", list(SOLVERS), "Who takes part.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed rounds.")
-_SLOW = flags.DEFINE_integer("max_queries_slow", 8, "Queries that slow solvers are asked for.")
+_SLOW = flags.DEFINE_list(
+    "slow", ["celer", "jaxopt-dense"], "Solvers asked for a few queries only."
+)
+_MAX_SLOW = flags.DEFINE_integer("max_queries_slow", 8, "How many.")
 _CORES = flags.DEFINE_integer("cores", 2, "Cores a solver may use; JAX gets a CPU device for each.")
 _MEMORY = flags.DEFINE_float("memory_gib", 6.0, "A solver that needs more is left out.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Signals:
-    """Measurements and the design they were taken with.
-
-    Attributes:
-      origin: where they are from.
-      num_subsets: K.
-      subsets_Nxd: membership.
-      y_QxK: measurements.
-    """
-
-    origin: str
-    num_subsets: int
-    subsets_Nxd: np.ndarray
-    y_QxK: np.ndarray
-
-
-def plant(
-    num_train: int, num_subsets: int, degree: int, queries: int, sparsity: int, noise: float
-) -> Signals:
-    """Sparse influences of ±(½ … 1½) seen through M, and Gaussian noise."""
-    subsets = np.asarray(membership(Design(num_subsets, degree), range(num_train)), np.int32)  # pyright: ignore[reportArgumentType]
-    rng = np.random.default_rng(0)
-    y = np.empty((queries, num_subsets))
-    for row in y:
-        support = rng.choice(num_train, sparsity, replace=False)
-        w = rng.uniform(0.5, 1.5, sparsity) * rng.choice([-1, 1], sparsity)
-        row[:] = np.bincount(subsets[support].reshape(-1), np.repeat(w, degree), num_subsets)
-    y += noise * y.std() * rng.normal(size=y.shape)
-    return Signals(f"planted, {sparsity} influences, noise {noise}", num_subsets, subsets, y)
-
-
-def measured(settings: RunSettings, workdir: str, queries: int) -> Signals:
-    """What a run measured, with the design that it drew for its own examples."""
-    run = Run(settings, workdir, bars)
-    design = settings.stride.design
-    subsets = np.asarray(membership(design, run.train.ids), np.int32)
-    y = run.measurements[:queries].astype(np.float64)
-    return Signals(f"measured, {settings.data.name}", design.num_subsets, subsets, y)
-
-
-def correlations(subsets_Nxd: np.ndarray, r_QxK: np.ndarray) -> np.ndarray:
-    """`max_i |m_iᵀ r|` of each query in float64, `[Q]`; no solver's code is used."""
-    r_KxQ = np.ascontiguousarray(r_QxK.T)
-    most = np.zeros(len(r_QxK))
-    for at in range(0, len(subsets_Nxd), 2**15):
-        some = sum(r_KxQ[column] for column in subsets_Nxd[at : at + 2**15].T)
-        most = np.maximum(most, np.abs(some).max(axis=0))
-    return most
-
-
-def relative_gaps(problem: Problem, rows: np.ndarray, scores: Any, intercept: bool) -> np.ndarray:
-    """Duality gap over `½ ||y||²` of each answer, in float64 over all N columns.
-
-    The dual point is the answer's own residual, shrunk until it is feasible.
-    """
-    y, w = problem.y_QxK[rows], rows_of(scores)
-    degree, penalty = problem.subsets_Nxd.shape[1], problem.fraction
-    r = y.copy()
-    for q in range(len(rows)):
-        ids, values = (x[w.indptr[q] : w.indptr[q + 1]] for x in (w.indices, w.data))
-        flat = problem.subsets_Nxd[ids].reshape(-1)
-        r[q] -= np.bincount(flat, np.repeat(values.astype(float), degree), problem.num_subsets)
-    if intercept:
-        r -= r.mean(axis=1, keepdims=True)
-    theta = r / np.maximum(1, correlations(problem.subsets_Nxd, r) / penalty)[:, None]
-    l1 = np.asarray(abs(w).astype(float).sum(axis=1)).reshape(-1)
-    primal = 0.5 * (r**2).sum(axis=1) + penalty * l1
-    half_yy = 0.5 * (y**2).sum(axis=1)
-    return (primal - half_yy + 0.5 * ((y - theta) ** 2).sum(axis=1)) / half_yy
-
-
-def pose(signals: Signals, fraction: float, relative_gap: float, cores: int) -> Problem:
-    """The problem all are asked: centred measurements in units of their lambda_max."""
-    y = signals.y_QxK - signals.y_QxK.mean(axis=1, keepdims=True)
-    y /= correlations(signals.subsets_Nxd, y)[:, None]
-    return Problem(signals.num_subsets, signals.subsets_Nxd, y, fraction, relative_gap, cores)
 
 
 def _versions() -> dict[str, str]:
@@ -138,19 +61,19 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu_seconds() -> float:
-    own, workers = (
-        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
-
-
 def contest(
-    problem: Problem, names: Sequence[str], repeats: int, slow: int
+    problem: Problem, names: Sequence[str], repeats: int, few: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Interleaved rounds; rows of `recovery.json`."""
+    """Interleaved rounds; rows of `recovery.json`.
+
+    Args:
+      problem: what is asked.
+      names: solvers.
+      repeats: timed rounds.
+      few: queries of a solver that is not asked for all.
+    """
     every = np.arange(len(problem.y_QxK))
-    asked = {n: every[:slow] if SOLVERS[n].slow else every for n in names}
+    asked = {n: every[: few.get(n, len(every))] for n in names}
     runs, prepare_seconds = {}, {}
     for name in names:
         began = time.monotonic()
@@ -160,11 +83,11 @@ def contest(
     answers: dict[str, Answer] = {}
     for _ in bars(range(repeats + 1), desc="rounds"):
         for name in names:
-            began = _cpu_seconds()
+            began = time.process_time()
             with Meter() as cost:
                 answers[name] = runs[name](asked[name])
             costs[name].append(cost)
-            cpu[name].append((_cpu_seconds() - began) / len(asked[name]))
+            cpu[name].append((time.process_time() - began) / len(asked[name]))
     seconds = {n: [c.seconds / len(asked[n]) for c in costs[n][1:]] for n in names}
     rows = []
     for name in names:
@@ -175,7 +98,9 @@ def contest(
             "queries": len(asked[name]),
             "seconds_per_query": statistics.median(seconds[name]),
             "seconds_spread": [min(seconds[name]), max(seconds[name])],
-            "cpu_seconds_per_query": statistics.median(cpu[name][1:]),
+            "cpu_seconds_per_query": (
+                None if SOLVERS[name].in_processes else statistics.median(cpu[name][1:])
+            ),
             "prepare_seconds": prepare_seconds[name],
             "compile_seconds": costs[name][0].compile_seconds,
             "max_relative_gap": float(gaps.max()),
@@ -200,10 +125,10 @@ def table(result: dict[str, Any]) -> str:
         f"{'passes':>8}{'MiB':>7}",
     ]
     for row in result["rows"]:
-        passes = row["passes_over_n"]
+        passes, cpu = row["passes_over_n"], row["cpu_seconds_per_query"]
         lines.append(
             f"{row['solver']:<20}{1e3 * row['seconds_per_query']:>10.2f}"
-            f"{1e3 * row['cpu_seconds_per_query']:>9.2f}"
+            f"{'' if cpu is None else f'{1e3 * cpu:.2f}':>9}"
             f"{row.get('ratio_to_sklearn', float('nan')):>8.3f}{row['max_relative_gap']:>10.1e}"
             f"{row['mean_support']:>9.1f}{'' if passes is None else f'{passes:.1f}':>8}"
             f"{row['peak_bytes'] / 2**20:>7.0f}"
@@ -235,7 +160,9 @@ def main(argv: Sequence[str]) -> None:
     why = {n: left_out(n, problem, int(_MEMORY.value * 2**30)) for n in _SOLVERS.value}
     names = [n for n in _SOLVERS.value if why[n] is None]
     result = {
-        "rows": contest(problem, names, _REPEATS.value, _SLOW.value),
+        "rows": contest(
+            problem, names, _REPEATS.value, dict.fromkeys(_SLOW.value, _MAX_SLOW.value)
+        ),
         "left_out": {n: reason for n, reason in why.items() if reason is not None},
         "signals": signals.origin,
         "num_train": len(problem.subsets_Nxd),

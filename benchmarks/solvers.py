@@ -22,37 +22,9 @@ import numpy as np
 import scipy.sparse
 from sklearn.linear_model import Lasso
 
+from benchmarks.signals import Problem
 from stride_jax.design import Design
 from stride_jax.recovery import LassoSettings, init, solve
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What every solver is asked.
-
-    Attributes:
-      num_subsets: K.
-      subsets_Nxd: membership.
-      y_QxK: float64 measurements, centred, and scaled so that each lambda_max is 1.
-      fraction: lambda over lambda_max, so lambda itself.
-      relative_gap: duality gap over `½ ||y||²` to reach.
-      cores: how many a solver may keep busy.
-    """
-
-    num_subsets: int
-    subsets_Nxd: np.ndarray
-    y_QxK: np.ndarray
-    fraction: float
-    relative_gap: float
-    cores: int
-
-    @property
-    def columns(self) -> scipy.sparse.csc_matrix:
-        """M as opponents want it: float64 CSC."""
-        n, degree = self.subsets_Nxd.shape
-        ends = np.arange(0, n * degree + 1, degree, dtype=np.int32)
-        parts = (np.ones(n * degree), self.subsets_Nxd.astype(np.int32).reshape(-1), ends)
-        return scipy.sparse.csc_matrix(parts, shape=(self.num_subsets, n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +47,13 @@ class Solver:
     Attributes:
       prepare: what is done once a design; gives the function that is timed, of query rows.
       intercept: whether the columns of M are centred.
-      slow: asked for a few queries only.
+      in_processes: its workers' processor time and memory are not seen from here.
       bytes_needed: rough memory for Q queries, to leave it out where it can't fit.
     """
 
     prepare: Callable[[Problem], Callable[[np.ndarray], Answer]]
     intercept: bool = True
-    slow: bool = False
+    in_processes: bool = False
     bytes_needed: Callable[[Problem], int] = lambda _: 0
 
 
@@ -122,7 +94,7 @@ def _sklearn(problem: Problem, intercept: bool) -> Callable[[np.ndarray], Answer
 
 def _fit_celer(
     m: scipy.sparse.csc_matrix, y_QxK: np.ndarray, alpha: float, tol: float
-) -> list[scipy.sparse.csr_matrix]:
+) -> list[Any]:
     import celer
 
     model = celer.Lasso(alpha=alpha, fit_intercept=True, tol=tol)
@@ -139,8 +111,8 @@ def _celer(problem: Problem) -> Callable[[np.ndarray], Answer]:
     def run(rows: np.ndarray) -> Answer:
         shares = np.array_split(rows, min(problem.cores, len(rows)))
         asked = problem.fraction / problem.num_subsets, problem.relative_gap / 2
-        found = pool(joblib.delayed(_fit_celer)(m, problem.y_QxK[s], *asked) for s in shares)
-        return Answer(scipy.sparse.vstack([w for part in found for w in part]), None)
+        parts: Any = pool(joblib.delayed(_fit_celer)(m, problem.y_QxK[s], *asked) for s in shares)
+        return Answer([w for part in parts for w in part], None)
 
     return run
 
@@ -155,7 +127,7 @@ def _jaxopt_dense(problem: Problem) -> Callable[[np.ndarray], Answer]:
     def residual(w_N: jax.Array, y_K: jax.Array) -> jax.Array:
         return y_K - m @ w_N
 
-    def run_one(y_K: jax.Array, most: jax.Array) -> jax.Array:
+    def run_one(y_K: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
         solver = jaxopt.ProximalGradient(
             fun=lambda w_N, y_K: 0.5 * jnp.vdot(residual(w_N, y_K), residual(w_N, y_K)),
             prox=jaxopt.prox.prox_lasso, stepsize=step, tol=0.0, implicit_diff=False,
@@ -182,7 +154,7 @@ def _jaxopt_dense(problem: Problem) -> Callable[[np.ndarray], Answer]:
         w_N, *_, blocks = jax.lax.while_loop(
             lambda c: (c[2] > target) & (c[3] < most), block, start
         )
-        return w_N, 25 * blocks
+        return w_N, jnp.asarray(25 * blocks)
 
     many = jax.jit(jax.vmap(run_one, in_axes=(0, None)))
 
@@ -208,8 +180,8 @@ SOLVERS = {
     "sklearn-nointercept": Solver(
         lambda p: _sklearn(p, False), intercept=False, bytes_needed=_columns_bytes
     ),
-    "celer": Solver(_celer, slow=True, bytes_needed=_columns_bytes),
-    "jaxopt-dense": Solver(_jaxopt_dense, slow=True, bytes_needed=_dense_bytes),
+    "celer": Solver(_celer, in_processes=True, bytes_needed=_columns_bytes),
+    "jaxopt-dense": Solver(_jaxopt_dense, bytes_needed=_dense_bytes),
 }
 
 
@@ -220,12 +192,3 @@ def left_out(name: str, problem: Problem, memory_bytes: int) -> str | None:
     if (need := SOLVERS[name].bytes_needed(problem)) > memory_bytes:
         return f"needs about {need / 2**30:.1f} GiB, more than the {memory_bytes / 2**30:.1f} given"
     return None
-
-
-def rows_of(scores: Any) -> scipy.sparse.csr_array:
-    """An answer's scores as compressed rows, whatever form the solver gave them."""
-    if isinstance(scores, list):
-        return scipy.sparse.csr_array(
-            scipy.sparse.vstack([scipy.sparse.csr_array(part) for part in scores])
-        )
-    return scipy.sparse.csr_array(scores)
