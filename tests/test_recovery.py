@@ -248,9 +248,10 @@ def test_a_query_without_signal_scores_zero():
     assert found.support_Q[0] > 0
 
 
-def test_bad_input_is_refused_before_any_pass():
+def test_bad_input_is_refused_before_any_pass(monkeypatch):
     design, subsets, _, _, y = planted(300, 80, 4, sparsity=5, queries=2)
     state = init(design, subsets)
+    monkeypatch.setattr("stride_jax.recovery.lasso.play_round", lambda *_, **__: pytest.fail("ran"))
     with pytest.raises(ValueError, match=r"\(2, 79\) do not fit the design's K=80"):
         solve(state, y[:, :79])
     for bad in (np.nan, np.inf):

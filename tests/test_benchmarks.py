@@ -1,0 +1,73 @@
+"""The recovery benchmark at a tiny size, and the gap that it holds every solver to."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Lasso
+
+from benchmarks.signals import plant, pose, relative_gaps
+from benchmarks.solvers import left_out
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def dense(problem):
+    m = np.zeros((problem.num_subsets, len(problem.subsets_Nxd)))
+    np.add.at(m, (problem.subsets_Nxd, np.arange(m.shape[1])[:, None]), 1)
+    return m
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_gap_is_that_of_a_dense_computation(intercept):
+    problem = pose(plant(200, 50, 4, 3, sparsity=4, noise=0.1), 0.1, 1e-4, cores=1)
+    m = dense(problem)
+    centred = m - m.mean(axis=0) if intercept else m
+    np.testing.assert_allclose(np.abs(problem.y_QxK @ (m - m.mean(axis=0))).max(axis=1), 1)
+    model = Lasso(0.1 / 50, fit_intercept=False, tol=1e-3)
+    w = np.stack([model.fit(centred, y).coef_ for y in problem.y_QxK])
+    found = relative_gaps(problem, np.arange(3), w, intercept)
+    for q, y in enumerate(problem.y_QxK):
+        r = y - centred @ w[q]
+        theta = r * min(1, 0.1 / np.abs(centred.T @ r).max())
+        gap = 0.5 * r @ r + 0.1 * np.abs(w[q]).sum() - 0.5 * y @ y + 0.5 * ((y - theta) ** 2).sum()
+        np.testing.assert_allclose(found[q], gap / (0.5 * y @ y), rtol=1e-9)
+        assert 0 < found[q] < 2e-3
+
+
+def test_the_benchmark_writes_what_it_promises(tmp_path):
+    asked = {
+        "num_train": 300, "num_subsets": 60, "degree": 4, "num_queries": 6, "sparsity": 5,
+        "repeats": 1, "solvers": "stride,sklearn,sklearn-nointercept,jaxopt-dense",
+        "workdir": tmp_path, "max_queries_slow": 2,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.recovery", *(f"--{k}={v}" for k, v in asked.items())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "recovery.json").read_text())
+    rows = {row["solver"]: row for row in result["rows"]}
+    assert list(rows) == ["stride", "sklearn", "sklearn-nointercept", "jaxopt-dense"]
+    for row in rows.values():
+        assert row["max_relative_gap"] <= 1e-4
+        assert row["seconds_per_query"] > 0
+        assert {"compile_seconds", "peak_bytes", "passes_over_n", "ratio_to_sklearn"} <= set(row)
+    assert rows["sklearn"]["ratio_to_sklearn"] == 1
+    assert rows["jaxopt-dense"]["queries"] == 2
+    # The same problem has one answer.
+    assert rows["stride"]["mean_support"] == pytest.approx(rows["sklearn"]["mean_support"], abs=1)
+    assert (result["num_train"], result["num_subsets"], result["degree"]) == (300, 60, 4)
+
+
+def test_a_solver_that_cannot_fit_is_left_out_with_its_reason():
+    problem = pose(plant(200, 50, 4, 3, sparsity=4, noise=0.1), 0.1, 1e-4, cores=1)
+    assert left_out("jaxopt-dense", problem, 2**30) is None
+    assert "needs about" in str(left_out("jaxopt-dense", problem, 1000))
+    assert left_out("stride", problem, 0) is None
