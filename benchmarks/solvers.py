@@ -95,7 +95,7 @@ def _sklearn(problem: Problem, intercept: bool) -> Callable[[np.ndarray], Answer
 def _fit_celer(
     m: scipy.sparse.csc_matrix, y_QxK: np.ndarray, alpha: float, tol: float
 ) -> list[Any]:
-    import celer
+    import celer  # pyright: ignore[reportMissingImports]
 
     model = celer.Lasso(alpha=alpha, fit_intercept=True, tol=tol)
     with warnings.catch_warnings():

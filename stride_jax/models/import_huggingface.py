@@ -109,7 +109,7 @@ def _their_name(path: Path) -> str:
 def _load(files: list[pathlib.Path]) -> dict[str, np.ndarray]:
     """All files' arrays, float32."""
     try:
-        import safetensors
+        import safetensors  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "reading Hugging Face weights needs safetensors: pip install 'stride-jax[torch]'"

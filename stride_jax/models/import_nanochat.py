@@ -149,7 +149,7 @@ def _their_name(path: Path) -> str:
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The state dict as float32 arrays; `torch.compile`'s prefix removed."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "reading nanochat checkpoints needs torch: pip install 'stride-jax[torch]'"
