@@ -135,7 +135,11 @@ def index_sizes(run: Run) -> list[dict[str, int]]:
     train, rows = run.train, []
     for n in sorted({len(train) // 9, len(train) // 3, len(train)}):
         part = Examples(train.inputs[:n], train.labels[:n], train.ids[:n])
-        ours = fit_stride(run.base_model, part, run.settings.stride)
+        design = run.settings.stride.design
+        # Twenty members a subset at least, so that none is empty; the bytes don't depend on d.
+        degree = max(design.degree, -(-20 * design.num_subsets // n))
+        settings = change(run.settings.stride, "design.degree", degree)
+        ours = fit_stride(run.base_model, part, settings)
         store = logra.fit(run.base_model, part, logra.LograSettings(rank=32))
         rows.append({"num_train": n, "stride": ours.nbytes, "logra": index_bytes(store)})
     return rows
