@@ -22,13 +22,14 @@ from stride_jax import evaluation
 from stride_jax.baselines import logra
 from stride_jax.data import Examples
 from stride_jax.design import membership
-from stride_jax.index import StrideSettings, penalty_weights
+from stride_jax.index import StrideSettings
 from stride_jax.pipeline import Run, RunSettings
-from stride_jax.recovery import Recovery, init, solve
+from stride_jax.recovery import Recovery, solve
 from stride_jax.recovery.selection import SelectionSettings, recover
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.settings import build
+from stride_jax.stride import lasso_state
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The leaderboard's folder.", required=True)
@@ -112,9 +113,7 @@ def figure(run: Run, trial: Trial) -> dict[str, Any]:
 def lambda_rows(run: Run) -> list[dict[str, Any]]:
     """Lambdas fixed for all queries, and chosen per query without the bank."""
     settings = run.settings.stride
-    subsets = membership(settings.design, run.train.ids)
-    weights_N = penalty_weights(run.operators[1], settings)
-    state = init(settings.design, subsets, penalty_N=weights_N)
+    state = lasso_state(settings, run.train.ids, run.operators[1])
     rows = []
 
     def add(label: str, found: Recovery) -> None:

@@ -12,15 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax import design as designs
 from stride_jax import stride
 from stride_jax.attribution import top_rows
 from stride_jax.corpus import Corpus
 from stride_jax.data.tokens import Tokenizer
-from stride_jax.index import penalty_weights
 from stride_jax.measure import MeasureSettings
 from stride_jax.pipeline import Run
-from stride_jax.recovery import LassoState, init
+from stride_jax.recovery import LassoState
 from stride_jax.recovery.selection import SelectionSettings, recover
 
 
@@ -149,9 +147,7 @@ def go_on(run: Run, prompt: str, settings: AskSettings) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _state(run: Run) -> LassoState:
-    settings = run.settings.stride
-    subsets = designs.membership(settings.design, run.train.ids)
-    return init(settings.design, subsets, penalty_N=penalty_weights(run.operators[1], settings))
+    return stride.lasso_state(run.settings.stride, run.train.ids, run.operators[1])
 
 
 def ask(

@@ -77,6 +77,10 @@ class Corpus:
         # Equal chunks, so that one program serves them all.
         return -(-len(self) // -(-len(self) // most))
 
+    def inner_progress(self, settings: StrideSettings) -> Progress:
+        """For loops within a chunk: silent where the chunks themselves have a bar."""
+        return self.progress if self.chunk(settings) == len(self) else silent
+
     def look(
         self,
         settings: StrideSettings,

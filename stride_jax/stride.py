@@ -23,7 +23,7 @@ from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.data.examples import content_ids
 from stride_jax.index import Index, StrideSettings, penalty_weights
 from stride_jax.measure import measure
-from stride_jax.recovery import Recovery, init, solve
+from stride_jax.recovery import LassoState, Recovery, init, solve
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.progress import Progress, silent
 
@@ -76,10 +76,21 @@ def recover(
     progress: Progress = silent,
 ) -> Recovery:
     """Influences and their certificates from measurements, by the Lasso of the settings."""
+    state = lasso_state(settings, train_ids, residual_N, mesh=mesh)
+    return solve(state, y_QxK, settings.lasso, progress=progress)
+
+
+def lasso_state(
+    settings: StrideSettings,
+    train_ids: np.ndarray,
+    residual_N: np.ndarray,
+    *,
+    mesh: Mesh | None = None,
+) -> LassoState:
+    """The design with its penalty weights, ready for any measurements."""
     subsets = designs.membership(settings.design, train_ids)
     weights_N = penalty_weights(residual_N, settings)
-    state = init(settings.design, subsets, penalty_N=weights_N, mesh=mesh)
-    return solve(state, y_QxK, settings.lasso, progress=progress)
+    return init(settings.design, subsets, penalty_N=weights_N, mesh=mesh)
 
 
 def make_operators(
@@ -93,8 +104,8 @@ def make_operators(
     """
     if settings.fit == "joint":
         return _train(settings, subsets_Nxd, corpus)
-    basis, outputs_CxO = _bases(settings, corpus)
-    rotations = _rotations(settings, corpus, basis, outputs_CxO)
+    basis, outputs_CxO, sites = _bases(settings, corpus)
+    rotations = _rotations(settings, corpus, basis, outputs_CxO, sites)
     moments, residual_N = _pass(settings, subsets_Nxd, corpus, basis, outputs_CxO, rotations)
     operators = {
         name: ops.closed_form(
@@ -121,13 +132,15 @@ def _train(
     return operators, {}, ops.residual_sizes(ops.doubted(observed, settings.closed_form))
 
 
-def _bases(settings: StrideSettings, corpus: Corpus) -> tuple[ops.Basis, jax.Array | None]:
-    """The features' basis and the logits', from a sample of the training set."""
+def _bases(
+    settings: StrideSettings, corpus: Corpus
+) -> tuple[ops.Basis, jax.Array | None, dict[str, ops.Site]]:
+    """The features' basis and the logits', from a sample of the training set; and the sites."""
     parts: list[dict[str, np.ndarray]] = []
-    sketch = None
+    sketch, sites = None, {}
     few = corpus.sample(settings.basis.sample)
     for _, seen in few.chunks(settings, desc="basis"):
-        observed = seen.observed
+        observed, sites = seen.observed, {name: site for name, (site, _) in seen.sites.items()}
         counted = np.asarray(observed.weights_NxT) > 0
         parts.append(
             {n: np.asarray(observed.activations[n])[counted][:, None] for n in settings.taps}
@@ -138,23 +151,28 @@ def _bases(settings: StrideSettings, corpus: Corpus) -> tuple[ops.Basis, jax.Arr
             sketch = ops.add_to_sketch(sketch, observed)
     activations = {n: np.concatenate([part[n] for part in parts]) for n in settings.taps}
     outputs_CxO = None if sketch is None else ops.output_basis(sketch, settings.output_rank)
-    return ops.fit_basis(activations, settings.basis), outputs_CxO
+    if outputs_CxO is not None:
+        sites["logit"] = ops.Site(width=settings.output_rank, outputs_CxO=outputs_CxO)
+    return ops.fit_basis(activations, settings.basis), outputs_CxO, sites
 
 
 def _rotations(
-    settings: StrideSettings, corpus: Corpus, basis: ops.Basis, outputs_CxO: jax.Array | None
+    settings: StrideSettings,
+    corpus: Corpus,
+    basis: ops.Basis,
+    outputs_CxO: jax.Array | None,
+    sites: dict[str, ops.Site],
 ) -> dict[str, Any]:
     """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
+    wanting = [name for name, site in sites.items() if _form(settings, site, basis) == "eigen"]
+    if not wanting:
+        return {}
     few = corpus.sample(settings.basis.sample)
     # Factors do not depend on the membership.
     rows = jnp.arange(len(few))[:, None] % settings.design.num_subsets
     how = dataclasses.replace(
         settings, closed_form=dataclasses.replace(settings.closed_form, fisher="kronecker")
     )
-    first = next(few.part(slice(1)).chunks(settings, outputs_CxO))[1]
-    wanting = [n for n, (site, _) in first.sites.items() if _form(settings, site, basis) == "eigen"]
-    if not wanting:
-        return {}
     moments, _ = _pass(how, rows, few, basis, outputs_CxO, {})
     return {name: ops.eigenbases(moments[name]) for name in wanting}
 
@@ -183,6 +201,7 @@ def _pass(
                 settings.design.num_subsets, subsets_Nxd[rows], site, basis, observed, context,
                 form=_form(settings, site, basis), rotation=rotations.get(name),
                 start=moments.get(name), batch_size=size, mesh=corpus.mesh,
+                progress=corpus.inner_progress(settings),
             )  # fmt: skip
     return moments, np.concatenate(residuals)
 
@@ -244,7 +263,13 @@ def measure_all(
     for _, seen in corpus.chunks(settings, _outputs(operators), desc="measure"):
         parts = [
             measure(
-                site, operators[name], seen.observed, context, settings.measure, mesh=corpus.mesh
+                site,
+                operators[name],
+                seen.observed,
+                context,
+                settings.measure,
+                mesh=corpus.mesh,
+                progress=corpus.inner_progress(settings),
             )
             for name, (site, context) in seen.sites.items()
         ]

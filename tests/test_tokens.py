@@ -149,7 +149,7 @@ def test_an_output_basis_holds_the_leading_eigenvectors_of_the_fisher(language):
     tapped, params, inputs, labels = language
     seen = taps.observe(tapped, params, inputs, labels)
     p = np.asarray(jax.nn.softmax(seen.logits_NxTxC), np.float64).reshape(-1, CLASSES)
-    p, counted = p, (labels >= 0).reshape(-1)
+    counted = (labels >= 0).reshape(-1)
     fisher = np.diag(p[counted].sum(axis=0)) - p[counted].T @ p[counted]
     top = np.linalg.eigh(fisher)[0][::-1]
     exact = ops.output_basis(ops.add_to_sketch(ops.empty_sketch(CLASSES, 8), seen), 8)

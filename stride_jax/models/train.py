@@ -154,7 +154,7 @@ def trajectory(
 
     def gradient(params: Params, rows_B: jax.Array) -> Params:
         count = jnp.maximum((labels_N[rows_B] >= 0).sum(), 1)
-        if batch % settings.accumulation:  # fewer rows than a batch
+        if settings.accumulation == 1 or batch % settings.accumulation:  # or a small last set
             return jax.tree.map(lambda g: g / count, jax.grad(total)(params, rows_B))
         parts = rows_B.reshape(settings.accumulation, -1)
         grads = jax.lax.map(lambda rows: jax.grad(total)(params, rows), parts)
