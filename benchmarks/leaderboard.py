@@ -243,7 +243,7 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     bank = run.bank
     halves = bank.halves()
     names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
-    methods = contestants(sorted(names), run.settings.stride, is_text=run.settings.text is not None)
+    methods = contestants(sorted(names), run.settings.stride, is_text=run.is_text)
     folder = run.workdir / "methods"
     outcomes = {m.name: contest(m, run, halves, folder) for m in bars(methods, desc="methods")}
     several = ensembles(methods, outcomes, run, settings.ensemble)

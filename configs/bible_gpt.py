@@ -27,10 +27,12 @@ def get_config(arg: str = "") -> ConfigDict:
                     "smear": False,
                     "backout": False,
                     "value_embeddings": True,
+                    # One learning rate serves all parameters here: nanochat's 0.8 learns slowly.
+                    "embedding_std": 0.05,
                 },
             },
             "train": {
-                "epochs": 8,
+                "epochs": 4,
                 "batch_size": 16,
                 "optimizer": "adamw",
                 "learning_rate": 8e-3,
@@ -52,9 +54,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 "prior": 0.0,
                 "lasso": {"lambda_fraction": 0.1, "relative_gap": 1e-2},
             },
-            "bank": {"num_subsets": 64, "alpha": 0.5, "num_seeds": 2, "models_at_once": 2},
+            "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 1},
             "leaderboard": {
-                "num_subsets": 64,
+                "num_subsets": 100,
                 "repeats": 3,
                 "ensemble": 0,
                 "removal_queries": 0,

@@ -41,9 +41,10 @@ def open_run(workdir: pathlib.Path) -> Run:
             f"--workdir={workdir}"
         )
     settings = build(RunSettings, json.loads(path.read_text()))
-    if settings.text is None:
+    run = Run(settings, workdir)
+    if not run.is_text:
         raise ValueError(f"the run in {workdir} is not of text: there is nothing to ask it")
-    return Run(settings, workdir)
+    return run
 
 
 def _shown(passage: Passage) -> Text:

@@ -5,6 +5,7 @@ small corpus is one chunk.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,30 @@ class Corpus:
         """For loops within a chunk: silent where the chunks themselves have a bar."""
         return self.progress if self.chunk(settings) == len(self) else silent
 
+    def training_view(
+        self, settings: StrideSettings, outputs_CxO: jax.Array | None = None
+    ) -> tuple[ops.View, dict[str, np.ndarray], dict[str, ops.Site]]:
+        """What a pass over training examples needs: a view, its data, and the sites.
+
+        Raises:
+          ValueError: labels that the model has no class for.
+        """
+        wanted = taps.only(self.tapped, named_taps(settings))
+        inputs, labels = np.asarray(self.inputs), np.asarray(self.labels)
+        weights = np.ones(labels.shape, np.float32) if self.weights is None else self.weights
+        data = {"inputs": inputs, "labels": labels, "weights": np.asarray(weights)}
+        taps.check_labels(wanted, self.params, inputs, labels)
+        shapes = jax.eval_shape(
+            functools.partial(taps.see, wanted), self.params, **{n: v[:1] for n, v in data.items()}
+        )
+        sites = {name: self._site(shapes, name, outputs_CxO) for name in settings.sites}
+        return _training_view(wanted, settings.closed_form), data, sites
+
+    def _site(self, observed: taps.Observed, name: str, outputs_CxO: jax.Array | None) -> ops.Site:
+        if name == "logit":
+            return ops.logit_site(observed, outputs_CxO)
+        return ops.residual_site(self.tapped, self.params, observed, self.inputs[:1], name)
+
     def look(
         self,
         settings: StrideSettings,
@@ -100,11 +125,7 @@ class Corpus:
         )  # fmt: skip
         sites = {}
         for name in settings.sites:
-            site = (
-                ops.logit_site(observed, outputs_CxO)
-                if name == "logit"
-                else ops.residual_site(self.tapped, self.params, observed, self.inputs[:1], name)
-            )
+            site = self._site(observed, name, outputs_CxO)
             sites[name] = site, ops.context(site, observed, self.inputs)
         return Seen(observed, sites)
 
@@ -119,6 +140,19 @@ class Corpus:
         for start in self.progress(range(0, len(self), size), desc=desc):
             rows = slice(start, min(start + size, len(self)))
             yield rows, self.part(rows).look(settings, outputs_CxO, silent)
+
+
+@functools.lru_cache(maxsize=64)
+def _training_view(tapped: taps.TappedModel, how: ops.ClosedFormSettings) -> ops.View:
+    """How the model sees training examples; kept, so that asking again costs no compilation."""
+
+    def view(
+        params: Any, site: ops.Site, batch: dict[str, jax.Array]
+    ) -> tuple[taps.Observed, ops.Context]:
+        observed = taps.see(tapped, params, **batch)
+        return ops.as_training(observed, how), ops.context(site, observed, batch["inputs"])
+
+    return view
 
 
 def named_taps(settings: StrideSettings) -> tuple[str, ...]:

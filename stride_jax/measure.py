@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from stride_jax.operators.curvature import steering_gradients, token_groups
+from stride_jax.operators.gradients import steering_gradients, token_groups
 from stride_jax.operators.losses import loss_drop
 from stride_jax.operators.steering import (
     Context,

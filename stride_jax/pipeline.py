@@ -29,8 +29,12 @@ from stride_jax.data import (
     Examples,
     TextSettings,
     TextSplits,
+    VerseSettings,
     load_splits,
     load_text,
+    load_verses,
+    plant,
+    planted_facts,
 )
 from stride_jax.evaluation import BankSettings
 from stride_jax.index import StrideSettings
@@ -52,6 +56,8 @@ class RunSettings:
     Attributes:
       data: dataset and splits.
       text: in place of `data`, for language models.
+      verses: in place of `text`, for verse retrieval.
+      facts: made-up sentences planted in the text, each asked for in place of the queries.
       model: architecture.
       train: recipe of the base model and of the bank's models.
       num_checkpoints: of the base model along its training, the last one the model itself.
@@ -62,6 +68,8 @@ class RunSettings:
 
     data: DataSettings = DataSettings()
     text: TextSettings | None = None
+    verses: VerseSettings | None = None
+    facts: int = 0
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     num_checkpoints: int = 5
@@ -82,7 +90,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         s = settings
         self._inputs: dict[str, tuple[Any, tuple[str, ...]]] = {
-            "data": (s.text or s.data, ()),
+            "data": ((s.verses or s.text, s.facts) if self.is_text else s.data, ()),
             "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
             "operators": (
                 dataclasses.replace(
@@ -119,16 +127,26 @@ class Run:
 
     # ── data and base model ──────────────────────────────────────────────────────────────────────
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the run is of a language model."""
+        return self.settings.text is not None or self.settings.verses is not None
+
     @functools.cached_property
     def text(self) -> TextSplits:
-        """Sequences and tokenizer of a language model's run."""
-        assert self.settings.text is not None, "this run is not of text"
-        return load_text(self.settings.text, self.workdir)
+        """Sequences and tokenizer of a language model's run, and what retrieval should find."""
+        s = self.settings
+        if s.verses is not None:
+            splits = load_verses(s.verses, self.workdir)
+        else:
+            assert s.text is not None, "this run is not of text"
+            splits = load_text(s.text, self.workdir)
+        return plant(splits, planted_facts(seed=0, count=s.facts)) if s.facts else splits
 
     @functools.cached_property
     def _data(self) -> tuple[dict[str, Examples], int]:
         began = time.monotonic()
-        if self.settings.text is None:
+        if not self.is_text:
             data = load_splits(self.settings.data, self.workdir / "data")
         else:
             roles = ("train", "calibration", "query")

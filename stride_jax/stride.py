@@ -129,7 +129,9 @@ def _train(
         )[0]
         for name, (site, context) in seen.sites.items()
     }  # fmt: skip
-    return operators, {}, ops.residual_sizes(ops.doubted(observed, settings.closed_form))
+    training = ops.as_training(observed, settings.closed_form)
+    errors = ops.squared_errors(jax.nn.softmax(training.logits_NxTxC), training.labels_NxT)
+    return operators, {}, np.sqrt((training.weights_NxT * errors).sum(axis=1))
 
 
 def _bases(
@@ -190,20 +192,17 @@ def _pass(
     outputs_CxO: jax.Array | None,
     rotations: dict[str, Any],
 ) -> tuple[dict[str, ops.Moments], np.ndarray]:
-    """One pass over the corpus: moments by site, and `||e_i||`."""
-    how, moments, residuals = settings.closed_form, {}, []
-    size = min(how.batch_size, corpus.chunk(settings))
-    for rows, seen in corpus.chunks(settings, outputs_CxO, desc="operators"):
-        observed = ops.doubted(seen.observed, how)
-        residuals.append(ops.residual_sizes(observed))
-        for name, (site, context) in seen.sites.items():
-            moments[name] = ops.accumulate(
-                settings.design.num_subsets, subsets_Nxd[rows], site, basis, observed, context,
-                form=_form(settings, site, basis), rotation=rotations.get(name),
-                start=moments.get(name), batch_size=size, mesh=corpus.mesh,
-                progress=corpus.inner_progress(settings),
-            )  # fmt: skip
-    return moments, np.concatenate(residuals)
+    """One pass over the corpus for each site: its moments; and `||e_i||`."""
+    how, moments, residual_N = settings.closed_form, {}, np.zeros(0, np.float32)
+    view, data, sites = corpus.training_view(settings, outputs_CxO)
+    for name, site in sites.items():
+        moments[name], residual_N = ops.accumulate(
+            settings.design.num_subsets, subsets_Nxd, site, basis, data,
+            form=_form(settings, site, basis), rotation=rotations.get(name), view=view,
+            params=corpus.params, batch_size=how.batch_size, max_bytes=settings.chunk_bytes // 4,
+            mesh=corpus.mesh, progress=corpus.progress,
+        )  # fmt: skip
+    return moments, residual_N
 
 
 def append(
@@ -373,7 +372,7 @@ def direct(
     v = {name: np.concatenate(parts) for name, parts in held.items()}
     total = np.zeros((len(ids), len(index.train_ids)), np.float32)
     for rows, seen in view(*train).chunks(settings, outputs_CxO, desc="direct"):
-        observed = ops.doubted(seen.observed, how)
+        observed = ops.as_training(seen.observed, how)
         for name, (site, context) in seen.sites.items():
             basis = index.operators[name].basis
             total[:, rows] += ops.direct_scores(v[name], basis, site, observed, context)

@@ -272,11 +272,7 @@ def observe(
     mesh = meshes.make_mesh() if mesh is None else mesh
     labels = np.asarray(labels)
     weights = np.ones(labels.shape, np.float32) if weights is None else np.asarray(weights)
-    if not len(inputs) == len(labels) == len(weights) or len(inputs) == 0:
-        raise ValueError(
-            f"inputs, labels and weights need one row an example and at least one: got "
-            f"{len(inputs)}, {len(labels)}, {len(weights)}"
-        )
+    check_labels(tapped, params, inputs, labels)
     devices = mesh.devices.size
     batch_size = -(-min(batch_size, len(inputs)) // devices) * devices
     placed = meshes.over_examples(mesh)
@@ -286,37 +282,66 @@ def observe(
         seen = tapped(params, jax.device_put(rows, placed))
         parts.append(jax.tree.map(lambda v: np.asarray(v, np.float32), seen))
     logits, activations = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(inputs)], *parts)
-    return _as_tokens(logits, activations, labels, weights.astype(np.float32))
-
-
-def _as_tokens(
-    logits: np.ndarray, activations: dict[str, np.ndarray], labels: np.ndarray, weights: np.ndarray
-) -> Observed:
-    """Give a classifier's arrays their token axis, T = 1, and check them."""
-    if logits.ndim == labels.ndim or logits.shape[: labels.ndim] != labels.shape:
-        raise ValueError(
-            f"logits of shape {logits.shape} do not fit labels of shape {labels.shape}: a "
-            "classifier gives [N, C] and [N], a language model [N, T, C] and [N, T]"
-        )
-    if labels.ndim == 1:
-        logits, labels, weights = logits[:, None], labels[:, None], weights[:, None]
-        activations = {name: a[:, None] for name, a in activations.items()}
-    lead, classes = labels.shape, logits.shape[-1]
-    activations = {name: a.reshape(*lead, -1) for name, a in activations.items()}
-    weights, labels = weights * (labels != -1), np.where(labels == -1, 0, labels)
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, but the model has {classes} classes"
-        )
     if not np.isfinite(logits).all():
-        bad = int((~np.isfinite(logits)).any(axis=(1, 2)).sum())
+        bad = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
         raise ValueError(
             f"the model's logits are not finite for {bad} of {len(logits)} examples; compute them "
             "in float32 and check the checkpoint"
         )
+    return _as_tokens(*jax.tree.map(jnp.asarray, (logits, activations, labels, weights)))
+
+
+def see(
+    tapped: TappedModel, params: Params, inputs: Any, labels: jax.Array, weights: jax.Array
+) -> Observed:
+    """What the frozen model says about a batch: the pure form of `observe`, for use within `jit`.
+
+    Args:
+      tapped, params: the model.
+      inputs, labels, weights: as in `observe`; labels are not checked.
+    """
+    return _as_tokens(*tapped.forward(params, inputs), labels, weights)
+
+
+def check_labels(tapped: TappedModel, params: Params, inputs: Any, labels: np.ndarray) -> None:
+    """Refuse labels that a model has no class for, before anything runs.
+
+    Raises:
+      ValueError: lengths or shapes that don't fit, or labels outside the classes.
+    """
+    if len(inputs) != len(labels) or len(inputs) == 0:
+        raise ValueError(
+            f"inputs, labels and weights need one row an example and at least one: got "
+            f"{len(inputs)} inputs, {len(labels)} labels"
+        )
+    shape = jax.eval_shape(tapped.forward, params, inputs[:1])[0].shape
+    if len(shape) == labels.ndim or (1, *labels.shape[1:]) != shape[: labels.ndim]:
+        raise ValueError(
+            f"logits of shape {shape} for one example do not fit labels of shape {labels.shape}: a "
+            "classifier gives [N, C] and [N], a language model [N, T, C] and [N, T]"
+        )
+    counted = labels[labels != -1]
+    if counted.size and (counted.min() < 0 or counted.max() >= shape[-1]):
+        raise ValueError(
+            f"labels run from {counted.min()} to {counted.max()}, but the model has {shape[-1]} "
+            "classes"
+        )
+
+
+def _as_tokens(
+    logits: jax.Array, activations: Activations, labels: jax.Array, weights: jax.Array
+) -> Observed:
+    """Float32, a classifier with its token axis, T = 1, and labels of −1 of weight 0."""
+    logits = logits.astype(jnp.float32)
+    if labels.ndim == 1:
+        logits, labels, weights = logits[:, None], labels[:, None], weights[:, None]
+    activations = {
+        name: a.reshape(*labels.shape, -1).astype(jnp.float32) for name, a in activations.items()
+    }
+    counted = labels != -1
     return Observed(
-        {name: jnp.asarray(a) for name, a in activations.items()},
-        jnp.asarray(logits),
-        jnp.asarray(labels, jnp.int32),
-        jnp.asarray(weights),
+        activations,
+        logits,
+        jnp.where(counted, labels, 0).astype(jnp.int32),
+        weights.astype(jnp.float32) * counted,
     )

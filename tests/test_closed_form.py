@@ -14,7 +14,7 @@ from stride_jax import stride, taps
 from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.measure import MeasureSettings, measure
-from stride_jax.operators.curvature import steering_gradients
+from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.losses import loss_drop
 from stride_jax.operators.steering import logit_shift
 from stride_jax.runtime import mesh as meshes
@@ -100,9 +100,11 @@ def reference(form, site, basis, seen, g, right):
 def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form):
     subsets, site, basis, seen, context = scene[where]
     how = ops.ClosedFormSettings(fisher=form)
-    moments = ops.accumulate(
-        16, *scene[where][:1], site, basis, seen, context, form=form, batch_size=150
+    moments, norms = ops.accumulate(
+        16, subsets, site, basis, (seen, context), form=form, batch_size=150, max_bytes=20_000
     )
+    errors = np.eye(10)[seen.labels_NxT[:, 0]] - np.asarray(jax.nn.softmax(seen.logits_NxTxC))[:, 0]
+    np.testing.assert_allclose(norms, np.linalg.norm(errors, axis=1), rtol=1e-4, atol=1e-6)
     g = gradients(*scene[where])
     sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
     size = 400 * 3 / 16
@@ -135,7 +137,9 @@ def test_devices_and_batches_change_nothing(scene, form):
     subsets, *rest = scene["logit"]
 
     def made(mesh, batch_size):
-        moments = ops.accumulate(16, subsets, *rest, form=form, batch_size=batch_size, mesh=mesh)
+        moments, _ = ops.accumulate(
+            16, subsets, *rest[:2], tuple(rest[2:]), form=form, batch_size=batch_size, mesh=mesh
+        )
         return moments, ops.closed_form(rest[1], moments, ops.ClosedFormSettings(fisher=form))
 
     _, whole = made(one_device(), 2048)
@@ -160,9 +164,9 @@ def test_an_appended_index_is_the_index_built_at_once(trained):
     # Built at once, on the basis that the first half fixed.
     seen = Corpus(*args, train.inputs, train.labels).look(SETTINGS)
     basis = start.operators["logit"].basis
-    observed = ops.doubted(seen.observed, SETTINGS.closed_form)
-    moments = ops.accumulate(
-        16, membership(DESIGN, train.ids), seen.sites["logit"][0], basis, observed, {},
+    observed = ops.as_training(seen.observed, SETTINGS.closed_form)
+    moments, _ = ops.accumulate(
+        16, membership(DESIGN, train.ids), seen.sites["logit"][0], basis, (observed, {}),
         form="exact",
     )  # fmt: skip
     whole = ops.closed_form(basis, moments, SETTINGS.closed_form)
@@ -256,7 +260,7 @@ def test_doubt_mixes_in_the_uniform_distribution(scene):
     seen = scene["logit"][3]
     p = np.asarray(jax.nn.softmax(seen.logits_NxTxC))
     for doubt in (0.0, 0.2):
-        found = ops.doubted(seen, ops.ClosedFormSettings(doubt=doubt)).logits_NxTxC
+        found = ops.as_training(seen, ops.ClosedFormSettings(doubt=doubt)).logits_NxTxC
         expected = (1 - doubt) * p + doubt / 10
         np.testing.assert_allclose(jax.nn.softmax(found), expected, rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match="doubt=1"):
@@ -266,7 +270,7 @@ def test_doubt_mixes_in_the_uniform_distribution(scene):
 def test_bad_settings_are_refused(scene):
     subsets, *rest = scene["hidden1"]
     with pytest.raises(ValueError, match="'exact' is for the logit site alone"):
-        ops.accumulate(16, subsets, *rest, form="exact")
+        ops.accumulate(16, subsets, *rest[:2], tuple(rest[2:]), form="exact")
     with pytest.raises(ValueError, match="damping=0"):
         ops.ClosedFormSettings(damping=0)
     with pytest.raises(ValueError, match="fit='trained'"):

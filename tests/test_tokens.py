@@ -179,9 +179,9 @@ def test_a_full_output_basis_changes_no_measurement(language):
     basis = plain["logit"].basis
     seen = corpus.look(settings, jnp.asarray(u, jnp.float32))
     site, _ = seen.sites["logit"]
-    moments = ops.accumulate(16, subsets, site, basis, seen.observed, {}, form="kronecker")
+    moments, _ = ops.accumulate(16, subsets, site, basis, (seen.observed, {}), form="kronecker")
     turned = {"logit": ops.closed_form(basis, moments, how, site.outputs_CxO)}
     y = stride.measure_all(settings, plain, corpus)
     close(stride.measure_all(settings, turned, corpus), y, 1e-4)
     with pytest.raises(ValueError, match="without an output basis"):
-        ops.accumulate(16, subsets, site, basis, seen.observed, {}, form="exact")
+        ops.accumulate(16, subsets, site, basis, (seen.observed, {}), form="exact")

@@ -41,7 +41,9 @@ def _copies(examples: TextExamples) -> list[list[int]]:
     return [rows_of[content] for content in contents]
 
 
-def relevant(truth: Truth, query_ids: Iterable[str], train_ids: Sequence[str]) -> np.ndarray:
+def relevant(
+    truth: Truth, query_ids: Iterable[str], train_ids: Sequence[str] | np.ndarray
+) -> np.ndarray:
     """The truth as `[query, train]` bool, as `evaluation.retrieval` takes it.
 
     Raises:

@@ -3,14 +3,15 @@
 from stride_jax.operators.basis import Basis, BasisSettings, fit_basis
 from stride_jax.operators.closed_form import (
     ClosedFormSettings,
+    as_training,
     closed_form,
     direct_scores,
     directions,
-    doubted,
-    residual_sizes,
 )
-from stride_jax.operators.curvature import Moments, accumulate, add, eigenbases
+from stride_jax.operators.curvature import View, accumulate
+from stride_jax.operators.gradients import squared_errors
 from stride_jax.operators.joint import JointSettings, train_jointly
+from stride_jax.operators.moments import Moments, add, eigenbases
 from stride_jax.operators.outputs import add_to_sketch, empty_sketch, output_basis
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
 from stride_jax.operators.steering import (
@@ -32,15 +33,16 @@ __all__ = [
     "Moments",
     "Operators",
     "Site",
+    "View",
     "accumulate",
     "add",
     "add_to_sketch",
+    "as_training",
     "choose_tap",
     "closed_form",
     "context",
     "direct_scores",
     "directions",
-    "doubted",
     "eigenbases",
     "empty_sketch",
     "example_features",
@@ -48,7 +50,7 @@ __all__ = [
     "logit_site",
     "output_basis",
     "residual_site",
-    "residual_sizes",
+    "squared_errors",
     "tap_energies",
     "train_jointly",
 ]

@@ -1,12 +1,14 @@
-"""One pass over the training set: what the closed form needs, and nothing of size N.
+"""One pass over the training set: the moments that the closed form needs.
 
-Each batch adds its share of three sums: the curvature of the frozen model in the steering
-parameters, the gradients `g_i = Σ_t omega_t b_{i,t} e_{i,t}ᵀ` by subset, and the subset sizes.
-Sums add up, so examples that come later update an index without a second pass over the old ones.
+A batch runs the frozen model a part at a time, and keeps of each part its features b, its errors e
+and its share of the curvature; then it adds each example's `g_i = Σ_t omega_t b_{i,t} e_{i,t}ᵀ` to
+its subsets. Nothing of size N, or of tokens times vocabulary, outlives a part.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,148 +16,33 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.design import members
+from stride_jax.design import gather_add, members
 from stride_jax.operators.basis import Basis, features, standardise
+from stride_jax.operators.gradients import output_errors, squared_errors
+from stride_jax.operators.moments import FORMS, Moments, compensated, eigenbases, pairs, zeros
 from stride_jax.operators.steering import Context, Site
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.taps import Observed
+from stride_jax.taps import Observed, Params
 
-FORMS = ("exact", "eigen", "kronecker")
-"""The whole Fisher; Kronecker factors with corrected eigenvalues; Kronecker factors."""
-
-Sum = tuple[jax.Array, jax.Array]
-"""A float32 sum and its compensation (Kahan)."""
+View = Callable[[Params, Site, Any], tuple[Observed, Context]]
+"""What the frozen model says about a batch of examples, and what the site needs of them."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Sums over examples.
-
-    Attributes:
-      features_RxR: `Σ omega b bᵀ`.
-      outputs_OxO: `Σ omega Uᵀ (diag p − p pᵀ) U` at the logit site, `Σ omega δ δᵀ` at a residual
-        one.
-      fisher_PxRxR: `Σ omega b bᵀ (diag p − p pᵀ)_{cc'}` for the P = O (O + 1) / 2 pairs
-        `c <= c'`; None where factors do.
-      eigenvalues_RxO: the diagonal of the Fisher in the basis `rotation`; None without one.
-      gradients_KxRxO: `Σ_{i in A_k} g_i`.
-      sizes_K: members of each subset.
-      tokens: `Σ omega`.
-      rotation: eigenvectors of the two factors, `([R, R], [O, O])`, fixed before the pass.
-    """
-
-    features_RxR: Sum
-    outputs_OxO: Sum
-    fisher_PxRxR: Sum | None
-    eigenvalues_RxO: Sum | None
-    gradients_KxRxO: Sum
-    sizes_K: Sum
-    tokens: Sum
-    rotation: tuple[jax.Array, jax.Array] | None
+def given(params: Params, site: Site, data: tuple[Observed, Context]) -> tuple[Observed, Context]:
+    """The view of examples that were looked at before."""
+    del params, site
+    return data
 
 
-def output_errors(site: Site, observed: Observed, context: Context) -> jax.Array:
-    """Minus the gradient of each token's loss in the operator's outputs, `[B, T, O]`.
+class _Curvature(NamedTuple):
+    """A part's share of the sums that are not by subset; letters as in `Moments`."""
 
-    `Uᵀ (e_y − p)` at the logit site; at a residual site its pull-back through the frozen layers
-    after the tap, `δ = Jᵀ (e_y − p)`, by one vjp at a zero perturbation.
-    """
-    logits = observed.logits_NxTxC
-    errors = jax.nn.one_hot(observed.labels_NxT, logits.shape[-1]) - jax.nn.softmax(logits)
-    suffix = site.suffix
-    if suffix is None:
-        return errors if site.outputs_CxO is None else errors @ site.outputs_CxO
-
-    def rest(z: jax.Array) -> jax.Array:
-        replaced = {str(site.tap): z.reshape(z.shape[0], *site.shape)}
-        return suffix(site.params, context["inputs"], replaced).reshape(logits.shape)
-
-    _, pull_back = jax.vjp(rest, context["z"])
-    return pull_back(errors)[0]
-
-
-def token_groups(x_BxTx: jax.Array, size: int) -> jax.Array:
-    """Runs of `size` tokens as examples of their own, `[B G, size, …]`; the last padded with zeros.
-
-    >>> token_groups(jnp.arange(6.0).reshape(2, 3), 2).tolist()
-    [[0.0, 1.0], [2.0, 0.0], [3.0, 4.0], [5.0, 0.0]]
-    """
-    batch, tokens, *rest = x_BxTx.shape
-    groups = -(-tokens // size)
-    pad = [(0, 0), (0, groups * size - tokens), *((0, 0) for _ in rest)]
-    return jnp.pad(x_BxTx, pad).reshape(batch * groups, size, *rest)
-
-
-def steering_gradients(
-    site: Site, b_BxTxR: jax.Array, observed: Observed, context: Context, group: int = 0
-) -> jax.Array:
-    """`g = Σ_t omega_t b_t e_tᵀ` of each example, `[B, R, O]`, or group of tokens, `[B G, R, O]`.
-
-    Minus the gradient of its loss in the steering matrix at `a = 0`, so that an operator lowers
-    the loss by `<g, a>` to first order.
-    """
-    errors_BxTxO = output_errors(site, observed, context) * observed.weights_NxT[..., None]
-    if group:
-        b_BxTxR, errors_BxTxO = (token_groups(v, group) for v in (b_BxTxR, errors_BxTxO))
-    return jnp.einsum("btr,bto->bro", b_BxTxR, errors_BxTxO)
-
-
-def _compensated(total: Sum, new: jax.Array) -> Sum:
-    """Kahan's sum: the second array carries what rounding lost."""
-    value, lost = total
-    new = new - lost
-    grown = value + new
-    return grown, (grown - value) - new
-
-
-def pairs(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The output pairs `c <= c'` of an exact Fisher, in the order it is kept."""
-    return np.triu_indices(width)
-
-
-def zeros(
-    num_subsets: int,
-    rank: int,
-    width: int,
-    form: str,
-    rotation: tuple[jax.Array, jax.Array] | None = None,
-) -> Moments:
-    """Moments of no examples."""
-
-    def pair(*shape: int) -> Sum:
-        return jnp.zeros(shape), jnp.zeros(shape)
-
-    return Moments(
-        pair(rank, rank),
-        pair(width, width),
-        pair(len(pairs(width)[0]), rank, rank) if form == "exact" else None,
-        pair(rank, width) if form == "eigen" else None,
-        pair(num_subsets, rank, width),
-        pair(num_subsets),
-        pair(),
-        rotation if form == "eigen" else None,
-    )
-
-
-def add(a: Moments, b: Moments) -> Moments:
-    """Moments of two disjoint sets of examples together, in the rotation of the first."""
-    sums = jax.tree.map(
-        lambda x, y: _compensated(_compensated(x, y[0]), -y[1]),
-        dataclasses.replace(a, rotation=None),
-        dataclasses.replace(b, rotation=None),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
-    return dataclasses.replace(sums, rotation=a.rotation)
-
-
-def eigenbases(moments: Moments) -> tuple[jax.Array, jax.Array]:
-    """Eigenvectors of the two Kronecker factors, in which the Fisher is taken as diagonal."""
-    return (
-        jnp.linalg.eigh(moments.features_RxR[0])[1],
-        jnp.linalg.eigh(moments.outputs_OxO[0])[1],
-    )
+    features_RxR: jax.Array
+    outputs_OxO: jax.Array
+    fisher_PxRxR: jax.Array | None
+    eigenvalues_RxO: jax.Array | None
+    tokens: jax.Array
 
 
 def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array) -> jax.Array:
@@ -186,72 +73,151 @@ def _rotated_diagonal(
     return ((b_nxR @ left) ** 2 * w_n[:, None]).T @ variance_nxO
 
 
-def _logit_fisher(site: Site, w_nx1: jax.Array, p_nxC: jax.Array) -> jax.Array:
+def _logit_fisher(
+    site: Site, w_nx1: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array, y_n: jax.Array
+) -> jax.Array:
     """`Σ w Uᵀ (diag p − p pᵀ) U`, `[O, O]`."""
     total_C = (w_nx1 * p_nxC).sum(axis=0)
     if site.outputs_CxO is None:
         return jnp.diag(total_C) - (w_nx1 * p_nxC).T @ p_nxC
     u = site.outputs_CxO
-    seen = p_nxC @ u
+    seen = u[y_n] - e_nxO  # p U, which the errors Uᵀ (e_y − p) took already
     return (u * total_C[:, None]).T @ u - (w_nx1 * seen).T @ seen
 
 
 def _by_subset(
-    b_BxTxR: jax.Array, e_BxTxO: jax.Array, rows_KxS: jax.Array, mask_KxS: jax.Array, chunk: int
+    b_BxTxR: jax.Array, e_BxTxO: jax.Array, rows_DxSxK: jax.Array, width: int, mesh: Mesh
 ) -> jax.Array:
-    """`Σ_{i in A_k} Σ_t b_{i,t} e_{i,t}ᵀ`, `[K, R, O]`: the outer products are never formed."""
+    """`Σ_{i in A_k} Σ_t b_{i,t} e_{i,t}ᵀ`, `[K, R, O]`.
 
-    def one(args: tuple[jax.Array, jax.Array]) -> jax.Array:
-        rows_S, mask_S = args
-        own = b_BxTxR[rows_S] * mask_S[:, None, None]
-        return jnp.einsum("str,sto->ro", own, e_BxTxO[rows_S])
+    Each example's outer product is made once, `width` outputs at a time, and added to its subsets;
+    each device adds up its own examples.
 
-    return jax.lax.map(one, (rows_KxS, mask_KxS), batch_size=chunk)
+    Args:
+      b_BxTxR, e_BxTxO: features and weighted errors.
+      rows_DxSxK: from `_tables`.
+      width: outputs of a block.
+      mesh: devices.
+    """
+    outputs = e_BxTxO.shape[2]
+    blocks = -(-outputs // width)
+
+    def local(b_nxTxR: jax.Array, e_nxTxO: jax.Array, rows_1xSxk: jax.Array) -> jax.Array:
+        n, tokens, rank = b_nxTxR.shape
+        padded = jnp.pad(e_nxTxO, ((0, 0), (0, 0), (0, blocks * width - outputs)))
+
+        def block(e_nxTxo: jax.Array) -> jax.Array:
+            g_nxRo = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxo).reshape(n, -1)
+            return gather_add(jnp.pad(g_nxRo, ((0, 1), (0, 0))), rows_1xSxk[0])
+
+        split = jnp.moveaxis(padded.reshape(n, tokens, blocks, width), 2, 0)
+        sums = jax.lax.map(block, split).reshape(blocks, -1, rank, width)
+        sums = jnp.moveaxis(sums, 0, 2).reshape(-1, rank, blocks * width)[..., :outputs]
+        return jax.lax.psum(sums, meshes.DATA)
+
+    specs = P(meshes.DATA), P(meshes.DATA), P(meshes.DATA, None, meshes.SUBSET)
+    summed = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(meshes.SUBSET))
+    return summed(b_BxTxR, e_BxTxO, rows_DxSxK)
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="chunk")
-def _add_batch(
-    total: Moments,
+def _part(
     site: Site,
     basis: Basis,
     observed: Observed,
     context: Context,
-    rows_KxS: jax.Array,
-    mask_KxS: jax.Array,
-    mask_B: jax.Array,
-    chunk: int,
-) -> Moments:
-    b_BxTxR = features(basis.weights, standardise(basis, observed.activations))
-    weights_BxT = observed.weights_NxT * mask_B[:, None]
-    errors_BxTxO = output_errors(site, observed, context)
-    rank, width = total.gradients_KxRxO[0].shape[1:]
-    b, w, e = (v.reshape(-1, n) for v, n in
-               ((b_BxTxR, rank), (weights_BxT, 1), (errors_BxTxO, width)))  # fmt: skip
-    p = jax.nn.softmax(observed.logits_NxTxC).reshape(b.shape[0], -1)
-    at_logits = site.suffix is None
-    outputs = _logit_fisher(site, w, p) if at_logits else (w * e).T @ e
-    fisher, eigenvalues = total.fisher_PxRxR, total.eigenvalues_RxO
-    if fisher is not None:
-        fisher = _compensated(fisher, _fisher_pairs(b, w[:, 0], p))
-    if eigenvalues is not None and total.rotation is not None:
-        left, right = total.rotation
+    mask_n: jax.Array,
+    exact: bool,
+    rotation: tuple[jax.Array, jax.Array] | None,
+) -> tuple[_Curvature, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Curvature of n examples; their features, weighted errors and `||e_i||`."""
+    b_nxTxR = features(basis.weights, standardise(basis, observed.activations))
+    weights_nxT = observed.weights_NxT * mask_n[:, None]
+    errors_nxTxO = output_errors(site, observed, context)
+    w, b, e, p, y = (
+        v.reshape(mask_n.size * weights_nxT.shape[1], -1)
+        for v in (
+            weights_nxT, b_nxTxR, errors_nxTxO, jax.nn.softmax(observed.logits_NxTxC),
+            observed.labels_NxT,
+        )
+    )  # fmt: skip
+    at_logits, y = site.suffix is None, y[:, 0]
+    eigenvalues = None
+    if rotation is not None:
+        left, right = rotation
         if at_logits and site.outputs_CxO is not None:
             right = site.outputs_CxO @ right
-        diagonal = _rotated_diagonal((left, right), b, w[:, 0], p, None if at_logits else e)
-        eigenvalues = _compensated(eigenvalues, diagonal)
-    weighted = errors_BxTxO * weights_BxT[..., None]
-    return Moments(
-        _compensated(total.features_RxR, (w * b).T @ b),
-        _compensated(total.outputs_OxO, outputs),
+        eigenvalues = _rotated_diagonal((left, right), b, w[:, 0], p, None if at_logits else e)
+    curvature = _Curvature(
+        (w * b).T @ b,
+        _logit_fisher(site, w, p, e, y) if at_logits else (w * e).T @ e,
+        _fisher_pairs(b, w[:, 0], p) if exact else None,
+        eigenvalues,
+        w.sum(),
+    )
+    norms_n = jnp.sqrt((w[:, 0] * squared_errors(p, y)).reshape(weights_nxT.shape).sum(axis=1))
+    return curvature, (b_nxTxR, errors_nxTxO * weights_nxT[..., None], norms_n)
+
+
+def _cut(v: jax.Array, devices: int, parts: int) -> jax.Array:
+    """Cut a batch into parts with as many rows of each device, so that no row moves."""
+    own = v.reshape(devices, parts, -1, *v.shape[1:])
+    return jnp.swapaxes(own, 0, 1).reshape(parts, -1, *v.shape[1:])
+
+
+def _join(v: jax.Array, devices: int) -> jax.Array:
+    """The batch that `_cut` cut."""
+    own = v.reshape(v.shape[0], devices, -1, *v.shape[2:])
+    return jnp.swapaxes(own, 0, 1).reshape(-1, *v.shape[2:])
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("view", "parts", "width", "mesh"))
+def _add_batch(
+    total: Moments,
+    params: Params,
+    site: Site,
+    basis: Basis,
+    data: Any,
+    rows_DxSxK: jax.Array,
+    sizes_K: jax.Array,
+    mask_B: jax.Array,
+    view: View,
+    parts: int,
+    width: int,
+    mesh: Mesh,
+) -> tuple[Moments, jax.Array]:
+    """Moments with a batch added, and its examples' `||e_i||`."""
+
+    def look(some: tuple[Any, jax.Array]) -> tuple[_Curvature, tuple[jax.Array, ...]]:
+        observed, context = view(params, site, some[0])
+        exact = total.fisher_PxRxR is not None
+        return _part(site, basis, observed, context, some[1], exact, total.rotation)
+
+    def step(sums: _Curvature, some: Any) -> tuple[_Curvature, tuple[jax.Array, ...]]:
+        new, kept = look(some)
+        return jax.tree.map(jnp.add, sums, new), kept
+
+    pieces = jax.tree.map(lambda v: _cut(v, mesh.size, parts), (data, mask_B))
+    shapes, _ = jax.eval_shape(look, jax.tree.map(lambda v: v[0], pieces))
+    none = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
+    sums, kept = jax.lax.scan(step, none, pieces)
+    b_BxTxR, e_BxTxO, norms_B = jax.tree.map(lambda v: _join(v, mesh.size), kept)
+    by_subset = _by_subset(b_BxTxR, e_BxTxO, rows_DxSxK, width, mesh)
+    fisher, eigenvalues = total.fisher_PxRxR, total.eigenvalues_RxO
+    if fisher is not None and sums.fisher_PxRxR is not None:
+        fisher = compensated(fisher, sums.fisher_PxRxR)
+    if eigenvalues is not None and sums.eigenvalues_RxO is not None:
+        eigenvalues = compensated(eigenvalues, sums.eigenvalues_RxO)
+    grown = Moments(
+        compensated(total.features_RxR, sums.features_RxR),
+        compensated(total.outputs_OxO, sums.outputs_OxO),
         fisher,
         eigenvalues,
-        _compensated(
-            total.gradients_KxRxO, _by_subset(b_BxTxR, weighted, rows_KxS, mask_KxS, chunk)
-        ),
-        _compensated(total.sizes_K, mask_KxS.sum(axis=1)),
-        _compensated(total.tokens, w.sum()),
+        compensated(total.gradients_KxRxO, by_subset),
+        compensated(total.sizes_K, sizes_K),
+        compensated(total.tokens, sums.tokens),
         total.rotation,
     )
+    return grown, norms_B
 
 
 def accumulate(
@@ -259,17 +225,18 @@ def accumulate(
     subsets_Nxd: jax.Array,
     site: Site,
     basis: Basis,
-    observed: Observed,
-    context: Context,
+    data: Any,
     *,
     form: str,
+    view: View = given,
+    params: Params = None,
     rotation: tuple[jax.Array, jax.Array] | None = None,
     start: Moments | None = None,
     batch_size: int = 2048,
-    max_bytes: int = 1 << 28,
+    max_bytes: int = 1 << 27,
     mesh: Mesh | None = None,
     progress: Progress = silent,
-) -> Moments:
+) -> tuple[Moments, np.ndarray]:
     """Moments of a set of examples, in one pass.
 
     Args:
@@ -277,18 +244,27 @@ def accumulate(
       subsets_Nxd: membership of these examples.
       site: logit or residual.
       basis: psi, fitted before.
-      observed, context: the frozen model on these examples, and the site's `context`.
+      data: the examples, arrays of N rows each; what `view` takes. By default the frozen model's
+        `Observed` and the site's `context`.
       form: which curvature is kept, one of `FORMS`; `exact` at the logit site only.
+      view: how the frozen model sees a batch; traced.
+      params: the first argument of `view`.
       rotation: eigenvectors for `eigen`; of these examples' own factors by default, which takes
         one more pass. Moments that are to be added up need the same.
       start: moments of other examples, to go on from; they are used up.
-      batch_size: examples a step; rounded up to a multiple of the mesh axis `data`.
-      max_bytes: largest temporary of the sums by subset.
-      mesh: examples of a batch are split over `data`, the K axis over `subset`.
+      batch_size: examples a step, if `max_bytes` lets it.
+      max_bytes: on a device, of a part's logits, of a batch's features and errors, and of a batch's
+        outer products at a time.
+      mesh: examples of a batch are split over all devices, the K axis over `subset`.
       progress: wraps the batches.
 
+    Returns:
+      The moments, and how wrong the model is about each example: `||e_i|| = sqrt(Σ_t omega_t
+      ||e_y − p||²)`, `[N]` float32. An example's influence on anything is proportional to it, which
+      recovery may know beforehand.
+
     Raises:
-      ValueError: an unknown form, or `exact` at a residual site.
+      ValueError: an unknown form, `exact` at a residual site, or logits that are not finite.
     """
     inner = site.suffix is not None or site.outputs_CxO is not None
     if form not in FORMS or (form == "exact" and inner):
@@ -298,44 +274,79 @@ def accumulate(
         )
     mesh = meshes.make_mesh() if mesh is None else mesh
     run = functools.partial(
-        accumulate, num_subsets, subsets_Nxd, site, basis, observed, context,
+        accumulate, num_subsets, subsets_Nxd, site, basis, data, view=view, params=params,
         batch_size=batch_size, max_bytes=max_bytes, mesh=mesh, progress=progress,
     )  # fmt: skip
     if form == "eigen" and rotation is None:
-        return run(form=form, rotation=eigenbases(run(form="kronecker")))
-    count, devices = len(observed), mesh.shape[meshes.DATA]
-    # Later chunks of a corpus keep the shape of the first.
-    size = min(batch_size, count) if start is None else batch_size
-    size = -(-size // devices) * devices
+        return run(form=form, rotation=eigenbases(run(form="kronecker")[0]))
+    count = len(subsets_Nxd)
     total = start
     if total is None:
         total = zeros(num_subsets, basis.rank, site.width, form, rotation)
         total = jax.device_put(total, _shardings(total, mesh, num_subsets))
-    split = NamedSharding(mesh, P(meshes.DATA))
-    tables = _tables(subsets_Nxd, num_subsets, size)
-    tokens, width = observed.labels_NxT.shape[1], site.width
-    bytes_each = 4 * tables[0][0].shape[1] * tokens * (basis.rank + width)
-    chunk = max(1, min(num_subsets, max_bytes // bytes_each))
+    one = jax.tree.map(lambda v: v[:1], data)
+    _, tokens, classes = jax.eval_shape(view, params, site, one)[0].logits_NxTxC.shape
+    size, parts, width = _sizes(
+        min(batch_size, count), tokens, classes, basis.rank, site.width, max_bytes, mesh
+    )
+    tables = _tables(np.asarray(subsets_Nxd), num_subsets, size, mesh.shape[meshes.DATA])
+    by_device = NamedSharding(mesh, P(meshes.DATA, None, meshes.SUBSET))
+    norms = []
     for i, first in enumerate(progress(range(0, count, size), desc="operators")):
         rows = np.minimum(np.arange(first, first + size), count - 1)
-        mask = jnp.asarray(np.arange(first, first + size) < count, jnp.float32)
-        part, own = jax.device_put(jax.tree.map(lambda v: v[rows], (observed, context)), split)  # noqa: B023
-        table = jax.device_put(tables[i], meshes.over_subsets(mesh))
-        total = _add_batch(total, site, basis, part, own, *table, mask, chunk)
-    return total
+        mask = np.asarray(np.arange(first, first + size) < count, np.float32)
+        batch = jax.tree.map(lambda v: v[rows], data)  # noqa: B023
+        batch, mask = jax.device_put((batch, mask), meshes.over_examples(mesh))
+        table, sizes_K = jax.device_put(tables[i][0], by_device), tables[i][1]
+        total, norms_B = _add_batch(
+            total, params, site, basis, batch, table, sizes_K, mask, view, parts, width, mesh
+        )
+        norms.append(norms_B)
+    norms_N = np.concatenate([np.asarray(v) for v in norms])[:count]
+    if bad := int((~np.isfinite(norms_N)).sum()):
+        raise ValueError(
+            f"the model's logits are not finite for {bad} of {count} examples; compute them in "
+            "float32 and check the checkpoint"
+        )
+    return total, norms_N
+
+
+def _sizes(
+    batch: int, tokens: int, classes: int, rank: int, outputs: int, max_bytes: int, mesh: Mesh
+) -> tuple[int, int, int]:
+    """Examples a batch, its parts, and the outputs taken at a time, as `max_bytes` lets them."""
+    devices = mesh.size
+    kept = 4 * tokens * (rank + outputs)
+    batch = min(batch, devices * max(1, 4 * max_bytes // kept))
+    own = -(-batch // devices)
+    # About four arrays of a part's logits are alive at once.
+    parts = -(-own // max(1, max_bytes // (4 * 4 * tokens * classes)))
+    size = devices * parts * -(-own // parts)
+    width = max_bytes // (4 * rank * size // mesh.shape[meshes.DATA])
+    return size, parts, max(1, min(outputs, width))
 
 
 def _tables(
-    subsets_Nxd: jax.Array, num_subsets: int, size: int
+    subsets_Nxd: np.ndarray, num_subsets: int, size: int, devices: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every batch, M by its rows (`design.members`), all padded alike."""
-    found = [
-        members(subsets_Nxd[start : start + size], num_subsets)
-        for start in range(0, len(subsets_Nxd), size)
-    ]
-    widest = max(rows.shape[1] for rows, _ in found)
-    pad = lambda v: np.pad(v, ((0, 0), (0, widest - v.shape[1])))  # noqa: E731
-    return [(pad(rows), pad(mask)) for rows, mask in found]
+    """For every batch, who adds to which sum, `[D, S, K]`, and the members of each subset, `[K]`.
+
+    A device's rows of the batch are numbered from 0; the row after them, zero, is padding.
+    """
+    own = size // devices
+    found = []
+    for start in range(0, len(subsets_Nxd), size):
+        batch = subsets_Nxd[start : start + size]
+        parts = [members(batch[i : i + own], num_subsets) for i in range(0, size, own)]
+        found.append(
+            (
+                [np.where(mask > 0, rows, own).T for rows, mask in parts],
+                sum(mask.sum(axis=1) for _, mask in parts),
+            )
+        )
+    most = max(len(rows) for parts, _ in found for rows in parts)
+    pad = lambda v: np.pad(v, ((0, most - len(v)), (0, 0)), constant_values=own)  # noqa: E731
+    return [(np.stack([pad(rows) for rows in parts]), sizes) for parts, sizes in found]
 
 
 def _shardings(total: Moments, mesh: Mesh, num_subsets: int) -> Moments:

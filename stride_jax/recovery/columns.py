@@ -15,13 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.design import Design
+from stride_jax.design import Design, gather_add
 from stride_jax.runtime.mesh import make_mesh
 
 # Columns in flight in a pass: `[512, 64]` float32 fills a quarter of a core's L2 cache.
 _IN_FLIGHT = 512
-_UNROLL = 32
-_IN_BOUNDS = "promise_in_bounds"
 
 
 @jax.tree_util.register_dataclass
@@ -140,31 +138,6 @@ def init_rows(rows_KxS: np.ndarray, num_train: int, *, mesh: Mesh | None = None)
     subsets = np.full((num_train, max(1, int(degrees.max()))), k, np.int32)
     subsets[flat[order], place] = order // size
     return init(Design(k, 1), subsets, mesh=mesh)
-
-
-def gather_add(values: jax.Array, index_Dx: jax.Array) -> jax.Array:
-    """`Σ_j values[index[j]]`: the sum over a column's subsets, for any shape of columns.
-
-    Args:
-      values: `[K + 1, …]`, the last row zero for padding.
-      index_Dx: `[d, …]` integers in 0 … K.
-    """
-    if index_Dx.shape[0] > _UNROLL:
-        parts = index_Dx.shape[0] // _UNROLL
-        head = index_Dx[: parts * _UNROLL].reshape(parts, _UNROLL, *index_Dx.shape[1:])
-
-        def add(total: jax.Array, some: jax.Array) -> tuple[jax.Array, None]:
-            return total + gather_add(values, some), None
-
-        total, _ = jax.lax.scan(add, gather_add(values, head[0]), head[1:])
-        rest = index_Dx[parts * _UNROLL :]
-        return total + gather_add(values, rest) if rest.shape[0] else total
-    # Unrolled, XLA fuses the d gathers into one loop that runs along the queries; as one gather
-    # and a sum it was a hundred times slower on CPU.
-    total = values.at[index_Dx[0]].get(mode=_IN_BOUNDS)
-    for j in range(1, index_Dx.shape[0]):
-        total = total + values.at[index_Dx[j]].get(mode=_IN_BOUNDS)
-    return total
 
 
 def group_maxima(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jaxopt
 
-from stride_jax.recovery.columns import gather_add
+from stride_jax.design import gather_add
 
 PENALTIES = ("lasso", "nonnegative", "elastic_net")
 

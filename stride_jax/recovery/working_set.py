@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from stride_jax.design import gather_add
 from stride_jax.recovery import proximal
-from stride_jax.recovery.columns import LassoState, gather_add, group_maxima
+from stride_jax.recovery.columns import LassoState, group_maxima
 
 # Columns that may join a working set in one round.
 _NOMINEES = 256

@@ -1,0 +1,138 @@
+"""Do scores find the training sequences that are known to answer a query?
+
+    python -m benchmarks.retrieval --config=configs/bible_verses.py --workdir=runs/retrieval/verses
+    python -m benchmarks.retrieval --config=configs/bible_facts.py --workdir=runs/retrieval/facts
+
+Verses: the model is trained on several translations and asked with another's verse; the same verse
+in each translation is the answer. Facts: made-up sentences, each trained on once; the answer to its
+ending is the sentence. Every method chooses its settings on the first queries, by mean reciprocal
+rank, and is scored on the others.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from benchmarks.meter import Meter
+from benchmarks.methods import Method, contestants
+from stride_jax import attribution, evaluation
+from stride_jax.data import Examples, relevant
+from stride_jax.pipeline import Run, RunSettings
+from stride_jax.runtime.files import plain, write_json
+from stride_jax.runtime.progress import bars
+from stride_jax.runtime.settings import build
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalSettings:
+    """What is asked, and of whom.
+
+    Attributes:
+      tuning_queries: the first queries choose settings, the others give the figures.
+      top_k: recall is taken among so many.
+      methods: names of contestants; all for none.
+    """
+
+    tuning_queries: int = 100
+    top_k: int = 10
+    methods: tuple[str, ...] = ()
+
+
+def rows_of(examples: Examples, rows: slice) -> Examples:
+    """Some of the examples."""
+    return Examples(examples.inputs[rows], examples.labels[rows], examples.ids[rows])
+
+
+def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any]:
+    """A method's row of the table, at the settings that did best on the tuning queries."""
+    truth_QxN = relevant(run.text.truth, run.query.ids, run.train.ids)
+    tuning, scoring = slice(settings.tuning_queries), slice(settings.tuning_queries, None)
+    best: tuple[float, Any, np.ndarray] = (-1.0, None, np.zeros(0))
+    with Meter() as cost:
+        for group in method.grid:
+            state = method.fit(run.base_model, run.train, group[0])
+            for choice in group:
+                scores = method.score(state, run.base_model, run.train, run.query, choice)
+                found = evaluation.mean_reciprocal_rank(scores[tuning], truth_QxN[tuning]).mean
+                best = max(best, (found, choice, scores), key=lambda b: b[0])
+    scored, answers = best[2][scoring], truth_QxN[scoring]
+    recall = evaluation.recall_at_k(scored, answers, settings.top_k)
+    reciprocal = evaluation.mean_reciprocal_rank(scored, answers)
+    return {
+        "method": method.name,
+        "recall": recall.mean,
+        "recall_ci95": recall.ci95,
+        "mrr": reciprocal.mean,
+        "mrr_ci95": reciprocal.ci95,
+        "tried": sum(map(len, method.grid)),
+        "settings": best[1],
+        "seconds_of_all_settings": cost.seconds,
+        "mrr_per_query": reciprocal.per_query_Q,
+    }
+
+
+def hold(run: Run, settings: RetrievalSettings) -> dict[str, Any]:
+    """Every method's row, ours first, and how much each differs from it."""
+    names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
+    methods = contestants(sorted(names), run.settings.stride, is_text=True)
+    if settings.methods:
+        methods = [method for method in methods if method.name in settings.methods]
+    rows = [judge(method, run, settings) for method in bars(methods, desc="methods")]
+    ours = rows[0]["mrr_per_query"]
+    for row in rows:
+        difference, interval = evaluation.bootstrap_difference(row.pop("mrr_per_query"), ours)
+        row |= {"difference": difference, "difference_ci95": interval}
+    return {
+        "rows": rows,
+        "top_k": settings.top_k,
+        "queries": len(run.query) - settings.tuning_queries,
+        "num_train": len(run.train),
+        "settings": plain(run.settings),
+        "device": str(jax.devices()[0].device_kind),
+        "versions": attribution.versions(),
+    }
+
+
+def table(board: dict[str, Any]) -> str:
+    """The board in markdown."""
+    interval = lambda pair: f"{pair[0]:.3f} … {pair[1]:.3f}"  # noqa: E731
+    lines = [
+        f"{board['queries']} queries, N = {board['num_train']:,}.",
+        "",
+        f"| method | recall@{board['top_k']} | 95 % | MRR | 95 % | MRR minus stride's, 95 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in board["rows"]:
+        lines.append(
+            f"| {row['method']} | {row['recall']:.3f} | {interval(row['recall_ci95'])} | "
+            f"{row['mrr']:.3f} | {interval(row['mrr_ci95'])} | {interval(row['difference_ci95'])} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Build the settings, ask, write `retrieval.json` and print the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    values = _CONFIG.value.to_dict()
+    settings = build(RetrievalSettings, values.pop("retrieval", {}), "config.retrieval")
+    values.pop("leaderboard", None)
+    workdir = pathlib.Path(_WORKDIR.value)
+    board = plain(hold(Run(build(RunSettings, values), workdir, bars), settings))
+    write_json(workdir / "retrieval.json", board)
+    print(table(board))
+    print(f"written: {workdir / 'retrieval.json'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

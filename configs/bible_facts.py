@@ -1,0 +1,28 @@
+"""Planted facts: 200 made-up sentences among 4,096 sequences of King James, each asked for once.
+
+python -m benchmarks.retrieval --config=configs/bible_facts.py --workdir=runs/retrieval/facts
+"""
+
+from ml_collections import ConfigDict
+
+from configs import bible_verses
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run; `runlocal` makes it one of seconds."""
+    config = bible_verses.get_config(arg)
+    del config["verses"]
+    small = arg == "runlocal"
+    config.text = {
+        "name": "bible",
+        "translations": ("kjv",),
+        "max_train": 200 if small else 4096,
+        "num_calibration": 8 if small else 200,
+        "vocab_size": 300 if small else 1024,
+        "length": 32 if small else 64,
+    }
+    config.facts = 12 if small else 200
+    config.update({"retrieval": {"tuning_queries": 4 if small else 50}})
+    if small:
+        config.update_from_flattened_dict({"model.gpt.sequence_len": 32})
+    return config
