@@ -83,7 +83,7 @@ class Corpus:
         return self.progress if self.chunk(settings) == len(self) else silent
 
     def training_view(
-        self, settings: StrideSettings, outputs_CxO: jax.Array | None = None
+        self, settings: StrideSettings, signs_C: jax.Array | None = None
     ) -> tuple[ops.View, dict[str, np.ndarray], dict[str, ops.Site]]:
         """What a pass over training examples needs: a view, its data, and the sites.
 
@@ -98,25 +98,38 @@ class Corpus:
         shapes = jax.eval_shape(
             functools.partial(taps.see, wanted), self.params, **{n: v[:1] for n, v in data.items()}
         )
-        sites = {name: self._site(shapes, name, outputs_CxO) for name in settings.sites}
+        sites = {name: self._site(settings, shapes, name, signs_C) for name in settings.sites}
         return _training_view(wanted, settings.closed_form), data, sites
 
-    def _site(self, observed: taps.Observed, name: str, outputs_CxO: jax.Array | None) -> ops.Site:
+    def signs(self, settings: StrideSettings) -> jax.Array | None:
+        """Signs that fold the vocabulary, where `output_rank` is below its size."""
+        shape = jax.eval_shape(self.tapped.forward, self.params, self.inputs[:1])[0].shape
+        if "logit" not in settings.sites or not 0 < settings.output_rank < shape[-1]:
+            return None
+        return ops.draw_signs(shape[-1], settings.design.seed)
+
+    def _site(
+        self,
+        settings: StrideSettings,
+        observed: taps.Observed,
+        name: str,
+        signs_C: jax.Array | None,
+    ) -> ops.Site:
         if name == "logit":
-            return ops.logit_site(observed, outputs_CxO)
+            return ops.logit_site(observed, signs_C, settings.output_rank)
         return ops.residual_site(self.tapped, self.params, observed, self.inputs[:1], name)
 
     def look(
         self,
         settings: StrideSettings,
-        outputs_CxO: jax.Array | None = None,
+        signs_C: jax.Array | None = None,
         progress: Progress | None = None,
     ) -> Seen:
         """One forward pass over these examples, keeping what the settings' taps and sites need.
 
         Args:
           settings: taps and sites, all named.
-          outputs_CxO: the logit site's output basis.
+          signs_C: of the logit site's folding.
           progress: wraps the batches; the corpus' own by default.
         """
         observed = taps.observe(
@@ -125,21 +138,21 @@ class Corpus:
         )  # fmt: skip
         sites = {}
         for name in settings.sites:
-            site = self._site(observed, name, outputs_CxO)
+            site = self._site(settings, observed, name, signs_C)
             sites[name] = site, ops.context(site, observed, self.inputs)
         return Seen(observed, sites)
 
     def chunks(
-        self, settings: StrideSettings, outputs_CxO: jax.Array | None = None, desc: str = "forward"
+        self, settings: StrideSettings, signs_C: jax.Array | None = None, desc: str = "forward"
     ) -> Iterator[tuple[slice, Seen]]:
         """`look` at one chunk after the other, with the rows of each."""
         size = self.chunk(settings)
         if size == len(self):
-            yield slice(0, size), self.look(settings, outputs_CxO)
+            yield slice(0, size), self.look(settings, signs_C)
             return
         for start in self.progress(range(0, len(self), size), desc=desc):
             rows = slice(start, min(start + size, len(self)))
-            yield rows, self.part(rows).look(settings, outputs_CxO, silent)
+            yield rows, self.part(rows).look(settings, signs_C, silent)
 
 
 @functools.lru_cache(maxsize=64)

@@ -114,8 +114,8 @@ def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, np.ndarray]:
     arrays: dict[str, Any] = {}
     for site, found in operators.items():
         arrays |= {f"{site}:a": found.a_KxRxO, f"{site}:size": found.size_K}
-        if found.outputs_CxO is not None:
-            arrays[f"{site}:outputs"] = found.outputs_CxO
+        if found.signs_C is not None:
+            arrays[f"{site}:signs"] = found.signs_C
         for part in ("mean", "scale", "weights"):
             for name, value in getattr(found.basis, part).items():
                 arrays[f"{site}:{part}:{name}"] = value

@@ -104,12 +104,12 @@ def make_operators(
     """
     if settings.fit == "joint":
         return _train(settings, subsets_Nxd, corpus)
-    basis, outputs_CxO, sites = _bases(settings, corpus)
-    rotations = _rotations(settings, corpus, basis, outputs_CxO, sites)
-    moments, residual_N = _pass(settings, subsets_Nxd, corpus, basis, outputs_CxO, rotations)
+    basis, signs_C = _basis(settings, corpus), corpus.signs(settings)
+    rotations = _rotations(settings, corpus, basis, signs_C)
+    moments, residual_N = _pass(settings, subsets_Nxd, corpus, basis, signs_C, rotations)
     operators = {
         name: ops.closed_form(
-            basis, found, settings.closed_form, outputs_CxO if name == "logit" else None
+            basis, found, settings.closed_form, signs_C if name == "logit" else None
         )
         for name, found in moments.items()
     }
@@ -134,38 +134,28 @@ def _train(
     return operators, {}, np.sqrt((training.weights_NxT * errors).sum(axis=1))
 
 
-def _bases(
-    settings: StrideSettings, corpus: Corpus
-) -> tuple[ops.Basis, jax.Array | None, dict[str, ops.Site]]:
-    """The features' basis and the logits', from a sample of the training set; and the sites."""
+def _basis(settings: StrideSettings, corpus: Corpus) -> ops.Basis:
+    """The features' basis, from a sample of the training set."""
     parts: list[dict[str, np.ndarray]] = []
-    sketch, sites = None, {}
     few = corpus.sample(settings.basis.sample)
     for _, seen in few.chunks(settings, desc="basis"):
-        observed, sites = seen.observed, {name: site for name, (site, _) in seen.sites.items()}
+        observed = seen.observed
         counted = np.asarray(observed.weights_NxT) > 0
         parts.append(
             {n: np.asarray(observed.activations[n])[counted][:, None] for n in settings.taps}
         )
-        classes = observed.logits_NxTxC.shape[-1]
-        if "logit" in settings.sites and 0 < settings.output_rank < classes:
-            sketch = sketch or ops.empty_sketch(classes, settings.output_rank)
-            sketch = ops.add_to_sketch(sketch, observed)
     activations = {n: np.concatenate([part[n] for part in parts]) for n in settings.taps}
-    outputs_CxO = None if sketch is None else ops.output_basis(sketch, settings.output_rank)
-    if outputs_CxO is not None:
-        sites["logit"] = ops.Site(width=settings.output_rank, outputs_CxO=outputs_CxO)
-    return ops.fit_basis(activations, settings.basis), outputs_CxO, sites
+    return ops.fit_basis(activations, settings.basis)
 
 
 def _rotations(
     settings: StrideSettings,
     corpus: Corpus,
     basis: ops.Basis,
-    outputs_CxO: jax.Array | None,
-    sites: dict[str, ops.Site],
+    signs_C: jax.Array | None,
 ) -> dict[str, Any]:
     """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
+    _, _, sites = corpus.training_view(settings, signs_C)
     wanting = [name for name, site in sites.items() if _form(settings, site, basis) == "eigen"]
     if not wanting:
         return {}
@@ -175,12 +165,12 @@ def _rotations(
     how = dataclasses.replace(
         settings, closed_form=dataclasses.replace(settings.closed_form, fisher="kronecker")
     )
-    moments, _ = _pass(how, rows, few, basis, outputs_CxO, {})
+    moments, _ = _pass(how, rows, few, basis, signs_C, {})
     return {name: ops.eigenbases(moments[name]) for name in wanting}
 
 
 def _form(settings: StrideSettings, site: ops.Site, basis: ops.Basis) -> str:
-    inner = site.tap is not None or site.outputs_CxO is not None
+    inner = site.tap is not None or site.signs_C is not None
     return settings.closed_form.form(basis.rank, site.width, inner)
 
 
@@ -189,12 +179,12 @@ def _pass(
     subsets_Nxd: jax.Array,
     corpus: Corpus,
     basis: ops.Basis,
-    outputs_CxO: jax.Array | None,
+    signs_C: jax.Array | None,
     rotations: dict[str, Any],
 ) -> tuple[dict[str, ops.Moments], np.ndarray]:
     """One pass over the corpus for each site: its moments; and `||e_i||`."""
     how, moments, residual_N = settings.closed_form, {}, np.zeros(0, np.float32)
-    view, data, sites = corpus.training_view(settings, outputs_CxO)
+    view, data, sites = corpus.training_view(settings, signs_C)
     for name, site in sites.items():
         moments[name], residual_N = ops.accumulate(
             settings.design.num_subsets, subsets_Nxd, site, basis, data,
@@ -240,13 +230,13 @@ def append(
     # The design of all examples: those of the old ones come out as they were.
     subsets = designs.membership(index.settings.design, everyone)[len(index.train_ids) :]
     corpus = Corpus(tapped, params, inputs, labels, weights, mesh, progress)
-    first, outputs_CxO = next(iter(index.operators.values())), _outputs(index.operators)
+    first, signs_C = next(iter(index.operators.values())), _signs(index.operators)
     rotations = {name: old.rotation for name, old in index.moments.items()}
-    new, residual_N = _pass(index.settings, subsets, corpus, first.basis, outputs_CxO, rotations)
+    new, residual_N = _pass(index.settings, subsets, corpus, first.basis, signs_C, rotations)
     moments = {name: ops.add(old, new[name]) for name, old in index.moments.items()}
     operators = {
         name: ops.closed_form(
-            first.basis, found, index.settings.closed_form, index.operators[name].outputs_CxO
+            first.basis, found, index.settings.closed_form, index.operators[name].signs_C
         )
         for name, found in moments.items()
     }
@@ -259,7 +249,7 @@ def measure_all(
 ) -> np.ndarray:
     """Measurements of queries, summed over sites, `[Q, K]` nats; of token groups, `[Q G, K]`."""
     found = []
-    for _, seen in corpus.chunks(settings, _outputs(operators), desc="measure"):
+    for _, seen in corpus.chunks(settings, _signs(operators), desc="measure"):
         parts = [
             measure(
                 site,
@@ -276,9 +266,9 @@ def measure_all(
     return np.concatenate(found)
 
 
-def _outputs(operators: dict[str, ops.Operators]) -> jax.Array | None:
-    """The logit site's output basis, if it has one."""
-    return operators["logit"].outputs_CxO if "logit" in operators else None
+def _signs(operators: dict[str, ops.Operators]) -> jax.Array | None:
+    """The signs of the logit site's folding, if it has one."""
+    return operators["logit"].signs_C if "logit" in operators else None
 
 
 def by_query(found: Recovery, num_queries: int) -> scipy.sparse.csr_array:
@@ -361,9 +351,9 @@ def direct(
     ids = content_ids(*map(np.asarray, queries)) if query_ids is None else np.asarray(query_ids)
     settings, how = index.settings, index.settings.closed_form
     view = functools.partial(Corpus, tapped, params, mesh=mesh, progress=progress)
-    outputs_CxO = _outputs(index.operators)
+    signs_C = _signs(index.operators)
     held: dict[str, list[jax.Array]] = {name: [] for name in settings.sites}
-    for _, seen in view(*queries).chunks(settings, outputs_CxO, desc="directions"):
+    for _, seen in view(*queries).chunks(settings, signs_C, desc="directions"):
         for name, (site, context) in seen.sites.items():
             basis = index.operators[name].basis
             held[name].append(
@@ -371,7 +361,7 @@ def direct(
             )
     v = {name: np.concatenate(parts) for name, parts in held.items()}
     total = np.zeros((len(ids), len(index.train_ids)), np.float32)
-    for rows, seen in view(*train).chunks(settings, outputs_CxO, desc="direct"):
+    for rows, seen in view(*train).chunks(settings, signs_C, desc="direct"):
         observed = ops.as_training(seen.observed, how)
         for name, (site, context) in seen.sites.items():
             basis = index.operators[name].basis

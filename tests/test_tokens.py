@@ -145,43 +145,49 @@ def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
     close(found, expected)
 
 
-def test_an_output_basis_holds_the_leading_eigenvectors_of_the_fisher(language):
-    tapped, params, inputs, labels = language
-    seen = taps.observe(tapped, params, inputs, labels)
-    p = np.asarray(jax.nn.softmax(seen.logits_NxTxC), np.float64).reshape(-1, CLASSES)
-    counted = (labels >= 0).reshape(-1)
-    fisher = np.diag(p[counted].sum(axis=0)) - p[counted].T @ p[counted]
-    top = np.linalg.eigh(fisher)[0][::-1]
-    exact = ops.output_basis(ops.add_to_sketch(ops.empty_sketch(CLASSES, 8), seen), 8)
-    np.testing.assert_allclose(exact.T @ exact, np.eye(8), atol=1e-5)
-    held = np.diag(np.asarray(exact, np.float64).T @ fisher @ np.asarray(exact, np.float64))
-    np.testing.assert_allclose(np.sort(held)[::-1], top[:8], rtol=1e-4)
-    # A sketch narrower than the vocabulary, added up in two parts.
-    sketch = ops.empty_sketch(CLASSES, 2)
-    assert sketch.test_CxS.shape == (CLASSES, 36)
-    for part in (slice(0, 30), slice(30, None)):
-        sketch = ops.add_to_sketch(sketch, jax.tree.map(lambda v: v[part], seen))  # noqa: B023
-    u = np.asarray(ops.output_basis(sketch, 2), np.float64)
-    assert np.trace(u.T @ fisher @ u) > 0.97 * top[:2].sum()
-    with pytest.raises(ValueError, match="output rank=60 exceeds the sketch's 40 directions"):
-        ops.output_basis(ops.empty_sketch(CLASSES, 60), 60)
+def test_folding_keeps_dot_products_in_expectation():
+    a, b = jnp.asarray(np.random.default_rng(0).normal(size=(2, CLASSES)), jnp.float32)
+    found = []
+    for seed in range(400):
+        signs = ops.draw_signs(CLASSES, seed)
+        u = np.asarray(ops.unfold(jnp.eye(9), signs), np.float64)
+        folded = np.asarray(ops.fold(jnp.stack([a, b]), signs, 9))
+        np.testing.assert_allclose(folded, np.stack([a, b]) @ u.T, rtol=1e-4, atol=1e-5)
+        found.append(folded[0] @ folded[1] * CLASSES / 9)
+    assert abs(np.mean(found) - float(a @ b)) < 3 * np.std(found) / 20
 
 
-def test_a_full_output_basis_changes_no_measurement(language):
-    """With U square, operators live in another basis of the same space."""
+@pytest.mark.parametrize("form", ["kronecker", "eigen"])
+def test_folded_operators_are_those_of_the_dense_basis(language, form):
+    """At the logit site with outputs `e U` and shifts `b a Uᵀ`, by dense matrices."""
     tapped, params, inputs, labels = language
     corpus = Corpus(tapped, params, inputs, labels)
     subsets = membership(SETTINGS.design, [str(i) for i in range(COUNT)])
-    how = dataclasses.replace(SETTINGS.closed_form, fisher="kronecker")
-    settings = dataclasses.replace(SETTINGS, closed_form=how, output_rank=0)
-    u, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(CLASSES, CLASSES)))
-    plain, _, _ = stride.make_operators(settings, subsets, corpus)
-    basis = plain["logit"].basis
-    seen = corpus.look(settings, jnp.asarray(u, jnp.float32))
-    site, _ = seen.sites["logit"]
-    moments, _ = ops.accumulate(16, subsets, site, basis, (seen.observed, {}), form="kronecker")
-    turned = {"logit": ops.closed_form(basis, moments, how, site.outputs_CxO)}
-    y = stride.measure_all(settings, plain, corpus)
-    close(stride.measure_all(settings, turned, corpus), y, 1e-4)
+    how = dataclasses.replace(SETTINGS.closed_form, fisher=form)
+    settings = dataclasses.replace(SETTINGS, closed_form=how, output_rank=12)
+    made, moments, _ = stride.make_operators(settings, subsets, corpus)
+    seen = corpus.look(settings).observed
+    u = np.asarray(ops.unfold(jnp.eye(12), corpus.signs(settings)), np.float64).T
+    p = np.asarray(jax.nn.softmax(ops.as_training(seen, how).logits_NxTxC), np.float64)
+    w = np.asarray(seen.weights_NxT, np.float64)
+    fisher = np.einsum("nt,ntc,cd->cd", w, p, np.eye(CLASSES)) * np.eye(CLASSES)
+    fisher = u.T @ (fisher - np.einsum("nt,ntc,ntd->cd", w, p, p)) @ u
+    close(moments["logit"].outputs_OxO[0], fisher, 1e-4)
+    b = np.asarray(ops.example_features(made["logit"].basis, seen.activations), np.float64)
+    e = (np.eye(CLASSES)[np.asarray(seen.labels_NxT)] - p) @ u
+    g = np.einsum("nt,ntr,nto->nro", w, b, e)
+    sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
+    close(moments["logit"].gradients_KxRxO[0], sums, 1e-4)
+    if form == "eigen":
+        left, right = (np.asarray(v, np.float64) for v in moments["logit"].rotation)
+        turned = u @ right
+        spread = p @ turned**2 - (p @ turned) ** 2
+        values = np.einsum("nt,ntr,nto->ro", w, (b @ left) ** 2, spread)
+        close(moments["logit"].eigenvalues_RxO[0], values, 1e-4)
+    site = ops.logit_site(seen, corpus.signs(settings), 12)
+    shift = np.asarray(
+        ops.steering.logit_shift(site, made["logit"].a_KxRxO[0], jnp.asarray(b, jnp.float32), {})
+    )
+    close(shift, b @ np.asarray(made["logit"].a_KxRxO[0], np.float64) @ u.T, 1e-4)
     with pytest.raises(ValueError, match="without an output basis"):
-        ops.accumulate(16, subsets, site, basis, (seen.observed, {}), form="exact")
+        ops.accumulate(16, subsets, site, made["logit"].basis, (seen, {}), form="exact")

@@ -12,7 +12,7 @@ from stride_jax.operators.curvature import View, accumulate
 from stride_jax.operators.gradients import squared_errors
 from stride_jax.operators.joint import JointSettings, train_jointly
 from stride_jax.operators.moments import Moments, add, eigenbases
-from stride_jax.operators.outputs import add_to_sketch, empty_sketch, output_basis
+from stride_jax.operators.outputs import draw_signs, fold, unfold
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
 from stride_jax.operators.steering import (
     Context,
@@ -36,21 +36,21 @@ __all__ = [
     "View",
     "accumulate",
     "add",
-    "add_to_sketch",
     "as_training",
     "choose_tap",
     "closed_form",
     "context",
     "direct_scores",
     "directions",
+    "draw_signs",
     "eigenbases",
-    "empty_sketch",
     "example_features",
     "fit_basis",
+    "fold",
     "logit_site",
-    "output_basis",
     "residual_site",
     "squared_errors",
     "tap_energies",
     "train_jointly",
+    "unfold",
 ]

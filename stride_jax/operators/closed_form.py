@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.operators.basis import Basis, features, standardise
-from stride_jax.operators.gradients import squared_errors, steering_gradients
+from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.moments import FORMS, Moments, pairs
 from stride_jax.operators.steering import Context, Operators, Site
 from stride_jax.taps import Observed
@@ -33,7 +33,6 @@ class ClosedFormSettings:
         tried (docs/lab.md).
       doubt: share of the uniform distribution mixed into predictions on training examples, see
         `as_training`.
-      emphasis: power of a training token's error in its weight, see `as_training`.
       output_damping: with plain Kronecker factors, that of the output side; `damping` is then the
         feature side's.
       fisher: `exact`, `eigen` (Kronecker factors with corrected eigenvalues), `kronecker`, or
@@ -44,7 +43,6 @@ class ClosedFormSettings:
 
     damping: float = 2.0
     doubt: float = 0.005
-    emphasis: float = 0.0
     output_damping: float = 1.0
     fisher: str = "auto"
     exact_limit: int = 4096
@@ -60,8 +58,6 @@ class ClosedFormSettings:
             )
         if not 0 <= self.doubt < 1:
             raise ValueError(f"doubt={self.doubt} must lie in [0, 1)")
-        if self.emphasis < 0:
-            raise ValueError(f"emphasis={self.emphasis} must not be negative")
 
     def form(self, rank: int, width: int, residual: bool) -> str:
         """Which curvature is used at these sizes."""
@@ -71,27 +67,23 @@ class ClosedFormSettings:
 
 
 def as_training(observed: Observed, settings: ClosedFormSettings) -> Observed:
-    """Training examples as the closed form reads them: in doubt, hard tokens first.
+    """Training examples as the closed form reads them: in doubt of the model's own certainty.
 
     `p' = (1 − eps) p + eps / C`. A network that fits its training set exactly has residuals
     `e_y − p` of all but a few examples at zero, as if the others had no influence; held-out
-    examples like them are less certain. Tokens are then weighted by `||e_y − p'||^power`.
+    examples like them are less certain.
 
     Args:
       observed: the frozen model on the training examples.
-      settings: eps is its `doubt`, power its `emphasis`.
+      settings: eps is its `doubt`.
 
     Returns:
-      The same with other logits and weights.
+      The same with other logits.
     """
     if settings.doubt:
         p = jax.nn.softmax(observed.logits_NxTxC)
         p = (1 - settings.doubt) * p + settings.doubt / p.shape[-1]
         observed = dataclasses.replace(observed, logits_NxTxC=jnp.log(p))
-    if settings.emphasis:
-        p = jax.nn.softmax(observed.logits_NxTxC)
-        weight = squared_errors(p, observed.labels_NxT) ** (settings.emphasis / 2)
-        observed = dataclasses.replace(observed, weights_NxT=observed.weights_NxT * weight)
     return observed
 
 
@@ -163,7 +155,7 @@ def closed_form(
     basis: Basis,
     moments: Moments,
     settings: ClosedFormSettings,
-    outputs_CxO: jax.Array | None = None,
+    signs_C: jax.Array | None = None,
 ) -> Operators:
     """All K operators at once from the moments of the training set.
 
@@ -174,10 +166,10 @@ def closed_form(
       basis: the one the moments were made with.
       moments: from `curvature.accumulate`, one set or several added up.
       settings: damping.
-      outputs_CxO: the site's output basis, if it has one.
+      signs_C: of the site's folding, if it has one.
     """
     a_KxRxO, size_K = _steps(moments, settings)
-    return Operators(basis, a_KxRxO, size_K, outputs_CxO)
+    return Operators(basis, a_KxRxO, size_K, signs_C)
 
 
 @jax.jit

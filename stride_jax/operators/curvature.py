@@ -20,6 +20,7 @@ from stride_jax.design import gather_add, members
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.gradients import output_errors, squared_errors
 from stride_jax.operators.moments import FORMS, Moments, compensated, eigenbases, pairs, zeros
+from stride_jax.operators.outputs import fold, unfold
 from stride_jax.operators.steering import Context, Site
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress, silent
@@ -73,16 +74,15 @@ def _rotated_diagonal(
     return ((b_nxR @ left) ** 2 * w_n[:, None]).T @ variance_nxO
 
 
-def _logit_fisher(
-    site: Site, w_nx1: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array, y_n: jax.Array
-) -> jax.Array:
+def _logit_fisher(site: Site, w_nxT: jax.Array, p_nxTxC: jax.Array) -> jax.Array:
     """`Σ w Uᵀ (diag p − p pᵀ) U`, `[O, O]`."""
-    total_C = (w_nx1 * p_nxC).sum(axis=0)
-    if site.outputs_CxO is None:
-        return jnp.diag(total_C) - (w_nx1 * p_nxC).T @ p_nxC
-    u = site.outputs_CxO
-    seen = u[y_n] - e_nxO  # p U, which the errors Uᵀ (e_y − p) took already
-    return (u * total_C[:, None]).T @ u - (w_nx1 * seen).T @ seen
+    diagonal, seen = jnp.einsum("nt,ntc->c", w_nxT, p_nxTxC), p_nxTxC
+    if site.signs_C is not None:
+        # Buckets have no class in common, so Uᵀ diag(p) U is diagonal too.
+        diagonal = fold(diagonal * site.signs_C, site.signs_C, site.width)
+        diagonal *= (site.width / site.signs_C.shape[0]) ** 0.5
+        seen = fold(p_nxTxC, site.signs_C, site.width)
+    return jnp.diag(diagonal) - jnp.einsum("nt,nto,ntu->ou", w_nxT, seen, seen)
 
 
 def _by_subset(
@@ -133,28 +133,26 @@ def _part(
     b_nxTxR = features(basis.weights, standardise(basis, observed.activations))
     weights_nxT = observed.weights_NxT * mask_n[:, None]
     errors_nxTxO = output_errors(site, observed, context)
-    w, b, e, p, y = (
-        v.reshape(mask_n.size * weights_nxT.shape[1], -1)
-        for v in (
-            weights_nxT, b_nxTxR, errors_nxTxO, jax.nn.softmax(observed.logits_NxTxC),
-            observed.labels_NxT,
-        )
-    )  # fmt: skip
-    at_logits, y = site.suffix is None, y[:, 0]
+    p_nxTxC = jax.nn.softmax(observed.logits_NxTxC)
+    w, b, e, p = (
+        v.reshape(weights_nxT.size, -1) for v in (weights_nxT, b_nxTxR, errors_nxTxO, p_nxTxC)
+    )
+    at_logits = site.suffix is None
     eigenvalues = None
     if rotation is not None:
         left, right = rotation
-        if at_logits and site.outputs_CxO is not None:
-            right = site.outputs_CxO @ right
+        if at_logits and site.signs_C is not None:
+            right = unfold(right.T, site.signs_C).T
         eigenvalues = _rotated_diagonal((left, right), b, w[:, 0], p, None if at_logits else e)
     curvature = _Curvature(
         (w * b).T @ b,
-        _logit_fisher(site, w, p, e, y) if at_logits else (w * e).T @ e,
+        _logit_fisher(site, weights_nxT, p_nxTxC) if at_logits else (w * e).T @ e,
         _fisher_pairs(b, w[:, 0], p) if exact else None,
         eigenvalues,
         w.sum(),
     )
-    norms_n = jnp.sqrt((w[:, 0] * squared_errors(p, y)).reshape(weights_nxT.shape).sum(axis=1))
+    squares_nxT = squared_errors(p_nxTxC, observed.labels_NxT)
+    norms_n = jnp.sqrt((weights_nxT * squares_nxT).sum(axis=1))
     return curvature, (b_nxTxR, errors_nxTxO * weights_nxT[..., None], norms_n)
 
 
@@ -266,7 +264,7 @@ def accumulate(
     Raises:
       ValueError: an unknown form, `exact` at a residual site, or logits that are not finite.
     """
-    inner = site.suffix is not None or site.outputs_CxO is not None
+    inner = site.suffix is not None or site.signs_C is not None
     if form not in FORMS or (form == "exact" and inner):
         raise ValueError(
             f"form={form!r}: use one of {FORMS}; 'exact' is for the logit site alone, without an "

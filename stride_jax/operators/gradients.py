@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from stride_jax.operators.outputs import fold, fold_classes
 from stride_jax.operators.steering import Context, Site
 from stride_jax.taps import Observed
 
@@ -15,8 +16,10 @@ def output_errors(site: Site, observed: Observed, context: Context) -> jax.Array
     """
     logits, suffix = observed.logits_NxTxC, site.suffix
     p = jax.nn.softmax(logits)
-    if suffix is None and site.outputs_CxO is not None:
-        return site.outputs_CxO[observed.labels_NxT] - p @ site.outputs_CxO
+    if suffix is None and site.signs_C is not None:
+        # Apart, so that the curvature can share the second term.
+        seen = fold(p, site.signs_C, site.width)
+        return fold_classes(observed.labels_NxT, site.signs_C, site.width) - seen
     errors = jax.nn.one_hot(observed.labels_NxT, logits.shape[-1]) - p
     if suffix is None:
         return errors

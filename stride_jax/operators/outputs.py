@@ -1,71 +1,57 @@
 """A shared basis of the logits' directions: K steering matrices that a large vocabulary affords.
 
-The directions are those in which the model's predictions vary most, the leading eigenvectors of the
-mean Fisher of the logits, `E[diag p − p pᵀ]`. A sketch of it is added up example by example, so the
-C x C matrix is never formed (Nyström's approximation: Tropp et al., Fixed-rank approximation of a
-positive-semidefinite matrix from streaming data, 2017).
+Influence compares errors `e_y − p` of two tokens by their dot product. Folding the vocabulary into
+O buckets with random signs, `(Uᵀ v)_o = sqrt(O/C) Σ_{c mod O = o} s_c v_c`, keeps every dot product
+in expectation, up to the factor O/C, and rare tokens' as well as common ones'; it costs an addition
+a class (Charikar, Chen & Farach-Colton, Finding frequent items in data streams, 2002). The leading
+eigenvectors of the logits' Fisher leave rare tokens out: .445 of LDS with 256 of 1,024 directions
+where folding had .492 (docs/lab.md).
 """
 
-import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.taps import Observed
+
+def draw_signs(num_classes: int, seed: int = 0) -> jax.Array:
+    """The signs s of a folding, `[C]` float32."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], num_classes)
+    return jnp.asarray(signs, jnp.float32)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class OutputSketch:
-    """A sum over examples.
+def fold(v: jax.Array, signs_C: jax.Array, width: int) -> jax.Array:
+    """`Uᵀ v` of vectors over the classes.
 
-    Attributes:
-      test_CxS: random directions Omega, orthonormal; the identity where S = C.
-      product_CxS: `Σ omega (diag p − p pᵀ) Omega`.
+    Args:
+      v: `[..., C]`.
+      signs_C: from `draw_signs`.
+      width: O.
+
+    Returns:
+      `[..., O]`.
+
+    >>> fold(jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([1.0, 1.0, -1.0, 1.0]), 2).tolist()
+    [-1.4142135381698608, 4.242640495300293]
     """
-
-    test_CxS: jax.Array
-    product_CxS: jax.Array
-
-
-def empty_sketch(num_classes: int, rank: int, seed: int = 0) -> OutputSketch:
-    """A sketch of no examples, wide enough for a basis of this rank."""
-    size = min(num_classes, 2 * rank + 32)
-    if size == num_classes:
-        test = np.eye(num_classes)
-    else:
-        noise = np.random.default_rng(seed).normal(size=(num_classes, size))
-        test = np.linalg.qr(noise)[0]
-    return OutputSketch(jnp.asarray(test, jnp.float32), jnp.zeros((num_classes, size)))
+    classes = signs_C.shape[0]
+    rows = -(-classes // width)
+    signed = v * signs_C.reshape((1,) * (v.ndim - 1) + (classes,))
+    signed = jnp.pad(signed, [(0, 0)] * (v.ndim - 1) + [(0, rows * width - classes)])
+    return signed.reshape(*v.shape[:-1], rows, width).sum(axis=-2) * math.sqrt(width / classes)
 
 
-@jax.jit
-def add_to_sketch(sketch: OutputSketch, observed: Observed) -> OutputSketch:
-    """The sketch with these examples added."""
-    c = sketch.test_CxS.shape[0]
-    p = jax.nn.softmax(observed.logits_NxTxC).reshape(-1, c)
-    wp = p * observed.weights_NxT.reshape(-1, 1)
-    new = wp.sum(axis=0)[:, None] * sketch.test_CxS - wp.T @ (p @ sketch.test_CxS)
-    return dataclasses.replace(sketch, product_CxS=sketch.product_CxS + new)
+def fold_classes(labels: jax.Array, signs_C: jax.Array, width: int) -> jax.Array:
+    """`Uᵀ e_y` of one class each, `[...]` int32 to `[..., O]`: `fold` of one-hot vectors."""
+    size = signs_C[labels] * math.sqrt(width / signs_C.shape[0])
+    return jax.nn.one_hot(labels % width, width) * size[..., None]
 
 
-def output_basis(sketch: OutputSketch, rank: int) -> jax.Array:
-    """Leading eigenvectors of the sketched Fisher, orthonormal columns, `[C, rank]`.
-
-    Exact up to rounding where the sketch is as wide as the vocabulary.
-
-    Raises:
-      ValueError: a rank larger than the sketch.
-    """
-    test, product = (np.asarray(v, np.float64) for v in (sketch.test_CxS, sketch.product_CxS))
-    if rank > test.shape[1]:
-        raise ValueError(f"output rank={rank} exceeds the sketch's {test.shape[1]} directions")
-    # The shift makes the core positive definite: logits have a free constant.
-    shift = 1e-7 * np.linalg.norm(product)
-    shifted = product + shift * test
-    core = test.T @ shifted
-    half = np.linalg.cholesky((core + core.T) / 2 + shift * np.eye(len(core)))
-    vectors = np.linalg.svd(np.linalg.solve(half, shifted.T).T, full_matrices=False)[0][:, :rank]
-    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), range(rank)])
-    return jnp.asarray(vectors * signs, jnp.float32)
+def unfold(a: jax.Array, signs_C: jax.Array) -> jax.Array:
+    """`U a` of vectors over the buckets, `[..., O]` to `[..., C]`."""
+    classes, width = signs_C.shape[0], a.shape[-1]
+    rows = -(-classes // width)
+    repeated = jnp.tile(a, (1,) * (a.ndim - 1) + (rows,))[..., :classes]
+    signs = signs_C.reshape((1,) * (a.ndim - 1) + (classes,))
+    return repeated * signs * math.sqrt(width / classes)

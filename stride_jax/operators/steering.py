@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.operators.basis import Basis, features, standardise
+from stride_jax.operators.outputs import unfold
 from stride_jax.taps import Activations, Observed, Params, Suffix, TappedModel
 
 Context = dict[str, jax.Array]
@@ -32,13 +33,14 @@ class Operators:
         residual site. R counts the constant feature.
       size_K: what a measurement under `a_k` is multiplied by: the closed form stores matrices of
         one size and their own sizes here, training leaves matrices as they are and ones here.
-      outputs_CxO: U, the logit site's output basis; None where the outputs are the logits.
+      signs_C: of the folding that makes the logit site's output basis U; None where the outputs are
+        the logits.
     """
 
     basis: Basis
     a_KxRxO: jax.Array
     size_K: jax.Array
-    outputs_CxO: jax.Array | None = None
+    signs_C: jax.Array | None = None
 
     def __len__(self) -> int:
         return self.a_KxRxO.shape[0]
@@ -55,7 +57,7 @@ class Site:
       shape: the tap's own shape after the example axis, which `suffix` expects.
       suffix: rest of the network as a function of the tap.
       params: its parameters.
-      outputs_CxO: U at the logit site; None for the identity.
+      signs_C: of the folding U at the logit site; None for the identity.
     """
 
     width: int = dataclasses.field(metadata={"static": True})
@@ -63,13 +65,13 @@ class Site:
     shape: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     suffix: Suffix | None = dataclasses.field(default=None, metadata={"static": True})
     params: Params = None
-    outputs_CxO: jax.Array | None = None
+    signs_C: jax.Array | None = None
 
 
-def logit_site(observed: Observed, outputs_CxO: jax.Array | None = None) -> Site:
-    """Operators that add to the logits, along the output basis if there is one."""
-    width = observed.logits_NxTxC.shape[-1] if outputs_CxO is None else outputs_CxO.shape[1]
-    return Site(width=width, outputs_CxO=outputs_CxO)
+def logit_site(observed: Observed, signs_C: jax.Array | None = None, width: int = 0) -> Site:
+    """Operators that add to the logits, folded to `width` outputs where signs are given."""
+    classes = observed.logits_NxTxC.shape[-1]
+    return Site(width=classes if signs_C is None else width, signs_C=signs_C)
 
 
 def residual_site(
@@ -124,7 +126,7 @@ def logit_shift(site: Site, a_RxO: jax.Array, b_BxTxR: jax.Array, context_B: Con
     """
     shift = b_BxTxR @ a_RxO
     if site.suffix is None:
-        return shift if site.outputs_CxO is None else shift @ site.outputs_CxO.T
+        return shift if site.signs_C is None else unfold(shift, site.signs_C)
     z = context_B["z"] + shift
     logits = site.suffix(
         site.params,
@@ -143,7 +145,7 @@ def all_logit_shifts(
         k, r, o = a_KxRxO.shape
         flat = b_BxTxR @ a_KxRxO.transpose(1, 0, 2).reshape(r, k * o)
         shift = jnp.moveaxis(flat.reshape(*b_BxTxR.shape[:2], k, o), 2, 0)
-        return shift if site.outputs_CxO is None else shift @ site.outputs_CxO.T
+        return shift if site.signs_C is None else unfold(shift, site.signs_C)
     return jax.vmap(lambda a: logit_shift(site, a, b_BxTxR, context_B))(a_KxRxO)
 
 
