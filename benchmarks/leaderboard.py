@@ -43,6 +43,8 @@ class LeaderboardSettings:
     Attributes:
       num_subsets: of the bank; one half tunes, the other scores.
       repeats: timed rounds; each runs every method once.
+      methods: contestants; all for none.
+      uncalibrated: whether to tune and judge each method at temperature 1 as well.
       ensemble: base models of the ensembles; 0 leaves them out.
       removal_queries: queries of the counterfactual removal, evenly spaced; 0 leaves it out.
       removal_top_k: examples removed.
@@ -50,6 +52,8 @@ class LeaderboardSettings:
 
     num_subsets: int = 200
     repeats: int = 5
+    methods: tuple[str, ...] = ()
+    uncalibrated: bool = True
     ensemble: int = 5
     removal_queries: int = 20
     removal_top_k: tuple[int, ...] = (50, 500)
@@ -91,7 +95,11 @@ def tune(
 
 
 def contest(
-    method: Method, run: Run, halves: tuple[evaluation.Bank, evaluation.Bank], folder: pathlib.Path
+    method: Method,
+    run: Run,
+    halves: tuple[evaluation.Bank, evaluation.Bank],
+    folder: pathlib.Path,
+    uncalibrated_too: bool = True,
 ) -> Outcome:
     """Tune a method, calibrated and not; its scores are kept on disk."""
     tried = [settings for group in method.grid for settings in group]
@@ -101,7 +109,7 @@ def contest(
         with Meter() as cost:
             settings, scores, kept_bytes = tune(method, run.base_model, run, halves[0])
             uncalibrated = np.nan
-            if method.calibrates:
+            if method.calibrates and uncalibrated_too:
                 plain_model = dataclasses.replace(run.base_model, temperature=1.0)
                 _, other, _ = tune(method, plain_model, run, halves[0])
                 uncalibrated = evaluation.lds(other, halves[1]).lds
@@ -243,9 +251,12 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     bank = run.bank
     halves = bank.halves()
     names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
-    methods = contestants(sorted(names), run.settings.stride, is_text=run.is_text)
+    methods = contestants(
+        sorted(names), run.settings.stride, is_text=run.is_text, only=settings.methods
+    )
     folder = run.workdir / "methods"
-    outcomes = {m.name: contest(m, run, halves, folder) for m in bars(methods, desc="methods")}
+    too = settings.uncalibrated
+    outcomes = {m.name: contest(m, run, halves, folder, too) for m in bars(methods, desc="methods")}
     several = ensembles(methods, outcomes, run, settings.ensemble)
     outcomes |= {m.name: contest(m, run, halves, folder) for m in bars(several, desc="ensembles")}
     times = timings(methods, outcomes, run, settings.repeats)

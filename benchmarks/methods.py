@@ -135,14 +135,19 @@ def ensemble(method: Method, members: Sequence[Model], settings: Any) -> Method:
 
 
 def contestants(
-    names: Sequence[str], base: StrideSettings, *, is_text: bool = False
+    names: Sequence[str],
+    base: StrideSettings,
+    *,
+    is_text: bool = False,
+    only: Sequence[str] = (),
 ) -> list[Method]:
     """Every method that fits the data, STRIDE first, whose closed form is not tuned at all.
 
     Args:
       names: the model's taps.
       base: STRIDE's settings.
-      is_text: whether inputs are strings.
+      is_text: whether inputs are tokens or strings.
+      only: names of the methods wanted; all for none.
     """
     small = 3 * base.design.num_subsets // 10
     many = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -189,8 +194,35 @@ def contestants(
         Method("less", less.fit, less.score, [[e(epsilon=x)] for x in (1e-2, 1e-1, 1.0)]),
     ]
     if is_text:
-        methods += [
-            Method("tf-idf", text.fit_tfidf, text.score_tfidf, [[text.TfidfSettings()]], False),
-            Method("bm25", text.fit_bm25, text.score_bm25, [[text.Bm25Settings()]], False),
+        methods[1:1] = [
+            Method(f"stride-{name}", fit_stride, score_stride, [[settings]])
+            for name, settings in _text_variants(base).items()
         ]
-    return methods
+        methods += [
+            Method(
+                "tf-idf",
+                text.fit_tfidf,
+                text.score_tfidf,
+                [[text.TfidfSettings(n)] for n in (1, 2, 3)],
+                False,
+            ),
+            Method(
+                "bm25",
+                text.fit_bm25,
+                text.score_bm25,
+                [[text.Bm25Settings(k1=k1)] for k1 in (0.5, 1.5, 3.0)],
+                False,
+            ),
+        ]
+    return [method for method in methods if not only or method.name in only]
+
+
+def _text_variants(base: StrideSettings) -> dict[str, StrideSettings]:
+    """A query read whole; every logit steered; the last residual stream in place of the logits."""
+    whole = dataclasses.replace(base.measure, group=0)
+    full = dataclasses.replace(base.closed_form, output_damping=1.0)
+    return {
+        "whole": dataclasses.replace(base, measure=whole),
+        "full": dataclasses.replace(base, output_rank=0, closed_form=full),
+        "residual": dataclasses.replace(base, sites=("final",)),
+    }

@@ -83,9 +83,7 @@ def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, An
 def hold(run: Run, settings: RetrievalSettings) -> dict[str, Any]:
     """Every method's row, ours first, and how much each differs from it."""
     names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
-    methods = contestants(sorted(names), run.settings.stride, is_text=True)
-    if settings.methods:
-        methods = [method for method in methods if method.name in settings.methods]
+    methods = contestants(sorted(names), run.settings.stride, is_text=True, only=settings.methods)
     rows = [judge(method, run, settings) for method in bars(methods, desc="methods")]
     ours = rows[0]["mrr_per_query"]
     for row in rows:

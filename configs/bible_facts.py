@@ -19,10 +19,10 @@ def get_config(arg: str = "") -> ConfigDict:
         "max_train": 200 if small else 4096,
         "num_calibration": 8 if small else 200,
         "vocab_size": 300 if small else 1024,
-        "length": 32 if small else 64,
+        "length": 48 if small else 64,
     }
     config.facts = 12 if small else 200
     config.update({"retrieval": {"tuning_queries": 4 if small else 50}})
     if small:
-        config.update_from_flattened_dict({"model.gpt.sequence_len": 32})
+        config.update_from_flattened_dict({"model.gpt.sequence_len": 48})
     return config

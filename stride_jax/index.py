@@ -30,8 +30,8 @@ class StrideSettings:
       taps: activations the basis sees; none named: the one whose variation moves the logits most
         (`operators.tap_energies`), or all of them where the model has no suffix form.
       basis: features of the taps.
-      output_rank: O, directions of the logits that operators at the logit site act along, where the
-        model has more classes than that; 0 for all classes.
+      output_rank: O, buckets that the logits are folded into where the model has more classes than
+        that (`operators.outputs`); 0 steers every logit by itself.
       sites: where operators act, `logit` or names of taps (residual sites). Each is a block of
         its own; measurements add up.
       fit: `closed_form` solves for the operators, `joint` trains them with the published losses.

@@ -189,7 +189,7 @@ def _pass(
         moments[name], residual_N = ops.accumulate(
             settings.design.num_subsets, subsets_Nxd, site, basis, data,
             form=_form(settings, site, basis), rotation=rotations.get(name), view=view,
-            params=corpus.params, batch_size=how.batch_size, max_bytes=settings.chunk_bytes // 4,
+            params=corpus.params, batch_size=how.batch_size, max_bytes=settings.chunk_bytes // 8,
             mesh=corpus.mesh, progress=corpus.progress,
         )  # fmt: skip
     return moments, residual_N

@@ -1,5 +1,7 @@
 """The recovery benchmark at a tiny size, and the gap that it holds every solver to."""
 
+import dataclasses
+import importlib
 import json
 import pathlib
 import subprocess
@@ -9,8 +11,12 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
+from benchmarks import retrieval
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
+from stride_jax.data import relevant
+from stride_jax.pipeline import Run, RunSettings
+from stride_jax.runtime.settings import build
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -71,3 +77,23 @@ def test_a_solver_that_cannot_fit_is_left_out_with_its_reason():
     assert left_out("jaxopt-dense", problem, 2**30) is None
     assert "needs about" in str(left_out("jaxopt-dense", problem, 1000))
     assert left_out("stride", problem, 0) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*repeat another's content:UserWarning")
+@pytest.mark.parametrize("name", ["verses", "facts"])
+def test_retrieval_finds_what_text_overlap_finds(name, tmp_path):
+    values = importlib.import_module(f"configs.bible_{name}").get_config("runlocal").to_dict()
+    del values["leaderboard"]
+    asked = build(retrieval.RetrievalSettings, values.pop("retrieval"))
+    asked = dataclasses.replace(asked, methods=("stride", "random", "bm25"))
+    run = Run(build(RunSettings, values), tmp_path)
+    board = retrieval.hold(run, asked)
+    rows = {row["method"]: row for row in board["rows"]}
+    assert list(rows) == ["stride", "random", "bm25"]
+    assert board["queries"] == 8
+    assert rows["stride"]["difference"] == 0
+    assert rows["bm25"]["mrr"] > 0.3 > rows["random"]["mrr"]
+    assert retrieval.table(board).count("\n") == 6
+    # Every query has its answers among the training sequences, and they are what it says.
+    truth = relevant(run.text.truth, run.query.ids, run.train.ids)
+    assert (truth.sum(axis=1) >= (2 if name == "verses" else 1)).all()

@@ -87,6 +87,8 @@ def test_mistakes_are_named_before_work_starts(tmp_path):
         build(RunSettings, {"stride": {"desing": {}}})
     with pytest.raises(ValueError, match=r"config.num_subsets='9' must be of type int"):
         build(Design, {"num_subsets": "9"})
+    with pytest.raises(ValueError, match=r"config.stride is a section of settings"):
+        build(RunSettings, {"stride": 3})
 
 
 def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):

@@ -16,7 +16,7 @@ def num_parameters(model: Model, inputs: np.ndarray) -> int:
     objective = lambda o, y: o  # noqa: E731
     shape = jax.eval_shape(
         lambda x: flat_gradients(model.layer_pass(model.params, x, jnp.zeros(1, int), objective)),
-        jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jnp.float32),
+        jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype),
     )
     return shape.shape[1]
 

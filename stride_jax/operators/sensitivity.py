@@ -65,10 +65,11 @@ def tap_energies(
     logits, activations = tapped(params, x)
     signs = jax.random.rademacher(jax.random.key(seed), (probes, *logits.shape), jnp.float32)
 
+    counted = np.asarray(observed.weights_NxT) > 0
     energies = {}
     for name, value in activations.items():
-        h = observed.activations[name]
-        variance = float(jnp.var(h.reshape(-1, h.shape[-1]), axis=0).sum())
+        h_nxD = np.asarray(observed.activations[name])[counted]
+        variance = float(h_nxD.var(axis=0).sum())
         energies[name] = variance * float(
             _squared_jacobian(suffix, params, x, {name: value}, signs)
         )

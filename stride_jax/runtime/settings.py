@@ -33,6 +33,11 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
         kind = _needed(hints[name])
         if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
             built[name] = build(kind, value, f"{where}.{name}")  # pyright: ignore[reportArgumentType]
+        elif dataclasses.is_dataclass(kind) and value is not None and not isinstance(value, kind):  # pyright: ignore[reportArgumentType]
+            raise ValueError(
+                f"{where}.{name} is a section of settings and takes a mapping, not "
+                f"{type(value).__name__}; of a ConfigDict give to_dict()"
+            )
         else:
             built[name] = _coerce(kind, value, f"{where}.{name}")
     return cls(**built)
