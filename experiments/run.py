@@ -32,7 +32,8 @@ def table(summary: dict[str, Any]) -> str:
         f"{detail['perfect_predictor']:.3f}",
         f"bank: m = {bank['num_subsets']}, alpha = {bank['alpha']}, {bank['num_seeds']} seeds; "
         f"{summary['num_train']} train, {summary['num_queries']} queries; "
-        f"accuracy {summary['accuracy']:.3f}, temperature {summary['temperature']:.2f}",
+        f"accuracy {summary['accuracy']:.3f}, held-out loss {summary['held_out_loss']:.3f} nats, "
+        f"temperature {summary['temperature']:.2f}",
         "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in summary["stages"].items()),
     ]
     return "\n".join(lines)

@@ -40,6 +40,7 @@ from stride_jax.evaluation import BankSettings
 from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
 from stride_jax.models import ModelSettings, TrainSettings
+from stride_jax.models.train import cross_entropy
 from stride_jax.recovery import lasso
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
@@ -354,7 +355,7 @@ class Run:
             "ceiling_detail": noise,
             "methods": results,
             "stages": self.seconds,
-            "accuracy": self._accuracy(),
+            **self._held_out(),
             "temperature": self.model[1],
             "recovery": {
                 "max_relative_gap": float(self.recovery.relative_gap_Q.max()),
@@ -368,10 +369,14 @@ class Run:
             "num_queries": len(self.query),
         }
 
-    def _accuracy(self) -> float:
-        logits = np.asarray(self.tapped(self.model[0], jnp.asarray(self.query.inputs))[0])
+    def _held_out(self) -> dict[str, float]:
+        """The base model on the queries: share of labels it gets right, nats a label it loses."""
+        logits = self.tapped(self.model[0], jnp.asarray(self.query.inputs))[0]
         labels = self.query.labels
-        return float((logits.argmax(axis=-1) == labels)[labels >= 0].mean())
+        right = np.asarray(logits.argmax(axis=-1)) == labels
+        loss = np.asarray(cross_entropy(logits, jnp.asarray(labels)))
+        return {"accuracy": float(right[labels >= 0].mean()),
+                "held_out_loss": float(loss[labels >= 0].mean())}  # fmt: skip
 
     def write(self) -> dict[str, Any]:
         """Run everything; write `attribution.parquet` and `summary.json`; return the summary.
