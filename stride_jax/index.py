@@ -134,7 +134,7 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> dict[str, ops.Operators]:
             ops.Basis(part(site, "mean"), part(site, "scale"), part(site, "weights")),
             split[site, "a"],
             split[site, "size"],
-            split.get((site, "outputs")),
+            split.get((site, "signs")),
         )
         for site in dict.fromkeys(key[0] for key in split)
     }

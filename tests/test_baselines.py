@@ -209,6 +209,9 @@ def test_ekfac_is_the_fisher_s_diagonal_in_its_eigenbasis(scene):
         exact = exact + own[:, part] @ relative(fisher, 0.1) @ g[:, part].T
     scores = ekfac.score(state, model, train, query, settings)
     np.testing.assert_allclose(scores, expected, rtol=1e-2, atol=2e-3 * np.abs(expected).max())
+    one_by_one = dataclasses.replace(settings, max_bytes=1)
+    again = ekfac.score(state, model, train, query, one_by_one)
+    np.testing.assert_allclose(again, scores, rtol=1e-5, atol=1e-6 * np.abs(scores).max())
     near, far = spearman_rows(scores, exact).mean(), spearman_rows(own @ g.T, exact).mean()
     assert near > 0.85, "EK-FAC approximates the exact block inverse"
     assert near > far + 0.05, "and better than no curvature at all"

@@ -21,12 +21,14 @@ class EkfacSettings:
       damping: relative to the mean corrected eigenvalue of each layer.
       samples: labels drawn from the model for each example; they make it the true Fisher.
       batch_size: examples a pass.
+      max_bytes: of the queries' preconditioned gradients in memory.
       seed: of the labels.
     """
 
     damping: float = 1e-1
     samples: int = 2
     batch_size: int = 128
+    max_bytes: int = 1 << 30
     seed: int = 0
 
 
@@ -135,14 +137,18 @@ def score(
     """
     scores = np.empty((len(query), len(train)), np.float32)
     damping = jnp.float32(settings.damping)
-    size = settings.batch_size
-    held = [
-        (q, _preconditioned(model, model.params, state, x, y, damping))
-        for q, x, y, _ in batches(query.inputs, query.labels, size)
-    ]
-    for i, x, y, _ in batches(train.inputs, train.labels, size):
-        for q, v in held:
-            block = scores[q : q + size, i : i + size]
-            out = np.asarray(_against(model, model.params, v, x, y))
+    bytes_each = 4 * sum(values.size for values in state["eigenvalues"].values())
+    # As many queries as fit, since each group of them takes the training gradients anew.
+    several = max(1, settings.max_bytes // bytes_each)
+    for start in range(0, len(query), several):
+        rows = slice(start, min(start + several, len(query)))
+        parts = [
+            _preconditioned(model, model.params, state, x, y, damping)
+            for _, x, y, _ in batches(query.inputs[rows], query.labels[rows], settings.batch_size)
+        ]
+        held = {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for i, x, y, _ in batches(train.inputs, train.labels, settings.batch_size):
+            block = scores[rows, i : i + settings.batch_size]
+            out = np.asarray(_against(model, model.params, held, x, y))
             block[:] = out[: block.shape[0], : block.shape[1]]
     return scores
