@@ -94,7 +94,7 @@ class Corpus:
         inputs, labels = np.asarray(self.inputs), np.asarray(self.labels)
         weights = np.ones(labels.shape, np.float32) if self.weights is None else self.weights
         data = {"inputs": inputs, "labels": labels, "weights": np.asarray(weights)}
-        taps.check_labels(wanted, self.params, inputs, labels)
+        taps.check_examples(wanted, self.params, **data)
         shapes = jax.eval_shape(
             functools.partial(taps.see, wanted), self.params, **{n: v[:1] for n, v in data.items()}
         )

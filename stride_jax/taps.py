@@ -272,7 +272,7 @@ def observe(
     mesh = meshes.make_mesh() if mesh is None else mesh
     labels = np.asarray(labels)
     weights = np.ones(labels.shape, np.float32) if weights is None else np.asarray(weights)
-    check_labels(tapped, params, inputs, labels)
+    check_examples(tapped, params, inputs, labels, weights)
     devices = mesh.devices.size
     batch_size = -(-min(batch_size, len(inputs)) // devices) * devices
     placed = meshes.over_examples(mesh)
@@ -303,16 +303,18 @@ def see(
     return _as_tokens(*tapped.forward(params, inputs), labels, weights)
 
 
-def check_labels(tapped: TappedModel, params: Params, inputs: Any, labels: np.ndarray) -> None:
-    """Refuse labels that a model has no class for, before anything runs.
+def check_examples(
+    tapped: TappedModel, params: Params, inputs: Any, labels: np.ndarray, weights: np.ndarray
+) -> None:
+    """Refuse examples that do not fit each other or the model, before anything runs.
 
     Raises:
       ValueError: lengths or shapes that don't fit, or labels outside the classes.
     """
-    if len(inputs) != len(labels) or len(inputs) == 0:
+    if not len(inputs) == len(labels) == len(weights) or len(inputs) == 0:
         raise ValueError(
             f"inputs, labels and weights need one row an example and at least one: got "
-            f"{len(inputs)} inputs, {len(labels)} labels"
+            f"{len(inputs)}, {len(labels)}, {len(weights)}"
         )
     shape = jax.eval_shape(tapped.forward, params, inputs[:1])[0].shape
     if len(shape) == labels.ndim or (1, *labels.shape[1:]) != shape[: labels.ndim]:

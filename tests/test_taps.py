@@ -125,5 +125,7 @@ def test_bad_observations_are_refused(trained):
         taps.observe(
             trained.tapped, jax.tree.map(lambda v: v * jnp.nan, params), q.inputs[:2], q.labels[:2]
         )
-    with pytest.raises(ValueError, match=r"logits of shape \(4, 10\) do not fit labels"):
+    with pytest.raises(
+        ValueError, match=r"logits of shape \(1, 10\) for one example do not fit labels"
+    ):
         taps.observe(trained.tapped, params, q.inputs[:4], np.zeros((4, 3), int))
