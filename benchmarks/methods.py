@@ -214,6 +214,10 @@ def contestants(
                 False,
             ),
         ]
+    if unknown := set(only) - {method.name for method in methods}:
+        raise ValueError(
+            f"no method {min(unknown)!r} here: use some of {[method.name for method in methods]}"
+        )
     return [method for method in methods if not only or method.name in only]
 
 

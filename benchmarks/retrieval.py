@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from benchmarks.meter import Meter
 from benchmarks.methods import Method, contestants
 from stride_jax import attribution, evaluation
-from stride_jax.data import Examples, relevant
+from stride_jax.data import relevant
 from stride_jax.pipeline import Run, RunSettings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
@@ -45,11 +45,6 @@ class RetrievalSettings:
     tuning_queries: int = 100
     top_k: int = 10
     methods: tuple[str, ...] = ()
-
-
-def rows_of(examples: Examples, rows: slice) -> Examples:
-    """Some of the examples."""
-    return Examples(examples.inputs[rows], examples.labels[rows], examples.ids[rows])
 
 
 def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Index:
     Attributes:
       operators: `{site: basis and K steering matrices}`.
       train_ids: `[N]` strings; with the design's seed they give the membership.
-      residual_N: float32 `||e_i||` of the training examples (`operators.residual_sizes`).
+      residual_N: float32 `||e_i||` of the training examples (`operators.accumulate`).
       settings: what made it, the taps that were chosen among them.
       moments: `{site: sums over the training set}`, if they were kept: with them the index can be
         appended to.

@@ -104,13 +104,15 @@ def _by_subset(
 
     def local(b_nxTxR: jax.Array, e_nxTxO: jax.Array, rows_1xSxk: jax.Array) -> jax.Array:
         n, tokens, rank = b_nxTxR.shape
-        padded = jnp.pad(e_nxTxO, ((0, 0), (0, 0), (0, blocks * width - outputs)))
+        # One more example, of zeros, is what rows point at for padding.
+        b_nxTxR = jnp.pad(b_nxTxR, ((0, 1), (0, 0), (0, 0)))
+        padded = jnp.pad(e_nxTxO, ((0, 1), (0, 0), (0, blocks * width - outputs)))
 
         def block(e_nxTxo: jax.Array) -> jax.Array:
-            g_nxRo = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxo).reshape(n, -1)
-            return gather_add(jnp.pad(g_nxRo, ((0, 1), (0, 0))), rows_1xSxk[0])
+            g_nxRo = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxo).reshape(n + 1, -1)
+            return gather_add(g_nxRo, rows_1xSxk[0])
 
-        split = jnp.moveaxis(padded.reshape(n, tokens, blocks, width), 2, 0)
+        split = jnp.moveaxis(padded.reshape(n + 1, tokens, blocks, width), 2, 0)
         sums = jax.lax.map(block, split).reshape(blocks, -1, rank, width)
         sums = jnp.moveaxis(sums, 0, 2).reshape(-1, rank, blocks * width)[..., :outputs]
         return jax.lax.psum(sums, meshes.DATA)
@@ -229,7 +231,6 @@ def accumulate(
     view: View = given,
     params: Params = None,
     rotation: tuple[jax.Array, jax.Array] | None = None,
-    start: Moments | None = None,
     batch_size: int = 2048,
     max_bytes: int = 1 << 27,
     mesh: Mesh | None = None,
@@ -249,7 +250,6 @@ def accumulate(
       params: the first argument of `view`.
       rotation: eigenvectors for `eigen`; of these examples' own factors by default, which takes
         one more pass. Moments that are to be added up need the same.
-      start: moments of other examples, to go on from; they are used up.
       batch_size: examples a step, if `max_bytes` lets it.
       max_bytes: on a device, of a part's logits, of a batch's features and errors, and of a batch's
         outer products at a time.
@@ -278,10 +278,8 @@ def accumulate(
     if form == "eigen" and rotation is None:
         return run(form=form, rotation=eigenbases(run(form="kronecker")[0]))
     count = len(subsets_Nxd)
-    total = start
-    if total is None:
-        total = zeros(num_subsets, basis.rank, site.width, form, rotation)
-        total = jax.device_put(total, _shardings(total, mesh, num_subsets))
+    total = zeros(num_subsets, basis.rank, site.width, form, rotation)
+    total = jax.device_put(total, _shardings(total, mesh, num_subsets))
     one = jax.tree.map(lambda v: v[:1], data)
     _, tokens, classes = jax.eval_shape(view, params, site, one)[0].logits_NxTxC.shape
     size, parts, width = _sizes(

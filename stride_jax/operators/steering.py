@@ -29,7 +29,7 @@ class Operators:
 
     Attributes:
       basis: `B_psi`.
-      a_KxRxO: steering matrices; O = C at the logit site, or the rank of its output basis; D at a
+      a_KxRxO: steering matrices; O = C at the logit site, or the buckets of its folding; D at a
         residual site. R counts the constant feature.
       size_K: what a measurement under `a_k` is multiplied by: the closed form stores matrices of
         one size and their own sizes here, training leaves matrices as they are and ones here.
