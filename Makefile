@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow lint format clean
+.PHONY: setup quickstart test test-slow drill lint format clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ test: lint
 test-slow: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,peers]'
 	$(BIN)/python -m pytest -m slow
+
+# Thirty runs killed at random moments and gone on with; about 25 minutes.
+drill: setup
+	$(BIN)/python -m benchmarks.drill --workdir=runs/drill --kills=30
 
 format: setup
 	$(BIN)/ruff format .

@@ -23,12 +23,12 @@ from stride_jax.baselines import logra
 from stride_jax.data import Examples
 from stride_jax.design import membership
 from stride_jax.index import StrideSettings
-from stride_jax.pipeline import Run, RunSettings
+from stride_jax.pipeline import Run
 from stride_jax.recovery import Recovery, solve
 from stride_jax.recovery.selection import SelectionSettings, recover
+from stride_jax.run_settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
-from stride_jax.runtime.settings import build
 from stride_jax.stride import lasso_state
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -164,8 +164,8 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     values = _CONFIG.value.to_dict()
-    values["bank"]["num_subsets"] = values.pop("leaderboard")["num_subsets"]
-    run = Run(build(RunSettings, values), _WORKDIR.value, bars)
+    values["bank"]["num_subsets"] = values["leaderboard"]["num_subsets"]
+    run = Run(run_settings(values), _WORKDIR.value, bars)
     taps = sorted(jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1])
     base = run.settings.stride
     trials = [*direct_trials(base, taps), *sketch_trials(base)]

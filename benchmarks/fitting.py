@@ -22,10 +22,10 @@ from ml_collections import config_flags
 from stride_jax import attribution, stride
 from stride_jax.data import Examples
 from stride_jax.models.train import cross_entropy
-from stride_jax.pipeline import Run, RunSettings
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
-from stride_jax.runtime.settings import build
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
@@ -89,10 +89,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    values = _CONFIG.value.to_dict()
-    for section in ("leaderboard", "retrieval"):
-        values.pop(section, None)
-    settings = build(RunSettings, values)
+    settings = run_settings(_CONFIG.value.to_dict())
     if settings.text is None:
         raise app.UsageError("give a config of text")
     workdir, sizes = pathlib.Path(_WORKDIR.value), [int(n) for n in _SIZES.value]

@@ -26,7 +26,8 @@ from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
 from stride_jax.baselines.model import Model
 from stride_jax.evaluation import CounterfactualResult, CounterfactualSettings
-from stride_jax.pipeline import Run, RunSettings
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import run_settings
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.settings import build
@@ -322,7 +323,7 @@ def main(argv: Sequence[str]) -> None:
     settings = build(LeaderboardSettings, values.pop("leaderboard", {}), "config.leaderboard")
     values.setdefault("bank", {})["num_subsets"] = settings.num_subsets
     workdir = pathlib.Path(_WORKDIR.value)
-    board = plain(hold(Run(build(RunSettings, values), workdir, bars), settings))
+    board = plain(hold(Run(run_settings(values), workdir, bars), settings))
     write_json(workdir / "leaderboard.json", board)
     page = report.write(workdir.parent, pathlib.Path(_DOCS.value))
     print(report.table(board))

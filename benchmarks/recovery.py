@@ -27,10 +27,9 @@ from benchmarks.meter import Meter
 from benchmarks.signals import Problem, measured, plant, pose, relative_gaps, rows_of
 from benchmarks.solvers import SOLVERS, Answer, left_out
 from stride_jax import attribution
-from stride_jax.pipeline import RunSettings
+from stride_jax.run_settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
-from stride_jax.runtime.settings import build
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Of the run measured.", lock_config=True)
 _MEASURED = flags.DEFINE_string("measured", None, "Workdir of a run whose measurements serve.")
@@ -153,9 +152,8 @@ def main(argv: Sequence[str]) -> None:
             _SPARSITY.value, _NOISE.value,
         )  # fmt: skip
     else:
-        values = _CONFIG.value.to_dict()
-        values.pop("leaderboard", None)
-        signals = measured(build(RunSettings, values), _MEASURED.value, _NUM_QUERIES.value)
+        settings = run_settings(_CONFIG.value.to_dict())
+        signals = measured(settings, _MEASURED.value, _NUM_QUERIES.value)
     problem = pose(signals, _FRACTION.value, _GAP.value, _CORES.value)
     why = {n: left_out(n, problem, int(_MEMORY.value * 2**30)) for n in _SOLVERS.value}
     names = [n for n in _SOLVERS.value if why[n] is None]

@@ -23,8 +23,9 @@ from benchmarks.meter import Meter
 from benchmarks.methods import Method, contestants
 from stride_jax import attribution, evaluation
 from stride_jax.data import relevant
-from stride_jax.pipeline import Run, RunSettings
-from stride_jax.runtime.files import plain, write_json
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import run_settings
+from stride_jax.runtime.files import fingerprint, plain, read_json, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.settings import build
 
@@ -71,18 +72,29 @@ def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, An
         "tried": sum(map(len, method.grid)),
         "settings": best[1],
         "seconds_of_all_settings": cost.seconds,
-        "mrr_per_query": reciprocal.per_query_Q,
+        "mrr_per_query": reciprocal.per_query_Q.tolist(),
     }
+
+
+def kept(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any]:
+    """A method's row, from its file if it was judged before."""
+    key = fingerprint(run.key("model"), method.name, [list(g) for g in method.grid], settings.top_k,
+                      settings.tuning_queries)  # fmt: skip
+    path = run.workdir / "methods" / f"{method.name}-{key}.json"
+    if not path.exists():
+        write_json(path, judge(method, run, settings))
+    return read_json(path)
 
 
 def hold(run: Run, settings: RetrievalSettings) -> dict[str, Any]:
     """Every method's row, ours first, and how much each differs from it."""
     names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
     methods = contestants(sorted(names), run.settings.stride, is_text=True, only=settings.methods)
-    rows = [judge(method, run, settings) for method in bars(methods, desc="methods")]
-    ours = rows[0]["mrr_per_query"]
+    rows = [kept(method, run, settings) for method in bars(methods, desc="methods")]
+    ours = np.array(rows[0]["mrr_per_query"])
     for row in rows:
-        difference, interval = evaluation.bootstrap_difference(row.pop("mrr_per_query"), ours)
+        theirs = np.array(row.pop("mrr_per_query"))
+        difference, interval = evaluation.bootstrap_difference(theirs, ours)
         row |= {"difference": difference, "difference_ci95": interval}
     return {
         "rows": rows,
@@ -119,9 +131,8 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     values = _CONFIG.value.to_dict()
     settings = build(RetrievalSettings, values.pop("retrieval", {}), "config.retrieval")
-    values.pop("leaderboard", None)
     workdir = pathlib.Path(_WORKDIR.value)
-    board = plain(hold(Run(build(RunSettings, values), workdir, bars), settings))
+    board = plain(hold(Run(run_settings(values), workdir, bars), settings))
     write_json(workdir / "retrieval.json", board)
     print(table(board))
     print(f"written: {workdir / 'retrieval.json'}")

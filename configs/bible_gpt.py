@@ -55,6 +55,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "lasso": {"lambda_fraction": 0.2, "relative_gap": 1e-2},
             },
             "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 1},
+            "mesh": {"data": -1, "subset": 0, "parameters": "replicated"},
+            "keep": {"seconds": 300.0},
             "leaderboard": {
                 "num_subsets": 100,
                 "repeats": 2,

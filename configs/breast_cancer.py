@@ -32,6 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "lasso": {"lambda_fraction": 0.02, "relative_gap": 1e-3},
             },
             "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 50},
+            "mesh": {"data": -1, "subset": 0, "parameters": "replicated"},
+            "keep": {"seconds": 300.0},
             "leaderboard": {
                 "num_subsets": 200,
                 "repeats": 5,

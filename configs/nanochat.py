@@ -13,6 +13,9 @@ from ml_collections import ConfigDict
 SITES = {12: "block8", 16: "block10", 20: "block12", 24: "block15"}
 """Published layer of the operators, by depth; taken to count from zero."""
 
+NUM_TRAIN = {12: 1_690_000, 16: 3_630_000, 20: 6_830_000, 24: 11_400_000}
+"""Training examples; the last is published, the others have the same tokens an example."""
+
 
 def preset(depth: int) -> ConfigDict:
     """Model and method at one published depth: width 64 L, heads of 128, context 2,048."""
@@ -35,7 +38,21 @@ def preset(depth: int) -> ConfigDict:
             "stride": {
                 "design": {"num_subsets": 1000, "degree": 10, "seed": 0},
                 "basis": {"rank": 16},
+                "taps": (SITES[depth],),
                 "sites": (SITES[depth],),
+                "measure": {"form": "first_order"},
+                "prior": 0.0,
+            },
+            "bank": {"num_subsets": 100, "models_at_once": 1},
+            "mesh": {"data": -1, "subset": 0, "parameters": "sharded"},
+            "keep": {"seconds": 600.0},
+            # 500 queries; the published corpora have 2.7, 5.8, 10.9 and 18.2 billion tokens, the
+            # largest of them 11.4 million examples.
+            "plan": {
+                "num_train": NUM_TRAIN[depth],
+                "num_queries": 500,
+                "input_shape": (2048,),
+                "num_classes": 32_768,
             },
         }
     )

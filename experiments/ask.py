@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from stride_jax.answer import Answer, AskSettings, Passage, ask
-from stride_jax.pipeline import Run, RunSettings
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import RunSettings
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.settings import build
 

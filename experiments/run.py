@@ -1,22 +1,42 @@
 """Run a config from data to summary.
 
-python -m experiments.run --config=configs/mnist5k.py --workdir=runs/quickstart
+    python -m experiments.run --config=configs/mnist5k.py --workdir=runs/quickstart
+
+On several hosts the same command runs on each with `--multihost` (`experiments.launch` writes it).
+Asked to stop by SIGTERM, it saves and exits with code 75; the same command goes on.
 """
 
+import contextlib
+import os
 import pathlib
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import figures
-from stride_jax.pipeline import Run, RunSettings
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import run_settings
+from stride_jax.runtime.durable import StopRequest
+from stride_jax.runtime.metrics import MetricsWriter
+from stride_jax.runtime.processes import Cluster, connect, leads
 from stride_jax.runtime.progress import bars
-from stride_jax.runtime.settings import build
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's products.", required=True)
+_REUSE = flags.DEFINE_bool("reuse", False, "Take over a folder of other settings; reuse stages.")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other processes of this job.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of the first process.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the whole job.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's.", lower_bound=0)
+_PROFILE = flags.DEFINE_enum(
+    "profile", None, ["operators", "measurements", "recovery", "bank"],
+    "Stage to write a profile of, into <workdir>/profile, if it has not run yet.",
+)  # fmt: skip
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -45,16 +65,47 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
     values = _CONFIG.value.to_dict()
-    for section in ("leaderboard", "retrieval"):  # for the benchmarks
-        values.pop(section, None)
-    run = Run(build(RunSettings, values), _WORKDIR.value, bars)
-    summary = run.write()
+    settings = run_settings(values)
+    cluster = Cluster(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _MULTIHOST.value:
+        connect(cluster)
+    elif cluster != Cluster():
+        raise app.UsageError("--coordinator, --num_processes and --process_id need --multihost")
+    stop, workdir = StopRequest().listen(), pathlib.Path(_WORKDIR.value)
+    with leaving_others() if _MULTIHOST.value else contextlib.nullcontext():
+        report = MetricsWriter(workdir / "metrics") if leads() else None
+        run = Run(settings, workdir, bars, stop, report)
+        if _PROFILE.value:
+            with jax.profiler.trace(str(workdir / "profile")):
+                getattr(run, _PROFILE.value)
+        summary = run.write(_REUSE.value)
+        if report is not None:
+            report.close()
+            show(run, summary)
+
+
+@contextlib.contextmanager
+def leaving_others() -> Iterator[None]:
+    """End at once on any error: JAX's own way out waits minutes for processes that are stuck."""
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def show(run: Run, summary: dict[str, Any]) -> None:
+    """Print the table, and draw what can be drawn."""
     written = ["summary.json", "attribution.parquet"]
     if run.query.inputs.ndim == 4:  # images
         written.append("proponents.png")
-        figures.proponents(run, pathlib.Path(_WORKDIR.value) / written[-1])
+        figures.proponents(run, run.workdir / written[-1])
     print(table(summary))
-    print(f"written to {_WORKDIR.value}: {', '.join(written)}")
+    print(f"written to {run.workdir}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.index import StrideSettings
+from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress, silent
 
 
@@ -63,10 +64,15 @@ class Corpus:
         return dataclasses.replace(self, inputs=inputs, labels=labels, weights=weights)
 
     def sample(self, tokens: int) -> "Corpus":
-        """Evenly spaced examples of about so many tokens altogether; all if there are fewer."""
+        """Evenly spaced examples of about so many tokens altogether; all if there are fewer.
+
+        One device looks at them, so that a basis does not depend on how many there are; unless the
+        model is split over all of them.
+        """
         each = int(np.prod(np.shape(self.labels)[1:]))
         count = min(len(self), -(-tokens // each))
-        return self.part(np.unique(np.linspace(0, len(self) - 1, count).astype(int)))
+        few = self.part(np.unique(np.linspace(0, len(self) - 1, count).astype(int)))
+        return dataclasses.replace(few, mesh=meshes.mesh_of(self.params) or meshes.single_mesh())
 
     def chunk(self, settings: StrideSettings) -> int:
         """Examples a chunk, so that what the model says about them fits `chunk_bytes`."""
@@ -78,14 +84,15 @@ class Corpus:
         # Equal chunks, so that one program serves them all.
         return -(-len(self) // -(-len(self) // most))
 
-    def inner_progress(self, settings: StrideSettings) -> Progress:
-        """For loops within a chunk: silent where the chunks themselves have a bar."""
-        return self.progress if self.chunk(settings) == len(self) else silent
-
-    def training_view(
-        self, settings: StrideSettings, signs_C: jax.Array | None = None
+    def view(
+        self, settings: StrideSettings, signs_C: jax.Array | None = None, *, training: bool = False
     ) -> tuple[ops.View, dict[str, np.ndarray], dict[str, ops.Site]]:
-        """What a pass over training examples needs: a view, its data, and the sites.
+        """What a pass over these examples needs: a view, its data, and the sites.
+
+        Args:
+          settings: taps and sites, all named.
+          signs_C: of the logit site's folding.
+          training: whether they are seen as `ops.as_training` gives them.
 
         Raises:
           ValueError: labels that the model has no class for.
@@ -99,7 +106,7 @@ class Corpus:
             functools.partial(taps.see, wanted), self.params, **{n: v[:1] for n, v in data.items()}
         )
         sites = {name: self._site(settings, shapes, name, signs_C) for name in settings.sites}
-        return _training_view(wanted, settings.closed_form), data, sites
+        return _view(wanted, settings.closed_form if training else None), data, sites
 
     def signs(self, settings: StrideSettings) -> jax.Array | None:
         """Signs that fold the vocabulary, where `output_rank` is below its size."""
@@ -156,14 +163,15 @@ class Corpus:
 
 
 @functools.lru_cache(maxsize=64)
-def _training_view(tapped: taps.TappedModel, how: ops.ClosedFormSettings) -> ops.View:
-    """How the model sees training examples; kept, so that asking again costs no compilation."""
+def _view(tapped: taps.TappedModel, how: ops.ClosedFormSettings | None) -> ops.View:
+    """How the model sees examples; kept, so that asking again costs no compilation."""
 
     def view(
         params: Any, site: ops.Site, batch: dict[str, jax.Array]
     ) -> tuple[taps.Observed, ops.Context]:
         observed = taps.see(tapped, params, **batch)
-        return ops.as_training(observed, how), ops.context(site, observed, batch["inputs"])
+        seen = observed if how is None else ops.as_training(observed, how)
+        return seen, ops.context(site, observed, batch["inputs"])
 
     return view
 
@@ -188,6 +196,6 @@ def choose_taps(corpus: Corpus, settings: StrideSettings, *, sample: int = 1024)
         return settings
     if tapped.suffix is None:
         return dataclasses.replace(settings, taps=tuple(sorted(names)))
-    seen = taps.observe(tapped, corpus.params, few.inputs, few.labels, mesh=corpus.mesh)
+    seen = taps.observe(tapped, corpus.params, few.inputs, few.labels, mesh=few.mesh)
     chosen = ops.choose_tap(ops.tap_energies(tapped, corpus.params, seen, few.inputs))
     return dataclasses.replace(settings, taps=(chosen,))

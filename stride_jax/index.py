@@ -7,6 +7,7 @@ membership. The matrices do not grow with the training set.
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -109,7 +110,12 @@ def penalty_weights(residual_N: np.ndarray, settings: StrideSettings) -> np.ndar
     return weights_N / weights_N.mean()
 
 
-def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, np.ndarray]:
+def by_subset(name: str) -> bool:
+    """Whether an array of `to_arrays` has a row for each subset."""
+    return name.partition(":")[2] in ("a", "size")
+
+
+def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, Any]:
     """Operators as named arrays: `site:a`, `site:size`, `site:mean:tap`, …"""
     arrays: dict[str, Any] = {}
     for site, found in operators.items():
@@ -119,10 +125,10 @@ def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, np.ndarray]:
         for part in ("mean", "scale", "weights"):
             for name, value in getattr(found.basis, part).items():
                 arrays[f"{site}:{part}:{name}"] = value
-    return {name: np.asarray(value) for name, value in arrays.items()}
+    return arrays
 
 
-def from_arrays(arrays: dict[str, np.ndarray]) -> dict[str, ops.Operators]:
+def from_arrays(arrays: Mapping[str, Any]) -> dict[str, ops.Operators]:
     """The inverse of `to_arrays`."""
     split = {tuple(name.split(":", 2)): jnp.asarray(value) for name, value in arrays.items()}
 

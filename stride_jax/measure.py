@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from stride_jax.operators.curvature import View, given
 from stride_jax.operators.gradients import steering_gradients, token_groups
 from stride_jax.operators.losses import loss_drop
 from stride_jax.operators.steering import (
@@ -20,8 +22,9 @@ from stride_jax.operators.steering import (
     example_features,
 )
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.durable import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.taps import Observed
+from stride_jax.taps import Observed, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,34 +62,81 @@ class MeasureSettings:
             )
 
 
-@functools.partial(jax.jit, static_argnames="group")
-def _exact_block(
+class _How(NamedTuple):
+    """What a compiled step depends on besides shapes.
+
+    Attributes:
+      first_order: else exact.
+      scale: of the steering matrices.
+      group: tokens read together.
+      subsets: taken at a time on a device, where exact.
+    """
+
+    first_order: bool
+    scale: float
+    group: int
+    subsets: int
+
+
+class _Queries(NamedTuple):
+    """What measuring needs of some queries."""
+
+    b_BxTxR: jax.Array
+    observed: Observed
+    context: Context
+
+
+def _exact(site: Site, a_kxRxO: jax.Array, queries: _Queries, how: _How) -> jax.Array:
+    """Measurements under a few operators, `[B, k]`, or of token groups, `[B G, k]`."""
+    shift_kxBxTxC = all_logit_shifts(site, a_kxRxO * how.scale, queries.b_BxTxR, queries.context)
+    seen = queries.observed
+    drop_kxBxT = loss_drop(shift_kxBxTxC, seen.logits_NxTxC[None], seen.labels_NxT[None])
+    drop_BxTxk = jnp.moveaxis(drop_kxBxT * seen.weights_NxT[None], 0, -1)
+    grouped = token_groups(drop_BxTxk, how.group) if how.group else drop_BxTxk
+    return grouped.sum(axis=1)
+
+
+def _exact_all(site: Site, a_KxRxO: jax.Array, queries: _Queries, how: _How) -> jax.Array:
+    """`_exact`, a block of subsets after the other; the last one is filled up."""
+    k = len(a_KxRxO)
+    blocks = -(-k // how.subsets)
+    missing = blocks * how.subsets - k
+    a = jnp.pad(a_KxRxO, ((0, missing), (0, 0), (0, 0)))
+    a = a.reshape(blocks, how.subsets, *a.shape[1:])
+    out_bxBxk = jax.lax.map(lambda some: _exact(site, some, queries, how), a)
+    return jnp.moveaxis(out_bxBxk, 0, 1).reshape(out_bxBxk.shape[1], -1)[:, :k]
+
+
+@functools.partial(jax.jit, static_argnames=("view", "how", "mesh"))
+def measure_batch(
+    params: Params,
     site: Site,
-    a_kxRxO: jax.Array,
-    b_BxTxR: jax.Array,
-    observed_B: Observed,
-    context_B: Context,
-    group: int = 0,
+    operators: Operators,
+    batch: Any,
+    view: View,
+    how: _How,
+    mesh: Mesh,
 ) -> jax.Array:
-    shift_kxBxTxC = all_logit_shifts(site, a_kxRxO, b_BxTxR, context_B)
-    drop_kxBxT = loss_drop(
-        shift_kxBxTxC, observed_B.logits_NxTxC[None], observed_B.labels_NxT[None]
+    """Measurements of a batch, queries over `data` and subsets over `subset`."""
+    observed, context = view(params, site, batch)
+    b_BxTxR = example_features(operators, observed.activations)
+    queries = _Queries(b_BxTxR, dataclasses.replace(observed, activations={}), context)
+    own, rows = P(meshes.SUBSET), P(meshes.DATA)
+    over = functools.partial(
+        jax.shard_map, mesh=mesh, out_specs=P(meshes.DATA, meshes.SUBSET), check_vma=False
     )
-    drop_BxTxk = jnp.moveaxis(drop_kxBxT * observed_B.weights_NxT[None], 0, -1)
-    return (token_groups(drop_BxTxk, group) if group else drop_BxTxk).sum(axis=1)
-
-
-@functools.partial(jax.jit, static_argnames="group")
-def _first_order_block(
-    site: Site,
-    a_kxRxO: jax.Array,
-    b_BxTxR: jax.Array,
-    observed_B: Observed,
-    context_B: Context,
-    group: int = 0,
-) -> jax.Array:
-    g_BxRxO = steering_gradients(site, b_BxTxR, observed_B, context_B, group)
-    return g_BxRxO.reshape(len(g_BxRxO), -1) @ a_kxRxO.reshape(len(a_kxRxO), -1).T
+    if how.first_order:
+        # Each device takes its own queries' gradients; a row of devices shares them.
+        g_BxRxO = steering_gradients(site, b_BxTxR, observed, context, how.group)
+        flat = g_BxRxO.reshape(len(g_BxRxO), -1)
+        product = over(lambda g, a: g @ a.reshape(len(a), -1).T, in_specs=(rows, own))
+        y_BxK = product(flat, operators.a_KxRxO)
+    else:
+        steered = over(
+            lambda site, a, queries: _exact_all(site, a, queries, how), in_specs=(P(), own, rows)
+        )
+        y_BxK = steered(site, operators.a_KxRxO, queries) / how.scale
+    return y_BxK * operators.size_K[None]
 
 
 def block_sizes(
@@ -105,12 +155,15 @@ def block_sizes(
 def measure(
     site: Site,
     operators: Operators,
-    observed: Observed,
-    context: Context,
+    data: Any,
     settings: MeasureSettings = MeasureSettings(),
     *,
+    view: View = given,
+    params: Params = None,
     mesh: Mesh | None = None,
     progress: Progress = silent,
+    keep: Keep = nowhere,
+    loop: str = "measure",
 ) -> np.ndarray:
     """Measurements of all queries under all operators.
 
@@ -121,11 +174,15 @@ def measure(
     Args:
       site: where the operators act.
       operators: the index.
-      observed: the frozen model on the queries.
-      context: `steering.context` of the site for the same queries.
+      data: the queries, arrays of Q rows each; what `view` takes. By default the frozen model's
+        `Observed` and the site's `context`.
       settings: form, scale and memory.
-      mesh: the subsets of a block are split over `subset`.
-      progress: wraps the blocks.
+      view: how the frozen model sees a batch; traced.
+      params: the first argument of `view`.
+      mesh: queries are split over all devices, operators over `subset`.
+      progress: wraps the batches.
+      keep: where measurements are kept on the way.
+      loop: the name they are kept under.
 
     Returns:
       `[Q, K]` float32 nats; positive: the subset helps the query. With token groups `[Q G, K]`, a
@@ -134,70 +191,98 @@ def measure(
     Raises:
       ValueError: where `auto` chose first order, and a sample of exact measurements disagrees.
     """
-    mesh = meshes.make_mesh() if mesh is None else mesh
-    q, k = len(observed), len(operators)
-    _, tokens, classes = observed.logits_NxTxC.shape
-    rest = (
-        example_features(operators, observed.activations),
-        dataclasses.replace(observed, activations={}),
-        context,
-    )
+    mesh = meshes.mesh_for(len(operators)) if mesh is None else mesh
+    params, site = meshes.everywhere((params, site), mesh)
+    operators = jax.tree.map(meshes.place, operators, shardings(operators, mesh))
+    measured = functools.partial(measure_batch, params, site, view=view, mesh=mesh)
+    count, k = len(jax.tree.leaves(data)[0]), len(operators)
+    one = jax.tree.map(lambda v: v[:1], data)
+    _, tokens, classes = jax.eval_shape(view, params, site, one)[0].logits_NxTxC.shape
+    each = operators.a_KxRxO[0].size
+    size, how = batch_sizes(k, each, count, tokens, classes, settings, mesh)
+    if settings.form == "auto" and how.first_order:
+        _check_first_order(measured, operators, data, settings, mesh)
+    groups = -(-tokens // how.group) if how.group else 1
+    begin, y_QxGxK = keep.resume(loop, np.zeros((count, groups, k), np.float32))
+    for first in progress(range(begin, count, size), desc="measure"):
+        rows = np.minimum(np.arange(first, first + size), count - 1)  # one shape for every batch
+        batch = meshes.place(data, meshes.over_examples(mesh), rows)
+        found = meshes.fetch(measured(operators, batch, how=how)).reshape(size, groups, k)
+        y_QxGxK[first : first + size] = found[: count - first]
+        keep.step(loop, min(first + size, count), lambda: y_QxGxK)
+    return y_QxGxK.reshape(-1, k)
+
+
+def shardings(operators: Operators, mesh: Mesh) -> Operators:
+    """Where an index lives: its K matrices over `subset`, the basis on every device."""
+    meshes.check_divisible("num_subsets", len(operators), mesh, meshes.SUBSET)
+    split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
+    everywhere = jax.tree.map(lambda _: whole, operators)
+    return dataclasses.replace(everywhere, a_KxRxO=split, size_K=split)
+
+
+def batch_sizes(
+    k: int,
+    each: int,
+    count: int,
+    tokens: int,
+    classes: int,
+    settings: MeasureSettings,
+    mesh: Mesh,
+) -> tuple[int, _How]:
+    """Queries a batch, of all devices, and how they are measured, as `max_bytes` lets them.
+
+    Args:
+      k: subsets.
+      each: numbers in a steering matrix.
+      count: Q.
+      tokens, classes: T and C.
+      settings: form, group and memory.
+      mesh: devices.
+    """
+    own = k // mesh.shape[meshes.SUBSET]
     # About three arrays of shifts are alive at once.
     shifts = 3 * 4 * tokens * classes
-    first_order = settings.form == "first_order"
-    if settings.form == "auto" and k * shifts > settings.max_bytes:
-        first_order = True
-        _check_first_order(site, operators, rest, settings)
+    first_order = settings.form == "first_order" or (
+        settings.form == "auto" and k * shifts > settings.max_bytes
+    )
     if first_order:
         groups = -(-tokens // settings.group) if settings.group else 1
-        gradient = 2 * 4 * operators.a_KxRxO[0].size * groups
-        sizes = max(1, min(q, settings.max_bytes // gradient)), k
-        block, scale = _first_order_block, 1.0
+        gradient = 2 * 4 * each * groups
+        queries, subsets = settings.max_bytes // max(gradient, shifts), own
     else:
-        sizes = block_sizes(q, k, shifts, settings.max_bytes)
-        block, scale = _exact_block, settings.scale
-    block = functools.partial(block, group=settings.group)
-    return _blocks(block, site, operators, rest, sizes, scale, mesh, progress)
-
-
-def _blocks(
-    block: Callable[..., jax.Array],
-    site: Site,
-    operators: Operators,
-    rest: Any,
-    sizes: tuple[int, int],
-    scale: float,
-    mesh: Mesh,
-    progress: Progress,
-) -> np.ndarray:
-    queries, subsets = sizes
-    q, k = len(rest[0]), len(operators)
-    y_QxGxK: np.ndarray | None = None
-    a_KxRxO = operators.a_KxRxO * scale
-    devices = mesh.shape[meshes.SUBSET]
-    for i in progress(range(0, q, queries), desc="measure"):
-        rows = jnp.minimum(jnp.arange(i, i + queries), q - 1)  # one shape for every block
-        part = jax.device_put(jax.tree.map(lambda v: v[rows], rest), meshes.replicated(mesh))  # noqa: B023
-        for j in range(0, k, subsets):
-            a = a_KxRxO[j : j + subsets]
-            split = meshes.over_subsets(mesh) if len(a) % devices == 0 else meshes.replicated(mesh)
-            out = np.asarray(block(site, jax.device_put(a, split), *part))
-            out = out.reshape(queries, -1, len(a))
-            if y_QxGxK is None:
-                y_QxGxK = np.empty((q, out.shape[1], k), np.float32)
-            y_QxGxK[i : i + queries, :, j : j + subsets] = out[: q - i]
-    assert y_QxGxK is not None
-    return y_QxGxK.reshape(-1, k) * np.asarray(operators.size_K / scale)[None]
+        queries, subsets = block_sizes(count, own, shifts, settings.max_bytes)
+    # A row of devices holds the same queries together, each of them a share while looking.
+    queries = max(1, min(queries, -(-count // mesh.shape[meshes.DATA])))
+    queries = -(-queries // mesh.shape[meshes.SUBSET]) * mesh.size
+    scale = 1.0 if first_order else settings.scale
+    return queries, _How(first_order, scale, settings.group, subsets)
 
 
 def _check_first_order(
-    site: Site, operators: Operators, rest: Any, settings: MeasureSettings, sample: int = 8
+    measured: Callable[..., jax.Array],
+    operators: Operators,
+    data: Any,
+    settings: MeasureSettings,
+    mesh: Mesh,
+    sample: int = 8,
 ) -> None:
     """Refuse to go first-order where steering for real says something else."""
-    part = jax.tree.map(lambda v: v[:sample], rest)
-    a = operators.a_KxRxO[:sample]
-    linear = np.asarray(_first_order_block(site, a, *part))
-    exact = np.asarray(_exact_block(site, a * settings.scale, *part)) / settings.scale
+    total, k = len(jax.tree.leaves(data)[0]), len(operators)
+
+    def some(count: int, multiple: int) -> np.ndarray:
+        """A few rows of `count`, over and over until the devices can share them evenly."""
+        return np.resize(np.arange(min(sample, count)), -(-sample // multiple) * multiple)
+
+    batch = meshes.place(data, meshes.over_examples(mesh), some(total, mesh.size))
+    subsets = some(k, mesh.shape[meshes.SUBSET])
+    few = dataclasses.replace(
+        operators, a_KxRxO=operators.a_KxRxO[subsets], size_K=operators.size_K[subsets]
+    )
+    linear, exact = (
+        meshes.fetch(measured(few, batch, how=_How(form, settings.scale, settings.group, 1)))
+        for form in (True, False)
+    )
     difference = np.linalg.norm(linear - exact) / max(np.linalg.norm(exact), 1e-30)
     if not difference <= settings.tolerance:
         raise ValueError(

@@ -1,13 +1,15 @@
 """Data → base model → operators → measurements → recovery → attribution → evaluation.
 
 Each stage's product is a file named by a hash of its settings and of the stages before it, so it
-is reused exactly when its inputs have not changed. Stages run when something needs them.
+is reused exactly when its inputs have not changed. Stages run when something needs them; several
+processes run them together, and what a stage has done so far survives a kill.
 """
 
 import dataclasses
 import functools
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+from jax.sharding import Mesh, NamedSharding
 
 from stride_jax import attribution, evaluation, models, stride, taps
 from stride_jax import design as designs
@@ -25,69 +28,57 @@ from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.data import (
-    DataSettings,
     Examples,
-    TextSettings,
     TextSplits,
-    VerseSettings,
     load_splits,
     load_text,
     load_verses,
+    map_splits,
     plant,
     planted_facts,
+    write_splits,
 )
-from stride_jax.evaluation import BankSettings
 from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
-from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.models.train import cross_entropy
 from stride_jax.recovery import lasso
-from stride_jax.runtime import checkpoint
-from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
+from stride_jax.recovery.result import joined
+from stride_jax.run_settings import RunSettings, check_workdir
+from stride_jax.runtime import checkpoint, durable, processes
+from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.files import (
+    fingerprint,
+    plain,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.version import __version__
 
 Arrays = dict[str, np.ndarray]
 
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """One run, from data to summary.
-
-    Attributes:
-      data: dataset and splits.
-      text: in place of `data`, for language models.
-      verses: in place of `text`, for verse retrieval.
-      facts: made-up sentences planted in the text, each asked for in place of the queries.
-      model: architecture.
-      train: recipe of the base model and of the bank's models.
-      num_checkpoints: of the base model along its training, the last one the model itself.
-      stride: the method.
-      bank: ground truth.
-      top_k: proponents and opponents stored a query; 0 stores every non-zero score.
-    """
-
-    data: DataSettings = DataSettings()
-    text: TextSettings | None = None
-    verses: VerseSettings | None = None
-    facts: int = 0
-    model: ModelSettings = ModelSettings()
-    train: TrainSettings = TrainSettings()
-    num_checkpoints: int = 5
-    stride: StrideSettings = StrideSettings()
-    bank: BankSettings = BankSettings()
-    top_k: int = 100
+# Queries that are recovered, and written, together.
+_BLOCK = 1024
 
 
 class Run:
     """A run's stages; each is a property that is read from disk or computed once."""
 
     def __init__(
-        self, settings: RunSettings, workdir: str | os.PathLike[str], progress: Progress = silent
+        self,
+        settings: RunSettings,
+        workdir: str | os.PathLike[str],
+        progress: Progress = silent,
+        stop: durable.StopRequest | None = None,
+        report: durable.Report | None = None,
     ) -> None:
         self.settings = settings
         self.workdir = pathlib.Path(workdir)
-        self.progress = progress
+        self.progress = progress if processes.leads() else silent
+        self.stop = durable.StopRequest() if stop is None else stop
+        self.report = report if processes.leads() else None
         self.seconds: dict[str, float] = {}
         s = settings
         self._inputs: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -111,9 +102,22 @@ class Run:
         settings, needs = self._inputs[stage]
         return fingerprint(__version__, stage, settings, [self.key(need) for need in needs])
 
-    def _stage(self, name: str, needs: Sequence[str], compute: Callable[[], Arrays]) -> Arrays:
-        """A stage's arrays, from its file if it is there; `needs` are brought in before timing."""
-        path = self.workdir / name / f"{self.key(name)}.npz"
+    def _path(self, stage: str) -> pathlib.Path:
+        return self.workdir / stage / self.key(stage)
+
+    def _stage(
+        self,
+        name: str,
+        needs: Sequence[str],
+        compute: Callable[[], Arrays],
+        together: bool = True,
+    ) -> Arrays:
+        """A stage's arrays, from its file if it is there; `needs` are brought in before timing.
+
+        All processes compute `together` and have the same arrays; the first one writes them. Or
+        the first one is alone.
+        """
+        path = self._path(name).with_suffix(".npz")
         if path.exists():
             arrays = read_arrays(path)
         else:
@@ -122,9 +126,28 @@ class Run:
             began = time.monotonic()
             arrays = compute()
             arrays["seconds"] = np.array(time.monotonic() - began)
-            write_arrays(path, **arrays)
+            if processes.leads():
+                write_arrays(path, **arrays)
+                shutil.rmtree(self._partial(name), ignore_errors=True)
+            if together:
+                processes.wait(f"{name} written")
         self.seconds[name] = float(arrays.pop("seconds"))
         return arrays
+
+    def _partial(self, stage: str) -> pathlib.Path:
+        """Where a stage keeps what it has done so far."""
+        return self._path(stage).with_suffix(".partial")
+
+    def _keep(self, stage: str) -> durable.Kept:
+        return durable.Kept(
+            self._partial(stage), self.mesh, time.monotonic, self.settings.keep, self.stop,
+            self.report,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices of all processes."""
+        return meshes.mesh_for(self.settings.stride.design.num_subsets, self.settings.mesh)
 
     # ── data and base model ──────────────────────────────────────────────────────────────────────
 
@@ -147,14 +170,26 @@ class Run:
     @functools.cached_property
     def _data(self) -> tuple[dict[str, Examples], int]:
         began = time.monotonic()
-        if not self.is_text:
-            data = load_splits(self.settings.data, self.workdir / "data")
-        else:
-            roles = ("train", "calibration", "query")
-            splits = {role: getattr(self.text, role).examples for role in roles}
-            data = splits, self.text.tokenizer.vocab_size
+        with processes.leader_first("data"):
+            data = self._read_data()
         self.seconds["data"] = time.monotonic() - began
         return data
+
+    def _read_data(self) -> tuple[dict[str, Examples], int]:
+        """In memory; for several processes, memory-mapped files that the first of them writes."""
+        if processes.count() == 1:
+            return self._load_data()
+        folder = self.workdir / "data" / f"arrays-{self.key('data')}"
+        if processes.leads():
+            write_splits(folder, *self._load_data())
+        return map_splits(folder)
+
+    def _load_data(self) -> tuple[dict[str, Examples], int]:
+        if not self.is_text:
+            return load_splits(self.settings.data, self.workdir / "data")
+        roles = ("train", "calibration", "query")
+        splits = {role: getattr(self.text, role).examples for role in roles}
+        return splits, self.text.tokenizer.vocab_size
 
     @property
     def train(self) -> Examples:
@@ -180,53 +215,50 @@ class Run:
     @functools.cached_property
     def base_model(self) -> Model:
         """The base model with its checkpoints and temperature, from disk or trained."""
-        folder = self.workdir / "model" / self.key("model")
-        fresh = functools.partial(
-            models.initial_params, self.module, inputs=jnp.asarray(self.train.inputs)
-        )
-        init_key, order_key = jax.random.split(jax.random.key(self.settings.train.seed))
-        if folder.exists():
-            like = [jax.eval_shape(fresh, init_key)] * self.settings.num_checkpoints
+        folder = self._path("model")
+        if checkpoint.latest(folder) is not None:
+            x = jnp.asarray(self.train.inputs[:1])
+            fresh = functools.partial(models.initial_params, self.module, inputs=x)
+            like = jax.eval_shape(fresh, jax.random.key(0))
+            like = jax.tree.map(self._on_every_device, [like] * self.settings.num_checkpoints)
             params, config = checkpoint.restore(folder, like)
+            params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
         else:
-            params, config = self._train_base(fresh(init_key), order_key)
-            checkpoint.save(folder, params, config)
+            params, config = self._train_base()
+            keep = self._keep("model")
+            checkpoint.save(folder, keep.placed(params), config)
+            processes.wait("model written")
+            keep.clear()
         self.seconds["model"] = config["seconds"]
         return Model(
             self.module, tuple(params), tuple(config["learning_rates"]), config["temperature"]
         )
 
+    def _on_every_device(self, v: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=meshes.replicated(self.mesh))
+
     def another(self, i: int) -> "Run":
         """The same run with a base model of another seed, the i-th."""
         train = dataclasses.replace(self.settings.train, seed=self.settings.train.seed + i)
-        return Run(dataclasses.replace(self.settings, train=train), self.workdir, self.progress)
+        settings = dataclasses.replace(self.settings, train=train)
+        return Run(settings, self.workdir, self.progress, self.stop, self.report)
 
-    def _train_base(self, params: Any, key: jax.Array) -> tuple[list[Any], dict[str, Any]]:
+    def _train_base(self) -> tuple[list[Any], dict[str, Any]]:
         began = time.monotonic()
-        held_out = self._data[0]["calibration"]
-
-        @jax.jit
-        def forward(params: Any, x: jax.Array) -> jax.Array:
-            return self.module.apply({"params": params}, x)[0]
-
-        fit = functools.partial(
-            models.trajectory,
-            forward,
-            settings=self.settings.train,
-            num_checkpoints=self.settings.num_checkpoints,
-        )
-        path = jax.jit(fit)(
-            params, self.train.inputs, self.train.labels, jnp.arange(len(self.train)), key=key
-        )
-        checkpoints = [params for params, _ in path]
+        s, held_out = self.settings, self._data[0]["calibration"]
+        checkpoints, rates = models.pretrain(
+            self.module, self.train.inputs, self.train.labels, s.train, s.num_checkpoints,
+            progress=self.progress, keep=self._keep("model"),
+        )  # fmt: skip
+        forward = jax.jit(lambda params, x: self.module.apply({"params": params}, x)[0])
         logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
         logits = logits.reshape(-1, logits.shape[-1])
-        temperature = models.fit_temperature(logits, held_out.labels.reshape(-1))
+        temperature = models.fit_temperature(logits, np.asarray(held_out.labels).reshape(-1))
         config = {
-            "model": self.settings.model,
-            "train": self.settings.train,
+            "model": s.model,
+            "train": s.train,
             "temperature": temperature,
-            "learning_rates": [float(rate) for _, rate in path],
+            "learning_rates": rates,
             "seconds": time.monotonic() - began,
         }
         return checkpoints, config
@@ -246,43 +278,83 @@ class Run:
     def _corpus(self, examples: Examples) -> Corpus:
         """Examples as the calibrated base model sees them."""
         return Corpus(
-            self.tapped, self.model[0], examples.inputs, examples.labels, progress=self.progress
-        )
+            self.tapped, self._laid_out_params, examples.inputs, examples.labels, mesh=self.mesh,
+            progress=self.progress,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _laid_out_params(self) -> Any:
+        params = self.model[0]
+        if self.settings.mesh.parameters == "replicated":
+            return params
+        return meshes.place(params, meshes.sharded_parameters(params, self.mesh))
 
     @functools.cached_property
     def operators(self) -> tuple[dict[str, ops.Operators], np.ndarray]:
-        """The index: basis and K steering matrices by site, and `||e_i||` of the examples."""
+        """The index: basis and K steering matrices by site, and `||e_i||` of the examples.
 
-        def compute() -> Arrays:
+        Its K matrices live where their subsets do, in memory and on disk.
+        """
+        folder, keep = self._path("operators"), self._keep("operators")
+        if checkpoint.latest(folder) is None:
             settings = self.stride_settings
+            began = time.monotonic()
             subsets = designs.membership(settings.design, self.train.ids)
-            made, _, residual_N = stride.make_operators(settings, subsets, self._corpus(self.train))
-            return indices.to_arrays(made) | {"residual_N": residual_N}
-
-        arrays = self._stage("operators", ["stride_settings"], compute)
-        residual_N = arrays.pop("residual_N")
+            made, _, residual_N = stride.make_operators(
+                settings, subsets, self._corpus(self.train), keep=keep
+            )
+            arrays = indices.to_arrays(made) | {"residual_N": residual_N}
+            note = {"seconds": time.monotonic() - began}
+            checkpoint.save(folder, keep.placed(arrays, self._where), note)
+            processes.wait("operators written")
+            keep.clear()
+        like = {name: self._like(name, v) for name, v in checkpoint.shapes(folder).items()}
+        arrays, note = checkpoint.restore(folder, like)
+        self.seconds["operators"] = note["seconds"]
+        residual_N = meshes.fetch(arrays.pop("residual_N"))
         return indices.from_arrays(arrays), residual_N
+
+    def _where(self, name: str) -> NamedSharding:
+        split = indices.by_subset(name)
+        return meshes.over_subsets(self.mesh) if split else meshes.replicated(self.mesh)
+
+    def _like(self, name: str, v: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=self._where(name))
 
     @functools.cached_property
     def measurements(self) -> np.ndarray:
         """`y_QxK`, nats."""
 
         def compute() -> Arrays:
-            corpus = self._corpus(self.query)
-            return {"y": stride.measure_all(self.stride_settings, self.operators[0], corpus)}
+            corpus, keep = self._corpus(self.query), self._keep("measurements")
+            return {
+                "y": stride.measure_all(self.stride_settings, self.operators[0], corpus, keep=keep)
+            }
 
         return self._stage("measurements", ["operators"], compute)["y"]
 
     @functools.cached_property
     def recovery(self) -> lasso.Recovery:
-        """Influences with their certificates."""
+        """Influences with their certificates; processes share out the queries."""
 
         def compute() -> Arrays:
-            found = stride.recover(
-                self.settings.stride, self.train.ids, self.operators[1], self.measurements,
-                progress=self.progress,
-            )  # fmt: skip
-            return dataclasses.asdict(found)
+            y_QxK = self.measurements
+            # Another number of processes shares the queries out differently.
+            folder = self._partial("recovery") / f"of-{processes.count()}"
+            state = stride.lasso_state(
+                self.settings.stride, self.train.ids, self.operators[1], mesh=meshes.local_mesh()
+            )
+            rows = processes.share(len(y_QxK))
+            progress = self.stop.between(self.progress)
+            for first in progress(range(0, len(rows), _BLOCK), desc="recovery"):
+                block = rows[first : first + _BLOCK]
+                path = folder / f"{block[0]:09d}-{block[-1]:09d}.npz"
+                if not path.exists():
+                    found = lasso.solve(state, y_QxK[block], self.settings.stride.lasso)
+                    write_arrays(path, **dataclasses.asdict(found))
+            processes.wait("recovery done")
+            parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]
+            return dataclasses.asdict(joined([lasso.Recovery(**part) for part in parts]))  # pyright: ignore[reportArgumentType]
 
         return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))  # pyright: ignore[reportArgumentType]
 
@@ -296,10 +368,16 @@ class Run:
     @functools.cached_property
     def bank(self) -> evaluation.Bank:
         """Models retrained on random subsets."""
-        bank = evaluation.build_bank(
+        recipe = (
             self.module, self.train, self.query, self.settings.train, self.settings.bank,
-            self.workdir / "bank", progress=self.progress, clock=time.monotonic,
+            self.workdir / "bank",
         )  # fmt: skip
+        evaluation.fill_bank(
+            *recipe, worker=(processes.index(), processes.count()),
+            progress=self.stop.between(self.progress), clock=time.monotonic,
+        )  # fmt: skip
+        processes.wait("bank done")
+        bank = evaluation.read_bank(*recipe)
         self.seconds["bank"] = bank.seconds
         return bank
 
@@ -319,7 +397,7 @@ class Run:
                 scores = gradients.score(None, *both, self.query, settings)
             return {"scores": scores}
 
-        return self._stage(name, ["model"], compute)["scores"]
+        return self._stage(name, ["model"], compute, together=False)["scores"]
 
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids and settings."""
@@ -378,15 +456,26 @@ class Run:
         return {"accuracy": float(right[labels >= 0].mean()),
                 "held_out_loss": float(loss[labels >= 0].mean())}  # fmt: skip
 
-    def write(self) -> dict[str, Any]:
+    def write(self, reuse: bool = False) -> dict[str, Any]:
         """Run everything; write `attribution.parquet` and `summary.json`; return the summary.
 
-        `settings.json`, written first, opens the run again.
+        `settings.json`, written first, opens the run again. All processes do the heavy stages
+        together; the first one evaluates and writes.
+
+        Args:
+          reuse: take over a folder that holds the products of other settings.
+
+        Raises:
+          ForeignWorkdirError: the folder holds the products of other settings; says which differ.
         """
-        write_json(self.workdir / "settings.json", plain(self.settings))
-        summary = plain(self.evaluate())
-        attribution.save(
-            self.workdir / "attribution.parquet", self.attribution(), self.settings.top_k or None
-        )
-        write_json(self.workdir / "summary.json", summary)
-        return summary
+        check_workdir(self.workdir, self.settings, reuse)
+        processes.wait("workdir checked")
+        for stage in ("stride_settings", "operators", "measurements", "recovery", "bank"):
+            getattr(self, stage)
+        if processes.leads():
+            summary = plain(self.evaluate())
+            path = self.workdir / "attribution.parquet"
+            attribution.save(path, self.attribution(), self.settings.top_k or None)
+            write_json(self.workdir / "summary.json", summary)
+        processes.wait("summary written")
+        return read_json(self.workdir / "summary.json")

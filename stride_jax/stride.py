@@ -24,6 +24,7 @@ from stride_jax.data.examples import content_ids
 from stride_jax.index import Index, StrideSettings, penalty_weights
 from stride_jax.measure import measure
 from stride_jax.recovery import LassoState, Recovery, init, solve
+from stride_jax.runtime.durable import Keep, nowhere
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.progress import Progress, silent
 
@@ -94,19 +95,25 @@ def lasso_state(
 
 
 def make_operators(
-    settings: StrideSettings, subsets_Nxd: jax.Array, corpus: Corpus
+    settings: StrideSettings, subsets_Nxd: jax.Array, corpus: Corpus, *, keep: Keep = nowhere
 ) -> tuple[dict[str, ops.Operators], dict[str, ops.Moments], np.ndarray]:
     """Fit the basis, then every site's K operators, in closed form or by training.
+
+    Args:
+      settings: the method's, taps named.
+      subsets_Nxd: membership.
+      corpus: the training examples.
+      keep: where long loops keep their state.
 
     Returns:
       Operators and moments by site (joint training has no moments), and `||e_i||` of the
       examples, doubted as the closed form does, `[N]`.
     """
     if settings.fit == "joint":
-        return _train(settings, subsets_Nxd, corpus)
+        return _train(settings, subsets_Nxd, corpus, keep)
     basis, signs_C = _basis(settings, corpus), corpus.signs(settings)
     rotations = _rotations(settings, corpus, basis, signs_C)
-    moments, residual_N = _pass(settings, subsets_Nxd, corpus, basis, signs_C, rotations)
+    moments, residual_N = _pass(settings, subsets_Nxd, corpus, basis, signs_C, rotations, keep)
     operators = {
         name: ops.closed_form(
             basis, found, settings.closed_form, signs_C if name == "logit" else None
@@ -117,7 +124,7 @@ def make_operators(
 
 
 def _train(
-    settings: StrideSettings, subsets_Nxd: jax.Array, corpus: Corpus
+    settings: StrideSettings, subsets_Nxd: jax.Array, corpus: Corpus, keep: Keep
 ) -> tuple[dict[str, ops.Operators], dict[str, ops.Moments], np.ndarray]:
     seen = corpus.look(settings)
     observed = seen.observed
@@ -125,7 +132,7 @@ def _train(
     operators = {
         name: ops.train_jointly(
             settings.design, subsets_Nxd, site, basis, observed, context, settings.joint,
-            mesh=corpus.mesh, progress=corpus.progress,
+            mesh=corpus.mesh, progress=corpus.progress, keep=keep, loop=name,
         )[0]
         for name, (site, context) in seen.sites.items()
     }  # fmt: skip
@@ -155,8 +162,10 @@ def _rotations(
     signs_C: jax.Array | None,
 ) -> dict[str, Any]:
     """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
-    _, _, sites = corpus.training_view(settings, signs_C)
-    wanting = [name for name, site in sites.items() if _form(settings, site, basis) == "eigen"]
+    _, _, sites = corpus.view(settings, signs_C, training=True)
+    wanting = [
+        name for name, site in sites.items() if curvature_form(settings, site, basis) == "eigen"
+    ]
     if not wanting:
         return {}
     few = corpus.sample(settings.basis.sample)
@@ -165,11 +174,11 @@ def _rotations(
     how = dataclasses.replace(
         settings, closed_form=dataclasses.replace(settings.closed_form, fisher="kronecker")
     )
-    moments, _ = _pass(how, rows, few, basis, signs_C, {})
+    moments, _ = _pass(how, rows, few, basis, signs_C, {}, nowhere)
     return {name: ops.eigenbases(moments[name]) for name in wanting}
 
 
-def _form(settings: StrideSettings, site: ops.Site, basis: ops.Basis) -> str:
+def curvature_form(settings: StrideSettings, site: ops.Site, basis: ops.Basis) -> str:
     inner = site.tap is not None or site.signs_C is not None
     return settings.closed_form.form(basis.rank, site.width, inner)
 
@@ -181,16 +190,17 @@ def _pass(
     basis: ops.Basis,
     signs_C: jax.Array | None,
     rotations: dict[str, Any],
+    keep: Keep,
 ) -> tuple[dict[str, ops.Moments], np.ndarray]:
     """One pass over the corpus for each site: its moments; and `||e_i||`."""
     how, moments, residual_N = settings.closed_form, {}, np.zeros(0, np.float32)
-    view, data, sites = corpus.training_view(settings, signs_C)
+    view, data, sites = corpus.view(settings, signs_C, training=True)
     for name, site in sites.items():
         moments[name], residual_N = ops.accumulate(
             settings.design.num_subsets, subsets_Nxd, site, basis, data,
-            form=_form(settings, site, basis), rotation=rotations.get(name), view=view,
+            form=curvature_form(settings, site, basis), rotation=rotations.get(name), view=view,
             params=corpus.params, batch_size=how.batch_size, max_bytes=settings.chunk_bytes // 8,
-            mesh=corpus.mesh, progress=corpus.progress,
+            mesh=corpus.mesh, progress=corpus.progress, keep=keep, loop=name,
         )  # fmt: skip
     return moments, residual_N
 
@@ -232,7 +242,9 @@ def append(
     corpus = Corpus(tapped, params, inputs, labels, weights, mesh, progress)
     first, signs_C = next(iter(index.operators.values())), _signs(index.operators)
     rotations = {name: old.rotation for name, old in index.moments.items()}
-    new, residual_N = _pass(index.settings, subsets, corpus, first.basis, signs_C, rotations)
+    new, residual_N = _pass(
+        index.settings, subsets, corpus, first.basis, signs_C, rotations, nowhere
+    )
     moments = {name: ops.add(old, new[name]) for name, old in index.moments.items()}
     operators = {
         name: ops.closed_form(
@@ -245,25 +257,22 @@ def append(
 
 
 def measure_all(
-    settings: StrideSettings, operators: dict[str, ops.Operators], corpus: Corpus
+    settings: StrideSettings,
+    operators: dict[str, ops.Operators],
+    corpus: Corpus,
+    *,
+    keep: Keep = nowhere,
 ) -> np.ndarray:
     """Measurements of queries, summed over sites, `[Q, K]` nats; of token groups, `[Q G, K]`."""
-    found = []
-    for _, seen in corpus.chunks(settings, _signs(operators), desc="measure"):
-        parts = [
-            measure(
-                site,
-                operators[name],
-                seen.observed,
-                context,
-                settings.measure,
-                mesh=corpus.mesh,
-                progress=corpus.inner_progress(settings),
-            )
-            for name, (site, context) in seen.sites.items()
-        ]
-        found.append(np.sum(parts, axis=0))
-    return np.concatenate(found)
+    view, data, sites = corpus.view(settings, _signs(operators))
+    parts = [
+        measure(
+            site, operators[name], data, settings.measure, view=view, params=corpus.params,
+            mesh=corpus.mesh, progress=corpus.progress, keep=keep, loop=name,
+        )
+        for name, site in sites.items()
+    ]  # fmt: skip
+    return np.sum(parts, axis=0)
 
 
 def _signs(operators: dict[str, ops.Operators]) -> jax.Array | None:

@@ -260,7 +260,7 @@ def observe(
         −1 does not count, as if of weight 0.
       weights: like `labels`, float32; ones by default.
       batch_size: examples a step; rounded up to a multiple of the devices.
-      mesh: examples are split over all its devices.
+      mesh: examples are split over all its devices; this process's by default.
       progress: wraps the batches.
 
     Returns:
@@ -269,7 +269,8 @@ def observe(
     Raises:
       ValueError: lengths that differ, labels outside the classes, or logits that are not finite.
     """
-    mesh = meshes.make_mesh() if mesh is None else mesh
+    mesh = meshes.local_mesh() if mesh is None else mesh
+    params = meshes.everywhere(params, mesh)
     labels = np.asarray(labels)
     weights = np.ones(labels.shape, np.float32) if weights is None else np.asarray(weights)
     check_examples(tapped, params, inputs, labels, weights)
@@ -279,8 +280,8 @@ def observe(
     parts = []
     for start in progress(range(0, len(inputs), batch_size), desc="forward"):
         rows = meshes.pad_rows(np.asarray(inputs[start : start + batch_size]), batch_size)
-        seen = tapped(params, jax.device_put(rows, placed))
-        parts.append(jax.tree.map(lambda v: np.asarray(v, np.float32), seen))
+        seen = tapped(params, meshes.place(rows, placed))
+        parts.append(jax.tree.map(lambda v: meshes.fetch(v).astype(np.float32), seen))
     logits, activations = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(inputs)], *parts)
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())

@@ -118,7 +118,7 @@ def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form):
     dense = reference(form, site, basis, seen, g, g[:5])
     expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / size
     np.testing.assert_allclose(scores[:5], expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
-    y = measure(site, made, seen, context, MeasureSettings("first_order"))
+    y = measure(site, made, (seen, context), MeasureSettings("first_order"))
     summed = np.asarray(subset_sum(subsets, jnp.asarray(scores.T), 16)).T
     np.testing.assert_allclose(y, summed, rtol=1e-3, atol=1e-4 * np.abs(y).max())
 

@@ -32,7 +32,7 @@ def losses64(logits, labels):
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_measurements_are_loss_differences(scene, scale):
     seen, operators = scene
-    y = measure(ops.logit_site(seen), operators, seen, {}, MeasureSettings(scale=scale))
+    y = measure(ops.logit_site(seen), operators, (seen, {}), MeasureSettings(scale=scale))
     b = np.concatenate(
         [
             np.asarray(standardise(operators.basis, seen.activations), np.float64)
@@ -51,11 +51,11 @@ def test_measurements_are_loss_differences(scene, scale):
 def test_blocks_change_nothing_and_stay_in_memory(scene):
     seen, operators = scene
     site = ops.logit_site(seen)
-    whole = measure(site, operators, seen, {})
+    whole = measure(site, operators, (seen, {}))
     small = MeasureSettings(max_bytes=4_000)
     queries, subsets = block_sizes(len(seen), 12, 120, small.max_bytes)
     assert queries * subsets * 120 <= 4_000
-    blocks = measure(site, operators, seen, {}, small)
+    blocks = measure(site, operators, (seen, {}), small)
     np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
 
 
@@ -67,7 +67,7 @@ def test_residual_site_runs_the_rest_of_the_network(trained):
     a = np.random.default_rng(1).normal(size=(4, basis.rank, 24)).astype(np.float32)
     context = ops.context(site, seen, query.inputs[:9])
     whole = MeasureSettings(scale=1.0)
-    y = measure(site, ops.Operators(basis, jnp.asarray(a), jnp.ones(4)), seen, context, whole)
+    y = measure(site, ops.Operators(basis, jnp.asarray(a), jnp.ones(4)), (seen, context), whole)
     b = np.asarray(ops.example_features(basis, seen.activations))[:, 0]
     params = jax.tree.map(np.asarray, params)
     for k in range(4):
@@ -85,7 +85,7 @@ def test_token_weights_pick_tokens(scene):
     halved = dataclasses.replace(seen, weights_NxT=seen.weights_NxT * 0.5)
     site = ops.logit_site(seen)
     np.testing.assert_allclose(
-        measure(site, operators, halved, {}), measure(site, operators, seen, {}) / 2, rtol=1e-6
+        measure(site, operators, (halved, {})), measure(site, operators, (seen, {})) / 2, rtol=1e-6
     )
     with pytest.raises(ValueError, match=r"scale=0.0"):
         MeasureSettings(scale=0.0)
@@ -94,22 +94,22 @@ def test_token_weights_pick_tokens(scene):
 def test_first_order_is_the_limit_of_small_steps_and_is_checked(scene, trained):
     seen, operators = scene
     site = ops.logit_site(seen)
-    exact = measure(site, operators, seen, {}, MeasureSettings("exact", scale=1e-4))
-    linear = measure(site, operators, seen, {}, MeasureSettings("first_order", max_bytes=3_000))
+    exact = measure(site, operators, (seen, {}), MeasureSettings("exact", scale=1e-4))
+    linear = measure(site, operators, (seen, {}), MeasureSettings("first_order", max_bytes=3_000))
     size = np.abs(exact).max()
     np.testing.assert_allclose(linear, exact, rtol=1e-2, atol=1e-3 * size)
     # Too large for exact blocks: `auto` goes first-order, after a look at a sample.
-    auto = measure(site, operators, seen, {}, MeasureSettings(scale=1e-4, max_bytes=1_000))
+    auto = measure(site, operators, (seen, {}), MeasureSettings(scale=1e-4, max_bytes=1_000))
     np.testing.assert_allclose(auto, linear, rtol=1e-4, atol=1e-5 * size)
     with pytest.raises(ValueError, match=r"differ from exact ones by .* lower the scale"):
-        measure(site, operators, seen, {}, MeasureSettings(scale=1.0, max_bytes=1_000))
+        measure(site, operators, (seen, {}), MeasureSettings(scale=1.0, max_bytes=1_000))
     query = trained.query
     residual = ops.residual_site(trained.tapped, trained.params, seen, query.inputs[:1], "hidden0")
     context = ops.context(residual, seen, query.inputs)
     a = np.random.default_rng(3).normal(size=(4, 7, 24)).astype(np.float32)
     inner = ops.Operators(operators.basis, jnp.asarray(a), jnp.arange(1.0, 5.0))
     exact, linear = (
-        measure(residual, inner, seen, context, MeasureSettings(form, scale=1e-4))
+        measure(residual, inner, (seen, context), MeasureSettings(form, scale=1e-4))
         for form in ("exact", "first_order")
     )
     np.testing.assert_allclose(linear, exact, rtol=2e-2, atol=5e-3 * np.abs(exact).max())

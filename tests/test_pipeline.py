@@ -11,7 +11,8 @@ import pytest
 
 from stride_jax.attribution import load
 from stride_jax.design import Design
-from stride_jax.pipeline import Run, RunSettings
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import RunSettings
 from stride_jax.runtime.files import UnreadableFileError, atomic_path, fingerprint, read_arrays
 from stride_jax.runtime.settings import build
 
@@ -67,9 +68,14 @@ def test_a_run_writes_what_it_promises(run):
 
 def test_a_second_run_reuses_every_stage(run):
     workdir, _ = run
-    stages = {p: p.stat().st_mtime_ns for p in workdir.glob("*/*.npz")}
+    products = [p for kind in ("*/*.npz", "operators/*/0/_CHECKPOINT_METADATA")
+                for p in workdir.glob(kind)]  # fmt: skip
+    stages = {p: p.stat().st_mtime_ns for p in products}
     assert len(stages) >= 6
-    again = command(workdir, "--config.stride.lasso.lambda_fraction=0.1")
+    other = "--config.stride.lasso.lambda_fraction=0.1"
+    refused = command(workdir, other)
+    assert refused.returncode == 1 and "lambda_fraction: 0.02 there, 0.1 here" in refused.stderr
+    again = command(workdir, other, "--reuse")
     assert again.returncode == 0, again.stderr
     assert {p: p.stat().st_mtime_ns for p in stages} == stages
     fresh = set(workdir.glob("*/*.npz")) - set(stages)

@@ -3,6 +3,7 @@
 from stride_jax.data.batches import BatchSettings, batches
 from stride_jax.data.bible import BOOKS, TRANSLATIONS
 from stride_jax.data.examples import Examples, content_ids
+from stride_jax.data.mapped import map_splits, write_splits
 from stride_jax.data.planted import pack_completions, plant, planted_facts
 from stride_jax.data.source import DataSettings, load_splits
 from stride_jax.data.text import TextSettings, TextSplits, load_text
@@ -25,8 +26,10 @@ __all__ = [
     "load_splits",
     "load_text",
     "load_verses",
+    "map_splits",
     "pack_completions",
     "plant",
     "planted_facts",
     "relevant",
+    "write_splits",
 ]

@@ -15,7 +15,13 @@ import numpy as np
 
 from stride_jax.data.examples import Examples
 from stride_jax.evaluation.bank import Bank, BankSettings, Origin, draw_subsets
-from stride_jax.evaluation.retrain import chunks, device_data, model_keys, train_and_score
+from stride_jax.evaluation.retrain import (
+    chunks,
+    device_data,
+    mesh_of_models,
+    model_keys,
+    train_and_score,
+)
 from stride_jax.models.train import TrainSettings
 from stride_jax.runtime.files import (
     UnreadableFileError,
@@ -93,6 +99,7 @@ def fill_bank(
     mine = shards[len(shards) * i // n : len(shards) * (i + 1) // n]
     total = settings.num_subsets * settings.num_seeds
     size = min(settings.models_at_once, total)
+    mesh = mesh_of_models(size)
     for path, (start, stop) in progress(mine, desc="bank", total=len(mine)):
         if _read_shard(path, (stop - start, len(query))):
             continue
@@ -101,7 +108,7 @@ def fill_bank(
         model = np.minimum(np.arange(start, start + size), total - 1)
         subset, seed = model // settings.num_seeds, model % settings.num_seeds
         keys = model_keys(settings.seed, subset, seed)
-        out = train_and_score(module, training, data, members_MxS[subset], keys)
+        out = train_and_score(module, training, data, members_MxS[subset], keys, mesh)
         losses, margins = (np.asarray(values)[: stop - start] for values in out)
         seconds = (clock() if clock else 0.0) - began
         write_arrays(path, losses=losses, margins=margins, seconds=seconds)
@@ -164,7 +171,8 @@ def build_bank(
 
     Returns:
       The bank. A run that was killed and resumed gives the same bytes as one that was not, if
-      `models_at_once` is the same (XLA may round differently for another batch of models).
+      `models_at_once` and the devices are the same (XLA may round differently for another batch of
+      models).
     """
     recipe = (module, train, query, training, settings, folder)
     fill_bank(*recipe, progress=progress, clock=clock)

@@ -1,15 +1,19 @@
 """Many models trained at once under `vmap`, and what they say about the queries."""
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from stride_jax.data.examples import Examples
 from stride_jax.models.train import TrainSettings, cross_entropy, fit, initial_params, margin
+from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress, silent
 
 
@@ -43,13 +47,14 @@ def device_data(train: Examples, query: Examples) -> dict[str, jax.Array]:
     }
 
 
-@functools.partial(jax.jit, static_argnames=("module", "training"))
+@functools.partial(jax.jit, static_argnames=("module", "training", "mesh"))
 def train_and_score(
     module: Any,
     training: TrainSettings,
     data: dict[str, jax.Array],
     members_BxS: jax.Array,
     keys_B: jax.Array,
+    mesh: Mesh,
 ) -> Outputs:
     """Train a model on each row of `members_BxS` and ask every one about every query.
 
@@ -59,12 +64,13 @@ def train_and_score(
       data: what `device_data` returns.
       members_BxS: training rows of each model.
       keys_B: each gives a model's initial parameters and order.
+      mesh: the models are split over its devices; from `mesh_of_models`.
 
     Returns:
       Losses and margins, `[B, Q]`.
     """
 
-    def one(members_S: jax.Array, key: jax.Array) -> Outputs:
+    def one(data: dict[str, jax.Array], members_S: jax.Array, key: jax.Array) -> Outputs:
         init_key, order_key = jax.random.split(key)
         params = initial_params(module, init_key, data["inputs"])
         forward = lambda p, x: module.apply({"params": p}, x)[0]  # noqa: E731
@@ -76,7 +82,17 @@ def train_and_score(
         found = cross_entropy(logits, labels), margin(logits, labels)
         return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in found))
 
-    return jax.vmap(one)(members_BxS, keys_B)
+    own = P(mesh.axis_names)
+    return jax.shard_map(
+        jax.vmap(one, in_axes=(None, 0, 0)), mesh=mesh, in_specs=(P(), own, own), out_specs=own,
+        check_vma=False,
+    )(data, members_BxS, keys_B)  # fmt: skip
+
+
+def mesh_of_models(models_at_once: int) -> Mesh:
+    """As many of this process's devices as can share so many models evenly."""
+    devices = jax.local_devices()
+    return meshes.arranged((1, math.gcd(models_at_once, len(devices))), devices)
 
 
 def chunks(total: int, size: int) -> list[tuple[int, int]]:
@@ -111,5 +127,8 @@ def retrain(
     pieces = chunks(total, size)
     for start, stop in progress(pieces, desc=desc, total=len(pieces)):
         rows = np.minimum(np.arange(start, start + size), total - 1)
-        out = train_and_score(module, training, data, jnp.asarray(members_JxS[rows]), keys_J[rows])
+        out = train_and_score(
+            module, training, data, jnp.asarray(members_JxS[rows]), keys_J[rows],
+            mesh_of_models(size),
+        )  # fmt: skip
         yield Outputs(*(np.asarray(values)[: stop - start] for values in out))

@@ -8,6 +8,7 @@ from stride_jax.models.import_nanochat import read_nanochat
 from stride_jax.models.importing import Imported, WeightsError, param_shapes
 from stride_jax.models.llama import Llama, LlamaSettings
 from stride_jax.models.mlp import MLP
+from stride_jax.models.pretrain import pretrain
 from stride_jax.models.resnet import ResNet9
 from stride_jax.models.train import TrainSettings, fit, initial_params, trajectory
 
@@ -27,6 +28,7 @@ __all__ = [
     "initial_params",
     "make_model",
     "param_shapes",
+    "pretrain",
     "read_huggingface",
     "read_nanochat",
     "trajectory",

@@ -139,38 +139,72 @@ def trajectory(
       For each checkpoint, its parameters and the mean learning rate of its stretch. Pure: `vmap`
       over `params`, `members_S` and `key` trains many models.
     """
-    inputs, labels_N, members_S = map(jnp.asarray, (inputs, labels_N, members_S))
+    members_S = jnp.asarray(members_S)
+    rows_sxB = order_batches(members_S, key, settings)
+    num_steps = len(rows_sxB)
+    step = training_step(forward, inputs, labels_N, num_steps, settings)
+    state, out = (params, optimizer(settings, num_steps).init(params)), []
+    rates = jnp.asarray(schedule(settings, num_steps)(jnp.arange(num_steps)))
+    for part in np.array_split(np.arange(num_steps), num_checkpoints):
+        state, _ = jax.lax.scan(step, state, rows_sxB[part[0] : part[-1] + 1])
+        out.append((state[0], rates[part].mean()))
+    return out
+
+
+def order_batches(members_S: jax.Array, key: jax.Array, settings: TrainSettings) -> jax.Array:
+    """Rows of each step's batch, `[steps, B]`: the epochs' orders joined and cut into batches."""
     size = members_S.shape[0]
     batch = min(settings.batch_size, size)
     num_steps = settings.epochs * size // batch
-    tx = optimizer(settings, num_steps)
     orders = jax.vmap(lambda k: jax.random.permutation(k, members_S))(
         jax.random.split(key, settings.epochs)
     )
-    rows = orders.reshape(-1)[: num_steps * batch].reshape(num_steps, batch)
+    return orders.reshape(-1)[: num_steps * batch].reshape(num_steps, batch)
+
+
+State = tuple[Params, Any]
+"""Parameters and the optimiser's moments."""
+
+
+def training_step(
+    forward: Forward,
+    inputs: ArrayLike,
+    labels_N: ArrayLike,
+    num_steps: int,
+    settings: TrainSettings,
+) -> Callable[[State, jax.Array], tuple[State, jax.Array]]:
+    """One step of training, `(state, rows_B) -> (state, mean loss before it in nats)`.
+
+    Args:
+      forward: `(params, inputs) -> logits`.
+      inputs, labels_N: all examples, as in `trajectory`.
+      num_steps: of the whole training, for the schedule.
+      settings: optimiser and schedule.
+    """
+    inputs, labels_N = jnp.asarray(inputs), jnp.asarray(labels_N)
+    tx = optimizer(settings, num_steps)
 
     def total(params: Params, rows_B: jax.Array) -> jax.Array:
         return cross_entropy(forward(params, inputs[rows_B]), labels_N[rows_B]).sum()
 
-    def gradient(params: Params, rows_B: jax.Array) -> Params:
+    def gradient(params: Params, rows_B: jax.Array) -> tuple[jax.Array, Params]:
         count = jnp.maximum((labels_N[rows_B] >= 0).sum(), 1)
-        if settings.accumulation == 1 or batch % settings.accumulation:  # or a small last set
-            return jax.tree.map(lambda g: g / count, jax.grad(total)(params, rows_B))
-        parts = rows_B.reshape(settings.accumulation, -1)
-        grads = jax.lax.map(lambda rows: jax.grad(total)(params, rows), parts)
-        return jax.tree.map(lambda g: g.sum(axis=0) / count, grads)
+        grad = jax.value_and_grad(total)
+        if settings.accumulation == 1 or len(rows_B) % settings.accumulation:  # or a small last set
+            found = grad(params, rows_B)
+        else:
+            parts = rows_B.reshape(settings.accumulation, -1)
+            found = jax.lax.map(lambda rows: grad(params, rows), parts)
+            found = jax.tree.map(lambda g: g.sum(axis=0), found)
+        return jax.tree.map(lambda g: g / count, found)
 
-    def step(state: tuple[Params, Any], rows_B: jax.Array) -> tuple[tuple[Params, Any], None]:
+    def step(state: State, rows_B: jax.Array) -> tuple[State, jax.Array]:
         params, moments = state
-        updates, moments = tx.update(gradient(params, rows_B), moments, params)
-        return (optax.apply_updates(params, updates), moments), None
+        loss, grads = gradient(params, rows_B)
+        updates, moments = tx.update(grads, moments, params)
+        return (optax.apply_updates(params, updates), moments), loss
 
-    state, out = (params, tx.init(params)), []
-    rates = jnp.asarray(schedule(settings, num_steps)(jnp.arange(num_steps)))
-    for part in np.array_split(np.arange(num_steps), num_checkpoints):
-        state, _ = jax.lax.scan(step, state, rows[part[0] : part[-1] + 1])
-        out.append((state[0], rates[part].mean()))
-    return out
+    return step
 
 
 def initial_params(module: Any, key: jax.Array, inputs: jax.Array) -> Params:

@@ -16,11 +16,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.gradients import steering_gradients
-from stride_jax.operators.moments import FORMS, Moments, pairs
+from stride_jax.operators.moments import FORMS, Moments, pairs, shardings
 from stride_jax.operators.steering import Context, Operators, Site
+from stride_jax.runtime import mesh as meshes
 from stride_jax.taps import Observed
 
 
@@ -140,15 +143,25 @@ def mean_size(moments: Moments) -> jax.Array:
     return moments.sizes_K[0].mean()
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _steps(moments: Moments, settings: ClosedFormSettings) -> tuple[jax.Array, jax.Array]:
-    gradients_KxRxO = moments.gradients_KxRxO[0] / mean_size(moments)
-    a_KxRxO = precondition(moments, gradients_KxRxO, settings)
-    # RMS logit shift over the training tokens, from E[b bᵀ]: what "one nat" means below.
-    features_RxR = moments.features_RxR[0] / moments.tokens[0]
-    power_K = jnp.einsum("kro,rs,kso->k", a_KxRxO, features_RxR, a_KxRxO)
-    size_K = jnp.sqrt(jnp.maximum(power_K / a_KxRxO.shape[2], 1e-30))
-    return a_KxRxO / size_K[:, None, None], size_K
+@functools.partial(jax.jit, static_argnames=("settings", "mesh"))
+def solve_steps(
+    moments: Moments, settings: ClosedFormSettings, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Steering matrices and their sizes; every device solves for its own subsets."""
+
+    def local(moments: Moments, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+        a_KxRxO = precondition(moments, moments.gradients_KxRxO[0] / mean, settings)
+        # RMS logit shift over the training tokens, from E[b bᵀ]: what "one nat" means below.
+        features_RxR = moments.features_RxR[0] / moments.tokens[0]
+        power_K = jnp.einsum("kro,rs,kso->k", a_KxRxO, features_RxR, a_KxRxO)
+        size_K = jnp.sqrt(jnp.maximum(power_K / a_KxRxO.shape[2], 1e-30))
+        return a_KxRxO / size_K[:, None, None], size_K
+
+    given = jax.tree.map(lambda where: where.spec, shardings(moments, mesh))
+    own = P(meshes.SUBSET)
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(given, P()), out_specs=(own, own), check_vma=False
+    )(moments, mean_size(moments))
 
 
 def closed_form(
@@ -168,7 +181,8 @@ def closed_form(
       settings: damping.
       signs_C: of the site's folding, if it has one.
     """
-    a_KxRxO, size_K = _steps(moments, settings)
+    mesh = meshes.mesh_of(moments.sizes_K[0]) or meshes.single_mesh()
+    a_KxRxO, size_K = solve_steps(moments, settings, mesh)
     return Operators(basis, a_KxRxO, size_K, signs_C)
 
 

@@ -5,7 +5,6 @@ and its share of the curvature; then it adds each example's `g_i = Σ_t omega_t 
 its subsets. Nothing of size N, or of tokens times vocabulary, outlives a part.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,10 +18,19 @@ from jax.sharding import PartitionSpec as P
 from stride_jax.design import gather_add, members
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.gradients import output_errors, squared_errors
-from stride_jax.operators.moments import FORMS, Moments, compensated, eigenbases, pairs, zeros
+from stride_jax.operators.moments import (
+    FORMS,
+    Moments,
+    compensated,
+    eigenbases,
+    pairs,
+    shardings,
+    zeros,
+)
 from stride_jax.operators.outputs import fold, unfold
 from stride_jax.operators.steering import Context, Site
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.durable import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.taps import Observed, Params
 
@@ -95,7 +103,7 @@ def _by_subset(
 
     Args:
       b_BxTxR, e_BxTxO: features and weighted errors.
-      rows_DxSxK: from `_tables`.
+      rows_DxSxK: from `sum_tables`.
       width: outputs of a block.
       mesh: devices.
     """
@@ -171,7 +179,7 @@ def _join(v: jax.Array, devices: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames=("view", "parts", "width", "mesh"))
-def _add_batch(
+def add_batch(
     total: Moments,
     params: Params,
     site: Site,
@@ -235,6 +243,8 @@ def accumulate(
     max_bytes: int = 1 << 27,
     mesh: Mesh | None = None,
     progress: Progress = silent,
+    keep: Keep = nowhere,
+    loop: str = "pass",
 ) -> tuple[Moments, np.ndarray]:
     """Moments of a set of examples, in one pass.
 
@@ -255,6 +265,8 @@ def accumulate(
         outer products at a time.
       mesh: examples of a batch are split over all devices, the K axis over `subset`.
       progress: wraps the batches.
+      keep: where sums and position are kept on the way.
+      loop: the name they are kept under.
 
     Returns:
       The moments, and how wrong the model is about each example: `||e_i|| = sqrt(Σ_t omega_t
@@ -270,35 +282,47 @@ def accumulate(
             f"form={form!r}: use one of {FORMS}; 'exact' is for the logit site alone, without an "
             "output basis"
         )
-    mesh = meshes.make_mesh() if mesh is None else mesh
+    mesh = meshes.mesh_for(num_subsets) if mesh is None else mesh
     run = functools.partial(
         accumulate, num_subsets, subsets_Nxd, site, basis, data, view=view, params=params,
-        batch_size=batch_size, max_bytes=max_bytes, mesh=mesh, progress=progress,
+        batch_size=batch_size, max_bytes=max_bytes, mesh=mesh, progress=progress, keep=keep,
     )  # fmt: skip
     if form == "eigen" and rotation is None:
-        return run(form=form, rotation=eigenbases(run(form="kronecker")[0]))
+        factors, _ = run(form="kronecker", loop=f"{loop} of factors")
+        return run(form=form, loop=loop, rotation=eigenbases(factors))
+    params, site, basis, rotation = meshes.everywhere((params, site, basis, rotation), mesh)
+    total = _zeros(num_subsets, basis.rank, site.width, form, rotation, mesh)
     count = len(subsets_Nxd)
-    total = zeros(num_subsets, basis.rank, site.width, form, rotation)
-    total = jax.device_put(total, _shardings(total, mesh, num_subsets))
+    begin, (total, norms_N) = keep.resume(loop, (total, np.zeros(count, np.float32)))
     one = jax.tree.map(lambda v: v[:1], data)
     _, tokens, classes = jax.eval_shape(view, params, site, one)[0].logits_NxTxC.shape
-    size, parts, width = _sizes(
+    size, parts, width = batch_sizes(
         min(batch_size, count), tokens, classes, basis.rank, site.width, max_bytes, mesh
     )
-    tables = _tables(np.asarray(subsets_Nxd), num_subsets, size, mesh.shape[meshes.DATA])
+    tables = sum_tables(np.asarray(subsets_Nxd)[begin:], num_subsets, size, mesh.shape[meshes.DATA])
     by_device = NamedSharding(mesh, P(meshes.DATA, None, meshes.SUBSET))
-    norms = []
-    for i, first in enumerate(progress(range(0, count, size), desc="operators")):
+    waiting: list[tuple[int, jax.Array]] = []
+
+    def state() -> tuple[Moments, np.ndarray]:
+        while waiting:
+            first, norms_B = waiting.pop()
+            norms_N[first : first + size] = meshes.fetch(norms_B)[: count - first]
+        return total, norms_N
+
+    for i, first in enumerate(progress(range(begin, count, size), desc="operators")):
         rows = np.minimum(np.arange(first, first + size), count - 1)
         mask = np.asarray(np.arange(first, first + size) < count, np.float32)
-        batch = jax.tree.map(lambda v: v[rows], data)  # noqa: B023
-        batch, mask = jax.device_put((batch, mask), meshes.over_examples(mesh))
-        table, sizes_K = jax.device_put(tables[i][0], by_device), tables[i][1]
-        total, norms_B = _add_batch(
+        batch = meshes.place(data, meshes.over_examples(mesh), rows)
+        mask = meshes.place(mask, meshes.over_examples(mesh))
+        table, sizes_K = tables[i]
+        table = meshes.place(table, by_device)
+        sizes_K = meshes.place(sizes_K, meshes.over_subsets(mesh))
+        total, norms_B = add_batch(
             total, params, site, basis, batch, table, sizes_K, mask, view, parts, width, mesh
         )
-        norms.append(norms_B)
-    norms_N = np.concatenate([np.asarray(v) for v in norms])[:count]
+        waiting.append((first, norms_B))
+        keep.step(loop, min(first + size, count), state)
+    total, norms_N = state()
     if bad := int((~np.isfinite(norms_N)).sum()):
         raise ValueError(
             f"the model's logits are not finite for {bad} of {count} examples; compute them in "
@@ -307,7 +331,7 @@ def accumulate(
     return total, norms_N
 
 
-def _sizes(
+def batch_sizes(
     batch: int, tokens: int, classes: int, rank: int, outputs: int, max_bytes: int, mesh: Mesh
 ) -> tuple[int, int, int]:
     """Examples a batch, its parts, and the outputs taken at a time, as `max_bytes` lets them."""
@@ -322,7 +346,7 @@ def _sizes(
     return size, parts, max(1, min(outputs, width))
 
 
-def _tables(
+def sum_tables(
     subsets_Nxd: np.ndarray, num_subsets: int, size: int, devices: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For every batch, who adds to which sum, `[D, S, K]`, and the members of each subset, `[K]`.
@@ -337,7 +361,7 @@ def _tables(
         found.append(
             (
                 [np.where(mask > 0, rows, own).T for rows, mask in parts],
-                sum(mask.sum(axis=1) for _, mask in parts),
+                np.sum([mask.sum(axis=1) for _, mask in parts], axis=0, dtype=np.float32),
             )
         )
     most = max(len(rows) for parts, _ in found for rows in parts)
@@ -345,8 +369,16 @@ def _tables(
     return [(np.stack([pad(rows) for rows in parts]), sizes) for parts, sizes in found]
 
 
-def _shardings(total: Moments, mesh: Mesh, num_subsets: int) -> Moments:
+def _zeros(
+    num_subsets: int,
+    rank: int,
+    outputs: int,
+    form: str,
+    rotation: tuple[jax.Array, jax.Array] | None,
+    mesh: Mesh,
+) -> Moments:
+    """Moments of no examples, made where they will live."""
     meshes.check_divisible("num_subsets", num_subsets, mesh, meshes.SUBSET)
-    split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
-    everywhere = jax.tree.map(lambda _: whole, total)
-    return dataclasses.replace(everywhere, gradients_KxRxO=(split, split), sizes_K=(split, split))
+    empty = functools.partial(zeros, num_subsets, rank, outputs, form)
+    where = shardings(jax.eval_shape(empty, rotation), mesh)
+    return jax.jit(empty, out_shardings=where)(rotation)

@@ -21,6 +21,7 @@ from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.losses import fidelity, linearity, loss_drop, stability
 from stride_jax.operators.steering import Context, Operators, Site, all_logit_shifts, logit_shift
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.durable import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.taps import Observed
 
@@ -177,6 +178,8 @@ def train_jointly(
     start_KxRxO: jax.Array | None = None,
     mesh: Mesh | None = None,
     progress: Progress = silent,
+    keep: Keep = nowhere,
+    loop: str = "training",
 ) -> tuple[Operators, dict[str, np.ndarray]]:
     """Train K operators on cached features of the frozen model.
 
@@ -193,6 +196,8 @@ def train_jointly(
       start_KxRxO: where the steering matrices start; zero by default.
       mesh: the K axis is split over `subset`.
       progress: wraps the steps.
+      keep: where parameters, optimiser and losses are kept on the way.
+      loop: the name they are kept under.
 
     Returns:
       The operators, and the losses by term, each `[steps]`.
@@ -200,7 +205,7 @@ def train_jointly(
     Raises:
       ValueError: K not divisible by the mesh axis; a loss that is not finite (names the step).
     """
-    mesh = meshes.make_mesh() if mesh is None else mesh
+    mesh = meshes.mesh_for(design.num_subsets) if mesh is None else mesh
     meshes.check_divisible("num_subsets", design.num_subsets, mesh, meshes.SUBSET)
     rows, mask = members(subsets_Nxd, design.num_subsets)
     draw_key, sketch_key = jax.random.split(jax.random.key(settings.seed))
@@ -218,9 +223,10 @@ def train_jointly(
     )
     split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
     problem_sharding = jax.tree.map(lambda _: whole, problem)
-    problem = jax.device_put(
+    problem = meshes.place(
         problem, dataclasses.replace(problem_sharding, rows_KxS=split, mask_KxS=split)
     )
+    site, basis = meshes.everywhere((site, basis), mesh)
     trained: dict[str, Any] = {
         "a": jax.ShapeDtypeStruct((design.num_subsets, basis.rank, site.width), jnp.float32)
     }
@@ -260,11 +266,23 @@ def train_jointly(
         return (optax.apply_updates(tree, updates), moments), terms
 
     state = jax.jit(start, out_shardings=shardings)()
-    history = []
-    for i in progress(range(settings.steps), desc="operators"):
+    names = ("fidelity", "stability", *(("linearity",) if settings.linearity else ()))
+    log = {name: np.zeros(settings.steps, np.float32) for name in names}
+    begin, (state, log) = keep.resume(loop, (state, log))
+    late: list[tuple[int, dict[str, jax.Array]]] = []
+
+    def kept() -> tuple[Any, dict[str, np.ndarray]]:
+        while late:
+            i, terms = late.pop()
+            for name, value in terms.items():
+                log[name][i] = float(value)
+        return state, log
+
+    for i in progress(range(begin, settings.steps), desc="operators"):
         state, terms = step(state, problem, site, jax.random.fold_in(draw_key, i))
-        history.append(terms)
-    log = {name: np.array([float(t[name]) for t in history]) for name in history[0]}
+        late.append((i, terms))
+        keep.step(loop, i + 1, kept, terms)
+    state, log = kept()
     for name, values in log.items():
         if not np.isfinite(values).all():
             raise ValueError(

@@ -8,6 +8,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from stride_jax.runtime import mesh as meshes
 
 FORMS = ("exact", "eigen", "kronecker")
 """The whole Fisher; Kronecker factors with corrected eigenvalues; Kronecker factors."""
@@ -79,6 +82,13 @@ def zeros(
         pair(),
         rotation if form == "eigen" else None,
     )
+
+
+def shardings(moments: Moments, mesh: Mesh) -> Moments:
+    """Where each of the moments lives: sums by subset over `subset`, the others on every device."""
+    split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
+    everywhere = jax.tree.map(lambda _: whole, moments)
+    return dataclasses.replace(everywhere, gradients_KxRxO=(split, split), sizes_K=(split, split))
 
 
 def add(a: Moments, b: Moments) -> Moments:

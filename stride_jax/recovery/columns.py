@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import Design, gather_add
-from stride_jax.runtime.mesh import make_mesh
+from stride_jax.runtime.mesh import local_mesh
 
 # Columns in flight in a pass: `[512, 64]` float32 fills a quarter of a core's L2 cache.
 _IN_FLIGHT = 512
@@ -104,13 +104,8 @@ def init(
                 f"be {n} positive finite numbers"
             )
     if mesh is None:
-        mesh = make_mesh()
-    parts = mesh.size if shard_columns else 1
-    # A long group spares the search for the largest maxima, and costs more when one is opened.
-    group = max(1, round(math.sqrt(n / parts / 400)))
-    block = max(1, _IN_FLIGHT // group) * group
-    padded = math.ceil(n / (parts * block)) * parts * block
-    dtype = np.int16 if k < 2**15 else np.int32
+        mesh = local_mesh()
+    padded, group, dtype = layout(n, k, mesh.size if shard_columns else 1)
     table_PxD = np.full((padded, table.shape[1]), k, dtype)
     table_PxD[:n] = table
     place = NamedSharding(mesh, P(mesh.axis_names) if shard_columns else P())
@@ -120,6 +115,15 @@ def init(
         weights[:n] = penalty_N
         weights = jax.device_put(weights, place)
     return LassoState(jax.device_put(table_PxD, place), weights, n, k, group, mesh, shard_columns)
+
+
+def layout(num_train: int, num_subsets: int, parts: int = 1) -> tuple[int, int, type]:
+    """P rows of the table split into so many parts, examples in a group, and the table's dtype."""
+    # A long group spares the search for the largest maxima, and costs more when one is opened.
+    group = max(1, round(math.sqrt(num_train / parts / 400)))
+    block = max(1, _IN_FLIGHT // group) * group
+    padded = math.ceil(num_train / (parts * block)) * parts * block
+    return padded, group, np.int16 if num_subsets < 2**15 else np.int32
 
 
 def init_rows(rows_KxS: np.ndarray, num_train: int, *, mesh: Mesh | None = None) -> LassoState:

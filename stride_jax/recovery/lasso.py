@@ -22,8 +22,9 @@ from stride_jax.runtime.progress import Progress, silent
 __all__ = ["LassoSettings", "LassoState", "Recovery", "init", "init_rows", "lambda_max", "solve"]
 
 
-# After so many steps all N columns are looked at again.
-_STEPS_PER_ROUND = 400
+STEPS_PER_ROUND = 400
+"""After so many steps all N columns are looked at again."""
+
 # Rounds without progress after which float32 has given all it can.
 _PATIENCE = 3
 
@@ -117,7 +118,7 @@ def checked(state: LassoState, y_QxK: np.ndarray) -> np.ndarray:
     return y
 
 
-def _slots(state: LassoState, settings: LassoSettings, count: int) -> int:
+def slots_for(state: LassoState, settings: LassoSettings, count: int) -> int:
     """Queries in flight: what the memory setting and the number of queries allow.
 
     Raises:
@@ -187,7 +188,7 @@ def _play(
         problem,
         penalty=settings.penalty,
         intercept=settings.intercept,
-        max_steps=min(settings.max_iterations, _STEPS_PER_ROUND),
+        max_steps=min(settings.max_iterations, STEPS_PER_ROUND),
         one_by_one=jax.default_backend() == "cpu",
     )
     return jax.device_get(out)
@@ -204,7 +205,7 @@ def open_queries(state: LassoState, y_QxK: np.ndarray, settings: LassoSettings) 
     signal = spread > 1e-7 * loudest
     count, k = y.shape
     y = y / np.where(signal, spread, 1.0)[:, None]
-    slots = _slots(state, settings, count)
+    slots = slots_for(state, settings, count)
     size = 1 << (min(settings.working_set, state.num_train) - 1).bit_length()
     blank = _empty(state, size)
     start = state.table_PxD.shape[1] * (1 + np.sqrt(size / k)) ** 2
@@ -258,7 +259,7 @@ def finish(
     is good enough, and another takes its place.
     """
     count = len(opened.top_Q)
-    slots = _slots(state, settings, count)
+    slots = slots_for(state, settings, count)
     largest = 1 << (state.num_train - 1).bit_length()
     least_weight = 1.0 if state.penalty_P is None else float(np.asarray(state.penalty_P).min())
     proof = [Certificate(0.0, 0.0)] * count

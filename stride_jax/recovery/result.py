@@ -1,6 +1,7 @@
 """What recovery returns: each query's support, never N numbers a query unless asked."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse
@@ -55,6 +56,23 @@ class Recovery:
     def scores_QxN(self) -> np.ndarray:
         """`[Q, N]` float32 influences, zeros and all: for an N that affords it."""
         return self.sparse.toarray()
+
+
+def joined(parts: Sequence[Recovery]) -> Recovery:
+    """Recoveries of several sets of queries as one, in order."""
+    size = max(part.id_QxS.shape[1] for part in parts)
+    n = parts[0].num_train
+
+    def stacked(name: str, fill: int) -> np.ndarray:
+        rows = [getattr(part, name) for part in parts]
+        pads = [((0, 0), (0, size - v.shape[1])) for v in rows]
+        return np.concatenate(
+            [np.pad(v, pad, constant_values=fill) for v, pad in zip(rows, pads, strict=True)]
+        )
+
+    names = ("lambda_Q", "iterations_Q", "passes_Q", "relative_gap_Q", "kkt_Q")
+    flat = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Recovery(stacked("id_QxS", n), stacked("w_QxS", 0), n, **flat)
 
 
 def least_squares(rows_SxD: np.ndarray, y_K: np.ndarray, intercept: bool) -> np.ndarray:

@@ -14,16 +14,27 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, unreadable or of another shape."""
 
 
-def save(path: str | os.PathLike[str], tree: Any, config: Any, *, step: int = 0) -> None:
+def save(
+    path: str | os.PathLike[str],
+    tree: Any,
+    config: Any,
+    *,
+    step: int = 0,
+    keep_last: int | None = None,
+) -> None:
     """Write `tree` (arrays) and `config` (JSON values) as one checkpoint; orbax renames at the end.
+
+    Every process calls it and writes its own shards.
 
     Args:
       path: folder of the checkpoint series.
       tree: pytree of arrays.
       config: what made them: dataclasses and JSON values.
       step: number of this checkpoint in the series.
+      keep_last: how many of the series are kept; all by default.
     """
-    with ocp.CheckpointManager(pathlib.Path(path).absolute()) as manager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options) as manager:
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -31,6 +42,33 @@ def save(path: str | os.PathLike[str], tree: Any, config: Any, *, step: int = 0)
                 config=ocp.args.JsonSave(plain(config)),  # pyright: ignore[reportCallIssue]
             ),
         )
+
+
+def latest(path: str | os.PathLike[str]) -> int | None:
+    """The last finished checkpoint in a folder; None if it has none or is not there."""
+    folder = pathlib.Path(path).absolute()
+    if not folder.is_dir():
+        return None
+    with ocp.CheckpointManager(folder) as manager:
+        return manager.latest_step()
+
+
+def shapes(path: str | os.PathLike[str]) -> Any:
+    """Shapes and dtypes of what the last checkpoint in a folder holds.
+
+    Raises:
+      CheckpointError: nothing there, or it can't be read; names the folder and the remedy.
+    """
+    folder = pathlib.Path(path).absolute()
+    try:
+        with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
+            step = manager.latest_step()
+            return manager.item_metadata(step)["params"].tree
+    except Exception as error:  # orbax raises many kinds; the remedy is the same
+        raise CheckpointError(
+            f"the checkpoint in {folder} can't be read ({error}); delete the folder to make it "
+            "again"
+        ) from error
 
 
 def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None) -> tuple[Any, Any]:
@@ -54,9 +92,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
         like,
     )
-    # Handlers are named so that the manager can tell the shapes of what it holds.
-    handlers = {"params": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+    with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
         step = manager.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"{folder} holds no finished checkpoint; delete it and run again")
@@ -77,6 +113,11 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
                 f"({error}); delete the folder to make it again, or restore with its own settings"
             ) from error
     return out["params"], out["config"]
+
+
+def _handlers() -> dict[str, Any]:
+    """Named, so that the manager can tell the shapes of what it holds."""
+    return {"params": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
 
 
 def _difference(saved: Any, wanted: Any) -> str | None:

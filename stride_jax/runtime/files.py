@@ -89,6 +89,35 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read what `write_json` wrote.
+
+    Raises:
+      UnreadableFileError: the file is torn or not ours; the message names it and the remedy.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:
+        raise UnreadableFileError(
+            f"{path} can't be read as JSON ({error}); delete it to have it made again"
+        ) from error
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            out |= flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out
+
+
 def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
     """Write named arrays as an uncompressed `.npz`, atomically."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:

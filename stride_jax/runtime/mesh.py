@@ -1,21 +1,46 @@
 """The device mesh and where each kind of array lives on it.
 
-Two axes: examples and queries are split over `data`, the K subsets over `subset`. On one device
-both have size one and every sharding is trivial, so there is one code path.
+Two axes: examples and queries are split over all devices, the K subsets over `subset`. On one
+device both have size one and every sharding is trivial; over several processes each one gives and
+gets the rows of its own devices. So there is one code path.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DATA, SUBSET = "data", "subset"
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How the devices of all processes are arranged.
+
+    Attributes:
+      data: devices along the axis of examples; −1 fills it.
+      subset: devices along the axis of subsets; 0 for as many as divide K.
+      parameters: of the base model: `replicated`, or `sharded`, each array's longest axis that the
+        devices divide split over all of them.
+    """
+
+    data: int = -1
+    subset: int = 0
+    parameters: str = "replicated"
+
+    def __post_init__(self) -> None:
+        if self.parameters not in ("replicated", "sharded"):
+            raise ValueError(f"parameters={self.parameters!r}: use 'replicated' or 'sharded'")
+
+
 def make_mesh(data: int = 1, subset: int = -1) -> Mesh:
-    """Mesh `(data, subset)` over this process's devices; -1 fills an axis.
+    """Mesh `(data, subset)` over the devices of all processes; -1 fills an axis.
 
     Args:
       data: devices along the axis of examples and queries.
@@ -40,8 +65,33 @@ def make_mesh(data: int = 1, subset: int = -1) -> Mesh:
             f"mesh data={data}, subset={subset} does not use all {count} devices; "
             "choose sizes whose product is that number, or -1 for one of them"
         )
+    return arranged((shape[0], shape[1]), jax.devices())
+
+
+def arranged(shape: tuple[int, int], devices: Sequence[Any]) -> Mesh:
+    """Mesh `(data, subset)` of this shape over the first of these devices."""
     # Auto axes: under Explicit ones (the default since jax 0.9) jaxopt's vmapped loops raise.
-    return jax.make_mesh(tuple(shape), (DATA, SUBSET), axis_types=(AxisType.Auto,) * 2)
+    types = (AxisType.Auto,) * 2
+    chosen = devices[: math.prod(shape)]
+    return jax.make_mesh(shape, (DATA, SUBSET), axis_types=types, devices=chosen)
+
+
+def mesh_for(num_subsets: int, settings: MeshSettings = MeshSettings()) -> Mesh:
+    """The mesh of the settings for K subsets; by default as many devices along `subset` as fit."""
+    subset = settings.subset or math.gcd(num_subsets, len(jax.devices()))
+    mesh = make_mesh(settings.data, subset)
+    check_divisible("num_subsets", num_subsets, mesh, SUBSET)
+    return mesh
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process alone: for work that processes share out among themselves."""
+    return arranged((1, len(jax.local_devices())), jax.local_devices())
+
+
+def single_mesh() -> Mesh:
+    """One device of this process: for small work whose rounding should not depend on how many."""
+    return arranged((1, 1), jax.local_devices())
 
 
 def over_subsets(mesh: Mesh) -> NamedSharding:
@@ -57,6 +107,72 @@ def over_examples(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
+
+
+def sharded_parameters(params: Any, mesh: Mesh) -> Any:
+    """Shardings of a model's parameters: the longest axis that the devices divide, if any does."""
+
+    def rule(leaf: Any) -> NamedSharding:
+        fitting = [i for i, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+        longest = max(fitting, key=lambda i: leaf.shape[i], default=None)
+        axes = [mesh.axis_names if i == longest else None for i in range(leaf.ndim)]
+        return NamedSharding(mesh, P(*axes))
+
+    return jax.tree.map(rule, params)
+
+
+def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
+    """Arrays as every process has them, or some of their rows, laid out over devices.
+
+    Args:
+      tree: arrays, memory-mapped ones too: a process reads nothing but the rows of its own devices.
+      sharding: one for all arrays, or a tree of them.
+      rows: of the first axis; all by default.
+    """
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+
+    def one(v: Any, where: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(v if rows is None else v[rows], where)
+        if isinstance(v, jax.Array) and not v.is_fully_addressable:
+            return jax.device_put(v, where)
+        v = np.asarray(v) if not isinstance(v, np.ndarray) else v
+        shape = v.shape if rows is None else (len(rows), *v.shape[1:])
+        dtype = jax.dtypes.canonicalize_dtype(v.dtype)
+
+        def read(at: Any) -> np.ndarray:
+            part = v[at] if rows is None else v[rows[at[0]]][(slice(None), *at[1:])]
+            return np.asarray(part, dtype)
+
+        return jax.make_array_from_callback(shape, where, read)
+
+    return jax.tree.map(one, tree, sharding)
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that arrays are laid out over, if they are."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+            return leaf.sharding.mesh  # pyright: ignore[reportReturnType]
+    return None
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Arrays on every device of the mesh; those laid out over it already stay as they are."""
+    whole = replicated(mesh)
+
+    def one(v: Any) -> jax.Array:
+        return v if mesh_of(v) == mesh else place(v, whole)
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """A device array on the host of every process: gathered where parts of it are elsewhere."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_divisible(name: str, size: int, mesh: Mesh, axis: str) -> None:

@@ -1,0 +1,189 @@
+"""Kill a run at random moments, go on, and compare what it makes with a run that nobody killed.
+
+    python -m benchmarks.drill --workdir=runs/drill --kills=30
+
+Every trial starts `experiments.run` afresh in one process or two, kills one of them with SIGKILL or
+SIGTERM at a random moment (the others are stopped then, as every launcher does), and starts it
+again until it ends by itself. Nothing is cleaned in between.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments.launch_settings import LaunchSettings
+from experiments.launching import local_commands
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import run_settings
+from stride_jax.runtime.durable import EXIT_CODE
+from stride_jax.runtime.files import write_json
+from stride_jax.runtime.progress import bars
+
+_DEFAULT = "configs/mnist5k.py:runlocal"
+_CONFIG = config_flags.DEFINE_config_file("config", _DEFAULT)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/drill", "Folder of the trials.")
+_KILLS = flags.DEFINE_integer("kills", 30, "Trials.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of moments, signals and processes.")
+
+# Small steps and a checkpoint after each: a kill may fall anywhere.
+_OVERRIDES = (
+    "keep.seconds=0.0", "stride.closed_form.batch_size=64", "stride.measure.max_bytes=500000",
+    "bank.num_subsets=12", "bank.models_at_once=2",
+)  # fmt: skip
+
+
+def start(workdir: pathlib.Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """All processes of a run, of the config this program was given."""
+    config = next((a for a in sys.argv[1:] if a.startswith("--config=")), f"--config={_DEFAULT}")
+    overrides = tuple(tuple(override.split("=")) for override in _OVERRIDES)
+    settings = LaunchSettings(
+        config.partition("=")[2], str(workdir), overrides=overrides, processes=processes,  # pyright: ignore[reportArgumentType]
+        python=sys.executable,
+    )  # fmt: skip
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    log = (workdir.parent / f"{workdir.name}.log").open("ab")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    # Another compilation would be most of a trial.
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.parent / "compiled")
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return [
+        subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+        for words in local_commands(settings, port)
+    ]
+
+
+def wait(running: Sequence[subprocess.Popen[bytes]], patience: float = 60.0) -> list[int]:
+    """Exit codes; once one process failed the others are asked to stop, then killed."""
+    while any(p.poll() is None for p in running):
+        if any(p.poll() not in (None, 0) for p in running):
+            for p in running:
+                p.terminate()
+            deadline = time.monotonic() + patience
+            while any(p.poll() is None for p in running) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            for p in running:
+                p.kill()
+        time.sleep(0.05)
+    return [p.wait() for p in running]
+
+
+def stage_of(workdir: pathlib.Path) -> str:
+    """Where a run stands, by what it has written."""
+    if not (workdir / "settings.json").exists():
+        return "start"
+    partial = sorted(path.parent.name for path in workdir.glob("*/*.partial"))
+    if partial:
+        return partial[-1]
+    if not list(workdir.glob("model/*")):
+        return "model"
+    for stage in ("operators", "measurements", "recovery"):
+        if not list(workdir.glob(f"{stage}/*")):
+            return stage
+    return "summary" if len(list(workdir.glob("bank/*/models-*.npz"))) >= 12 else "bank"
+
+
+def products(workdir: pathlib.Path, settings: Any) -> dict[str, Any]:
+    """What a finished run made, as digests and arrays."""
+    run = Run(settings, workdir)
+    operators = run.operators[0]["logit"]
+    losses = [np.load(p)["losses"] for p in sorted(workdir.glob("bank/*/models-*.npz"))]
+    arrays = {
+        "operators": np.asarray(operators.a_KxRxO),
+        "measurements": run.measurements,
+        "scores": run.influences.toarray(),
+        "bank": np.concatenate(losses),
+    }
+    return {
+        n: (hashlib.blake2b(a.tobytes(), digest_size=8).hexdigest(), a) for n, a in arrays.items()
+    }
+
+
+def trial(i: int, workdir: pathlib.Path, rng: random.Random, longest: float) -> dict[str, Any]:
+    """Start, kill, and go on until the run ends by itself."""
+    processes = rng.choice([1, 1, 2])
+    number, moment = rng.choice([signal.SIGKILL, signal.SIGTERM]), rng.uniform(0.1, 0.95) * longest
+    running = start(workdir, processes)
+    time.sleep(moment * (1.5 if processes > 1 else 1.0))
+    victim = rng.randrange(processes)
+    if running[victim].poll() is None:
+        running[victim].send_signal(number)
+    where, codes = stage_of(workdir), wait(running)
+    runs = 0
+    while True:
+        runs += 1
+        ended = wait(start(workdir, processes))
+        if not any(ended) or runs == 3:
+            break
+    return {
+        "trial": i, "processes": processes, "victim": victim, "signal": number.name,
+        "seconds": round(moment, 1), "stage": where, "codes": codes, "runs_after": runs,
+        "finished": not any(ended),
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run every trial, write `drill.json`, print a table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    home = pathlib.Path(_WORKDIR.value)
+    home.mkdir(parents=True, exist_ok=True)
+    values = _CONFIG.value
+    for override in _OVERRIDES:
+        name, _, value = override.partition("=")
+        values.update_from_flattened_dict({name: json.loads(value)})
+    settings, wanted = run_settings(values.to_dict()), {}
+    longest = 0.0
+    for processes in (1, 2):
+        whole = home / f"whole-{processes}"
+        shutil.rmtree(whole, ignore_errors=True)
+        began = time.monotonic()
+        assert not any(wait(start(whole, processes))), f"see {whole}.log"
+        longest = longest or time.monotonic() - began
+        wanted[processes] = products(whole, settings)
+    rng, rows = random.Random(_SEED.value), []
+    for i in bars(range(_KILLS.value), desc="drill"):
+        workdir = home / f"trial-{i:02d}"
+        shutil.rmtree(workdir, ignore_errors=True)
+        row = trial(i, workdir, rng, longest)
+        found, reference = products(workdir, settings), wanted[row["processes"]]
+        row["same_bytes"] = {n: found[n][0] == reference[n][0] for n in found}
+        row["largest_difference"] = max(
+            float(np.abs(found[n][1] - reference[n][1]).max() / np.abs(reference[n][1]).max())
+            for n in found
+        )
+        row["left_behind"] = [p.name for p in workdir.glob("*/*.partial")]
+        rows.append(row)
+        write_json(home / "drill.json", rows)
+        shutil.rmtree(workdir)
+    print("| stage | kills | SIGKILL | two processes | same bytes | largest difference |")
+    print("|---|---|---|---|---|---|")
+    for stage, n in collections.Counter(row["stage"] for row in rows).most_common():
+        own = [row for row in rows if row["stage"] == stage]
+        print(
+            f"| {stage} | {n} | {sum(r['signal'] == 'SIGKILL' for r in own)} | "
+            f"{sum(r['processes'] > 1 for r in own)} | "
+            f"{sum(all(r['same_bytes'].values()) for r in own)} | "
+            f"{max(r['largest_difference'] for r in own):.1e} |"
+        )
+    print(f"preempted with code {EXIT_CODE}: {sum(EXIT_CODE in row['codes'] for row in rows)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

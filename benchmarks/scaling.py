@@ -1,0 +1,135 @@
+"""What a plan predicts: how each stage's work falls with devices, and how well it knows a real run.
+
+    python -m benchmarks.scaling --config=configs/mnist5k.py --workdir=runs/scaling
+
+Wall time on fake devices says nothing, so the compiled programs do: work and traffic of a device
+over all calls, and the bytes it is sent. Memory of the pass and of measuring is then compared with
+what a run in this process takes.
+"""
+
+import ctypes
+import functools
+import gc
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from benchmarks.meter import Meter
+from experiments.plan import extent_of, gib
+from stride_jax import attribution, design, stride
+from stride_jax.pipeline import Run
+from stride_jax.planning import StageCost, plan
+from stride_jax.run_settings import run_settings
+from stride_jax.runtime.files import plain, write_json
+from stride_jax.runtime.mesh import arranged, mesh_for
+from stride_jax.runtime.progress import bars
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
+_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
+
+
+def shares(by_devices: dict[int, list[StageCost]]) -> list[dict[str, Any]]:
+    """Work of a device over all calls of a stage, relative to `1 / devices` of one device's."""
+    rows = []
+    first = {stage.name: stage for stage in by_devices[min(by_devices)]}
+    for devices, stages in by_devices.items():
+        for stage in stages:
+            one = first[stage.name]
+            rows.append({
+                "stage": stage.name,
+                "devices": devices,
+                "flops_share": devices * stage.calls * stage.device_flops
+                / max(one.calls * one.device_flops, 1.0),
+                "traffic_share": devices * stage.calls * stage.traffic_bytes
+                / max(one.calls * one.traffic_bytes, 1.0),
+                "memory_bytes": stage.peak_bytes,
+                "sent_bytes_a_call": stage.communicated,
+                "calls": stage.calls,
+            })  # fmt: skip
+    return rows
+
+
+def taken(work: Callable[[], Any]) -> int:
+    """Largest growth of this process' memory while it works, after a first turn that compiles."""
+    work()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with Meter() as cost:
+        work()
+    return cost.peak_bytes
+
+
+def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
+    """Predicted and measured memory of the pass and of measuring, on one device."""
+    settings, mesh = run.stride_settings, arranged((1, 1), jax.devices())
+    run.__dict__["mesh"] = mesh
+    subsets = design.membership(settings.design, run.train.ids)
+    corpus, queries = run._corpus(run.train), run._corpus(run.query)  # pyright: ignore[reportPrivateUsage]
+    made = stride.make_operators(settings, subsets, corpus)
+    works = {
+        "pass": lambda: jax.block_until_ready(
+            stride.make_operators(settings, subsets, corpus)[1]["logit"].gradients_KxRxO
+        ),
+        "measure": functools.partial(stride.measure_all, settings, made[0], queries),
+    }
+    rows = []
+    for name, work in works.items():
+        stages = [s for full, s in predicted.items() if full.startswith((name, "solve"))]
+        expected = max(s.peak_bytes for s in stages if s.name.startswith((name, "solve")))
+        rows.append({"stage": name, "predicted_bytes": expected, "measured_bytes": taken(work)})
+    return rows
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plan for every number of devices, compare with a run, write `scaling.json`, print."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    values = _CONFIG.value.to_dict()
+    extent, settings = extent_of(values), run_settings(values)
+    counts = [int(n) for n in _DEVICES.value]
+    jax.config.update("jax_num_cpu_devices", max(counts))
+    k = settings.stride.design.num_subsets
+    by_devices: dict[int, list[StageCost]] = {}
+    for n in bars(counts, desc="plan"):
+        shape = mesh_for(k).devices.shape if n == len(jax.devices()) else (1, n)
+        by_devices[n] = plan(settings, extent, arranged((shape[0], shape[1]), jax.devices()))
+    rows = shares(by_devices)
+    first = by_devices[min(counts)]
+    arithmetic = [
+        {"stage": s.name, "plan_flops": s.flops, "xla_flops": s.device_flops} for s in first
+    ]
+    run = Run(settings, pathlib.Path(_WORKDIR.value), bars)
+    memory = compare(run, {s.name: s for s in first})
+    board = {
+        "rows": rows, "flops_of_a_call": arithmetic, "memory": memory,
+        "device": str(jax.devices()[0].device_kind), "versions": attribution.versions(),
+    }  # fmt: skip
+    write_json(pathlib.Path(_WORKDIR.value) / "scaling.json", plain(board))
+    print(
+        "| stage | devices | FLOPs x devices | traffic x devices | memory a device | sent a call |"
+    )
+    print("|---|---|---|---|---|---|")
+    for r in rows:
+        sent = ", ".join(f"{kind} {gib(n)}" for kind, n in r["sent_bytes_a_call"].items()) or "—"
+        print(
+            f"| {r['stage']} | {r['devices']} | {r['flops_share']:.2f} | "
+            f"{r['traffic_share']:.2f} | {gib(r['memory_bytes'])} | {sent} |"
+        )
+    for r in arithmetic:
+        print(f"{r['stage']}: {r['plan_flops']:.4g} FLOPs planned, {r['xla_flops']:.4g} by XLA")
+    for r in memory:
+        print(
+            f"{r['stage']}: {gib(r['predicted_bytes'])} predicted, {gib(r['measured_bytes'])} taken"
+        )
+    assert np.isfinite([r["flops_share"] for r in rows]).all()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,192 @@
+"""The text of a job for each target: pure functions of the settings."""
+
+import shlex
+from collections.abc import Sequence
+
+from experiments.launch_settings import LaunchSettings
+
+# A preempted process has this long to save, on every target.
+SAVING_SECONDS = 120
+
+
+def command(settings: LaunchSettings, *more: str) -> list[str]:
+    """The words that run the config; the same ones everywhere.
+
+    >>> from experiments.launch_settings import LaunchSettings
+    >>> command(LaunchSettings("configs/mnist5k.py", "runs/x", overrides=(("top_k", 5),)))[3:]
+    ['--config=configs/mnist5k.py', '--config.top_k=5', '--workdir=runs/x']
+    """
+    return [
+        *(settings.python, "-m", "experiments.run", f"--config={settings.config}"),
+        *(f"--config.{key}={value}" for key, value in settings.overrides),
+        *(f"--workdir={settings.workdir}", *more),
+    ]
+
+
+def local_commands(settings: LaunchSettings, port: int) -> list[list[str]]:
+    """A command a process; several meet on the loopback at `port`."""
+    if settings.processes == 1:
+        return [command(settings)]
+    return [
+        command(
+            settings,
+            *("--multihost", f"--coordinator=127.0.0.1:{port}"),
+            *(f"--num_processes={settings.processes}", f"--process_id={i}"),
+        )
+        for i in range(settings.processes)
+    ]
+
+
+def submission(settings: LaunchSettings) -> list[str]:
+    """The program that takes the job and its arguments; sbatch reads the script from its input."""
+    if settings.target == "slurm":
+        return ["sbatch"]
+    return _gcloud(settings) if settings.target == "gcloud-tpu" else _xpk(settings)
+
+
+def render(settings: LaunchSettings) -> str:
+    """The job as a bash script: what `--dry_run` prints."""
+    if settings.target == "local":
+        return _local(settings) if settings.processes > 1 else _local_single(settings)
+    if settings.target == "slurm":
+        return _slurm(settings)
+    words = submission(settings)
+    head = next(i for i, word in enumerate(words) if word.startswith("--"))
+    return f"#!/usr/bin/env bash\n{_wrapped(words, head)}\n"
+
+
+def _wrapped(words: Sequence[str], head: int, indent: str = "", raw: Sequence[str] = ()) -> str:
+    """A command with its first words on one line and each other one on its own.
+
+    Args:
+      words: quoted here where the shell needs it.
+      head: how many stay on the first line.
+      indent: of the lines that follow.
+      raw: more lines, already quoted.
+    """
+    lines = [shlex.join(words[:head]), *map(_quoted, words[head:]), *raw]
+    return f" \\\n{indent}  ".join(lines)
+
+
+def _quoted(word: str) -> str:
+    """As `shlex.quote`, but for people.
+
+    >>> print(_quoted("--command=a b"), _quoted("--taps=('input',)"))
+    --command='a b' --taps="('input',)"
+    """
+    key, equals, value = word.partition("=")
+    plain = "'" in value and not set('"$`\\!') & set(value)
+    inner = f'"{value}"' if plain else shlex.quote(value)
+    return f"{shlex.quote(key)}={inner}" if equals else shlex.quote(word)
+
+
+def _local_single(settings: LaunchSettings) -> str:
+    logs = shlex.quote(f"{settings.workdir}/logs")
+    run = _wrapped(command(settings), 3, raw=[f"> >(tee -a {logs}/process-0.log) 2>&1"])
+    return f"#!/usr/bin/env bash\nset -euo pipefail\nmkdir -p {logs}\nexec {run}\n"
+
+
+def _local(settings: LaunchSettings) -> str:
+    logs = shlex.quote(f"{settings.workdir}/logs")
+    meeting = [
+        *("--multihost", '--coordinator="127.0.0.1:$PORT"'),
+        *(f"--num_processes={settings.processes}", '--process_id="$i"'),
+        '> >(if [ "$i" -eq 0 ]; then tee -a "$log"; else cat >>"$log"; fi) 2>&1 &',
+    ]
+    free_port = 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
+    return f"""\
+#!/usr/bin/env bash
+# What --target=local does; it also kills what does not stop in time when told to.
+set -euo pipefail
+mkdir -p {logs}
+PORT=$({shlex.join([settings.python, "-c", free_port])})
+pids=() told="" result=0
+stop() {{ kill -TERM "${{pids[@]}}" 2>/dev/null || true; }}
+trap 'told=yes; stop' TERM INT HUP
+for i in {" ".join(map(str, range(settings.processes)))}; do
+  log={logs}/process-$i.log
+  {_wrapped(command(settings), 3, "  ", meeting)}
+  pids+=("$!")
+done
+# The first that ends badly stops the others, and gives its code.
+while [ -n "$(jobs -p)" ]; do
+  code=0
+  wait -n || code=$?
+  if [ -n "$told" ]; then
+    told=""  # a signal broke the wait: no process has ended
+  elif [ "$code" -ne 0 ] && [ "$result" -eq 0 ]; then
+    result=$code
+    stop
+  fi
+done
+exit "$result"
+"""
+
+
+def _slurm(settings: LaunchSettings) -> str:
+    slurm, tasks = settings.slurm, max(settings.slurm.gpus_per_node, 1)
+    options = [
+        f"--job-name={settings.job_name}",
+        f"--output={settings.workdir}/logs/slurm-%j.log",
+        "--open-mode=append",
+        *([f"--partition={slurm.partition}"] if slurm.partition else []),
+        f"--time={slurm.time}",
+        f"--nodes={slurm.nodes}",
+        f"--ntasks-per-node={tasks}",
+        *([f"--gpus-per-node={slurm.gpus_per_node}"] if slurm.gpus_per_node else []),
+        f"--cpus-per-task={slurm.cpus_per_task}",
+        "--requeue",
+        f"--signal=TERM@{SAVING_SECONDS}",
+    ]
+    # srun has not taken --cpus-per-task from the job since Slurm 22.05.
+    steps = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=60"]
+    steps.append(f"--cpus-per-task={slurm.cpus_per_task}")
+    run = _wrapped(command(settings, "--multihost"), 3)
+    header = "\n".join(f"#SBATCH {option}" for option in options)
+    return f"""\
+#!/usr/bin/env bash
+# One process a GPU, as JAX expects of Slurm. The signal goes to the processes, which save and exit
+# with 75; as B:TERM it would reach this shell alone, and srun hands a SIGTERM on as SIGKILL.
+{header}
+set -euo pipefail
+# While the first process out leaves, the others may still be saving: they have 60 s, no kill.
+code=0
+{shlex.join(steps)} \\
+  {run} || code=$?
+if [ "$code" -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {settings.max_restarts} ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def _gcloud(settings: LaunchSettings) -> list[str]:
+    tpu = settings.tpu_vm
+    remote = " ".join(map(_quoted, command(settings, "--multihost")))
+    return [
+        *("gcloud", "compute", "tpus", "tpu-vm", "ssh", tpu.tpu_name),
+        *_place(tpu.zone, tpu.project),
+        "--worker=all",
+        f"--command=cd {shlex.quote(tpu.checkout)} && {remote}",
+    ]
+
+
+def _xpk(settings: LaunchSettings) -> list[str]:
+    xpk = settings.xpk
+    remote = " ".join(map(_quoted, command(settings, "--multihost")))
+    return [
+        *("xpk", "workload", "create", f"--workload={settings.job_name}"),
+        *(f"--cluster={xpk.cluster}", *_place(xpk.zone, xpk.project)),
+        *(f"--tpu-type={xpk.tpu_type}", f"--num-slices={xpk.num_slices}"),
+        f"--docker-image={xpk.docker_image}",
+        *([f"--storage={xpk.storage}"] if xpk.storage else []),
+        # xpk restarts after its own list of exit codes; 75 is not on it.
+        *(f"--max-restarts={settings.max_restarts}", "--restart-on-exit-codes=75"),
+        f"--termination-grace-period-seconds={SAVING_SECONDS}",
+        # xpk signals the shell it starts this in: exec makes that shell the process.
+        f"--command=exec {remote}",
+    ]
+
+
+def _place(zone: str, project: str) -> list[str]:
+    return [*([f"--zone={zone}"] if zone else []), *([f"--project={project}"] if project else [])]

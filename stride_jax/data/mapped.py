@@ -1,0 +1,42 @@
+"""Splits as memory-mapped files: each process reads nothing but the rows it works on."""
+
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from stride_jax.data.examples import Examples
+from stride_jax.runtime.files import read_json, write_json
+
+_COLUMNS = ("inputs", "labels", "ids")
+
+
+def write_splits(
+    folder: str | os.PathLike[str], splits: dict[str, Examples], num_classes: int
+) -> None:
+    """Write splits for `map_splits`, unless they are there; whole or not at all."""
+    home = pathlib.Path(folder)
+    if home.exists():
+        return
+    fresh = home.with_name(f".{home.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for role, examples in splits.items():
+        for column in _COLUMNS:
+            np.save(fresh / f"{role}-{column}.npy", getattr(examples, column), allow_pickle=False)
+    write_json(fresh / "splits.json", {"num_classes": num_classes, "roles": list(splits)})
+    fresh.rename(home)
+
+
+def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int]:
+    """The splits of a folder and their number of classes; inputs and labels stay on disk."""
+    home = pathlib.Path(folder)
+    about = read_json(home / "splits.json")
+
+    def column(role: str, name: str) -> np.ndarray:
+        mode = None if name == "ids" else "r"
+        return np.load(home / f"{role}-{name}.npy", mmap_mode=mode, allow_pickle=False)
+
+    splits = {role: Examples(*(column(role, n) for n in _COLUMNS)) for role in about["roles"]}
+    return splits, int(about["num_classes"])

@@ -1,0 +1,7 @@
+"""What a run will cost, from shapes alone: memory, arithmetic and traffic of its real programs."""
+
+from stride_jax.planning.chips import CHIPS, Chip
+from stride_jax.planning.costs import StageCost, communicated, count_flops
+from stride_jax.planning.stages import Extent, plan
+
+__all__ = ["CHIPS", "Chip", "Extent", "StageCost", "communicated", "count_flops", "plan"]

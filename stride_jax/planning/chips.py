@@ -1,0 +1,34 @@
+"""Published peaks of accelerators, by which seconds are estimated."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device.
+
+    Attributes:
+      flops: dense bfloat16 operations a second at its peak.
+      memory: bytes on the device.
+      bandwidth: bytes a second between memory and arithmetic.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+
+    def seconds(self, flops: float, nbytes: float, utilisation: float) -> float:
+        """Time for so much arithmetic and traffic on one device, whichever takes longer."""
+        return max(flops / self.flops, nbytes / self.bandwidth) / utilisation
+
+
+CHIPS = {
+    # cloud.google.com/tpu/docs: v4, v5e, v5p, v6e; nvidia.com/en-us/data-center/h100 (SXM).
+    "v4": Chip(275e12, 32 * 2**30, 1228e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9),
+    "h100": Chip(989e12, 80 * 1e9, 3350e9),
+    # A core of a cloud machine: two AVX2 units of 8 float32 at 2.5 GHz.
+    "cpu-core": Chip(80e9, 4 * 2**30, 10e9),
+}

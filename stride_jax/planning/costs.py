@@ -1,0 +1,166 @@
+"""Costs of one program: floating-point operations from its jaxpr, memory from its compilation.
+
+XLA's own cost analysis counts a loop's body once, however often it runs; a jaxpr says how often.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_FREE = {
+    "broadcast_in_dim", "reshape", "transpose", "slice", "dynamic_slice", "dynamic_update_slice",
+    "concatenate", "pad", "squeeze", "expand_dims", "convert_element_type", "gather", "scatter",
+    "iota", "copy", "rev", "split", "stop_gradient", "sharding_constraint", "bitcast_convert_type",
+    "random_wrap", "random_unwrap", "random_bits", "threefry2x32", "random_fold_in", "random_seed",
+    "shift_right_logical", "shift_left", "or", "xor", "and", "not", "eq", "ne", "lt", "le", "gt",
+    "ge", "select_n", "argmax", "argmin", "sort", "top_k", "axis_index", "psum", "all_gather",
+    "all_to_all", "psum_invariant", "pvary", "device_put", "copy_p",
+}  # fmt: skip
+
+
+def count_flops(program: Callable[..., Any], *args: Any, **statics: Any) -> float:
+    """Floating-point operations of one call, on all devices together.
+
+    A multiply-add counts as two; loops of unknown length as one turn.
+
+    Args:
+      program: pure function.
+      *args: arrays or `jax.ShapeDtypeStruct`s.
+      **statics: passed on as they are.
+
+    >>> count_flops(lambda a, b: a @ b, jnp.zeros((3, 4)), jnp.zeros((4, 5)))
+    120.0
+    """
+    closed = jax.make_jaxpr(lambda *a: program(*a, **statics))(*args)
+    return float(_jaxpr(closed.jaxpr))
+
+
+def _jaxpr(jaxpr: Any) -> float:
+    return sum(_equation(eqn) for eqn in jaxpr.eqns)
+
+
+def _equation(eqn: Any) -> float:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        depth = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        return 2.0 * depth * _size(eqn.outvars[0])
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * _size(eqn.outvars[0]) * math.prod(kernel) / out_features
+    if name == "cholesky":
+        n = eqn.invars[0].aval.shape[-1]
+        return _size(eqn.invars[0]) * n / 3
+    if name == "triangular_solve":
+        return float(_size(eqn.invars[0]) ** 0.5 * _size(eqn.invars[1]))
+    if name == "eigh":
+        return 9.0 * _size(eqn.invars[0]) * eqn.invars[0].aval.shape[-1]
+    inner = sum(_jaxpr(getattr(v, "jaxpr", v)) for v in _jaxprs(params))
+    if inner:
+        if name == "scan":
+            return inner * params["length"]
+        return inner * (params["mesh"].size if name == "shard_map" else 1)
+    if name in _FREE or any(True for _ in _jaxprs(params)):
+        return 0.0
+    if name.startswith(("reduce_", "cum", "arg")):
+        return float(_size(eqn.invars[0]))
+    floats = [v for v in eqn.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+    return float(sum(map(_size, floats)))
+
+
+def _jaxprs(params: dict[str, Any]) -> Any:
+    for value in params.values():
+        for v in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns"):
+                yield v
+
+
+def _size(v: Any) -> int:
+    return math.prod(v.aval.shape)
+
+
+_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+          "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
+
+
+def communicated(hlo: str) -> dict[str, int]:
+    """Bytes that each kind of collective hands a device, by the text of a compiled module.
+
+    >>> communicated("  x = f32[2,3]{1,0} all-reduce(f32[2,3]{1,0} %y), to_apply=%add")
+    {'all-reduce': 24}
+    """
+    found: dict[str, int] = {}
+    for shapes, kind in _COLLECTIVE.findall(hlo):
+        for dtype, dims in _SHAPE.findall(shapes):
+            size = math.prod(int(n) for n in dims.split(",") if n)
+            found[kind] = found.get(kind, 0) + size * _WIDTH.get(dtype, 4)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """A stage's program and how often it runs.
+
+    Attributes:
+      name: stage.
+      calls: of the program; on every device each time.
+      flops: of one call, all devices together, from its jaxpr.
+      device_flops: of one call on one device, as XLA counts them.
+      argument_bytes: on a device: what lives there before.
+      output_bytes: on a device, that are not arguments made over.
+      temporary_bytes: on a device, at the most.
+      traffic_bytes: read and written by one call on one device, as XLA counts them.
+      communicated: bytes a device receives in a call, by collective.
+    """
+
+    name: str
+    calls: int
+    flops: float
+    device_flops: float
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    traffic_bytes: float
+    communicated: dict[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the stage takes on a device."""
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes
+
+
+def cost(name: str, calls: int, program: Any, *args: Any, **statics: Any) -> StageCost:
+    """Compile a jitted program for abstract arguments and read what it takes.
+
+    Args:
+      name: of the stage.
+      calls: how often it runs.
+      program: from `jax.jit`.
+      *args: `jax.ShapeDtypeStruct`s with shardings, pytrees of them, or static values.
+      **statics: static arguments by name.
+    """
+    compiled = program.lower(*args, **statics).compile()
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    aliased = getattr(memory, "alias_size_in_bytes", 0)
+    hlo = compiled.as_text() or ""
+    return StageCost(
+        name,
+        calls,
+        count_flops(program, *args, **statics),
+        float(analysis.get("flops", 0.0)),
+        int(memory.argument_size_in_bytes),
+        int(memory.output_size_in_bytes - aliased),
+        int(memory.temp_size_in_bytes),
+        float(analysis.get("bytes accessed", 0.0)),
+        communicated(hlo) if "num_partitions=" in hlo.partition("\n")[0] else {},
+    )

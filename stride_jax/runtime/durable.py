@@ -1,0 +1,227 @@
+"""Long loops that survive a kill: their state is kept on an interval and when asked to stop.
+
+A loop hands over its state after each step. All processes decide together whether it is written,
+so that they stop at the same step; the next run, on this mesh or another, goes on from there.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from stride_jax.runtime import checkpoint
+from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.progress import Progress
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL: stopped when asked to, everything saved; run the same command again to go on."""
+
+
+class Preempted(SystemExit):
+    """Raised once all is saved, after a request to stop; ends the process with `EXIT_CODE`."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def __bool__(self) -> bool:
+        return self._asked.is_set()
+
+    def listen(self) -> "StopRequest":
+        """Let SIGTERM ask. After `jax.distributed.initialize`, which has a handler of its own."""
+        signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._asked.set()
+
+    def between(self, progress: Progress) -> Progress:
+        """Stop between the items of a loop that keeps each of them; this process decides alone."""
+
+        def wrapped(items: Iterable[Any], **how: Any) -> Iterable[Any]:
+            for item in progress(items, **how):
+                yield item
+                if self:
+                    raise Preempted
+
+        return wrapped
+
+
+class Keep(Protocol):
+    """Where a loop's state is kept."""
+
+    def resume(self, loop: str, state: Any) -> tuple[int, Any]:
+        """Position and state to go on from; 0 and the state given where nothing was kept."""
+        ...
+
+    def step(
+        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
+    ) -> None:
+        """After each step: keep the state if it is time to, or if asked to stop.
+
+        Args:
+          loop: its name.
+          position: where it would go on; examples or steps.
+          state: gives what there is to keep.
+          metrics: numbers of the step, on the device or not.
+        """
+        ...
+
+
+class _Nowhere:
+    def resume(self, loop: str, state: Any) -> tuple[int, Any]:
+        del loop
+        return 0, state
+
+    def step(
+        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
+    ) -> None:
+        """Nothing."""
+        del loop, position, state, metrics
+
+
+nowhere: Keep = _Nowhere()
+"""Keeps nothing: the library's default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepSettings:
+    """When the state of a long loop is written.
+
+    Attributes:
+      seconds: between two checkpoints of a loop, by the clock of the first process.
+      report_seconds: between two reports of its numbers, which wait for the device.
+    """
+
+    seconds: float = 300.0
+    report_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        if min(self.seconds, self.report_seconds) < 0:
+            raise ValueError(
+                f"seconds={self.seconds} between checkpoints, report_seconds={self.report_seconds} "
+                "between reports: neither can be negative"
+            )
+
+
+Report = Callable[[str, int, Mapping[str, Any]], None]
+"""Takes a loop's name, its position and numbers: `metrics.MetricsWriter` is one."""
+
+
+class Kept:
+    """Checkpoints of the loops of one stage, in a folder that goes when the stage is done."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        mesh: Mesh,
+        clock: Callable[[], float],
+        settings: KeepSettings = KeepSettings(),
+        stop: StopRequest | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.folder = pathlib.Path(folder)
+        self.mesh = mesh
+        self.settings = settings
+        self.stop = StopRequest() if stop is None else stop
+        self._report = report
+        self._clock = clock
+        self._saved = self._reported = (clock(), 0)
+
+    def resume(self, loop: str, state: Any) -> tuple[int, Any]:
+        """See `Keep`; numpy arrays in the state come back as such.
+
+        Raises:
+          CheckpointError: what is kept can't be read or has other shapes; names the folder.
+        """
+        position = 0
+        if checkpoint.latest(self.folder / loop) is not None:
+            position, state = self._restored(loop, state)
+        self._saved = self._reported = self._clock(), position
+        return position, state
+
+    def _restored(self, loop: str, state: Any) -> tuple[int, Any]:
+        named = _named(state)
+        like = {name: self._like(v) for name, v in named.items()}
+        found, note = checkpoint.restore(self.folder / loop, like)
+        leaves = [
+            np.array(found[name]) if isinstance(old, np.ndarray) else found[name]
+            for name, old in named.items()
+        ]
+        return int(note["position"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+    def _like(self, v: Any) -> jax.ShapeDtypeStruct:
+        where = v.sharding if meshes.mesh_of(v) == self.mesh else meshes.replicated(self.mesh)
+        dtype = jax.dtypes.canonicalize_dtype(v.dtype)
+        return jax.ShapeDtypeStruct(v.shape, dtype, sharding=where)
+
+    def step(
+        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
+    ) -> None:
+        """See `Keep`.
+
+        Raises:
+          Preempted: after saving, if any process was asked to stop.
+        """
+        now, (then, before) = self._clock(), self._reported
+        if self._report and now - then >= self.settings.report_seconds:
+            numbers = {name: float(value) for name, value in metrics.items()}
+            speed = (position - before) / max(self._clock() - then, 1e-9)
+            self._report(loop, position, numbers | {"per_second": speed})
+            self._reported = self._clock(), position
+        due, asked = self._agreed(now - self._saved[0] >= self.settings.seconds)
+        if not (due or asked):
+            return
+        arrays = self.placed(_named(state()))
+        checkpoint.save(
+            self.folder / loop, arrays, {"position": position}, step=position, keep_last=1
+        )
+        if asked:
+            raise Preempted
+        self._saved = self._clock(), position
+
+    def placed(self, tree: Any, where: Callable[[str], NamedSharding] | None = None) -> Any:
+        """A tree as it can be written: each array laid out over the mesh.
+
+        Args:
+          tree: arrays; those laid out already stay as they are.
+          where: for a dict of arrays, the layout by name.
+        """
+        if where is not None:
+            return {name: meshes.place(v, where(name)) for name, v in tree.items()}
+        return meshes.everywhere(tree, self.mesh)
+
+    def clear(self) -> None:
+        """Forget the loops: the stage's product is written."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _agreed(self, due: bool) -> tuple[bool, bool]:
+        """The first process's clock, and any process's request to stop."""
+        if jax.process_count() == 1:
+            return due, bool(self.stop)
+        flags = multihost_utils.process_allgather(np.array([due, bool(self.stop)]))
+        return bool(flags[0, 0]), bool(flags[:, 1].any())
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves by their path: orbax does not give optimisers' named tuples back as such."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

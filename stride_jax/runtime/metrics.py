@@ -1,0 +1,41 @@
+"""What a run says of itself while it runs: JSON lines, and events for TensorBoard."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+
+def memory_bytes() -> int:
+    """Memory in use: of the first local device where it says so, else of this process."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_in_use" in stats:
+        return int(stats["bytes_in_use"])
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class MetricsWriter:
+    """Writes `metrics.jsonl`, a line a report, and an event file, into one folder."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (self.folder / "metrics.jsonl").open("a", buffering=1)
+        self._events = SummaryWriter(str(self.folder), flush_secs=10)
+
+    def __call__(self, loop: str, step: int, values: Mapping[str, Any]) -> None:
+        """Report numbers of a loop: `{loop}/{name}` at a step."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"loop": loop, "step": step, **numbers}) + "\n")
+        for name, value in numbers.items():
+            self._events.add_scalar(f"{loop}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush both files."""
+        self._lines.close()
+        self._events.close()

@@ -1,0 +1,126 @@
+"""Plans against hand counts, and the layout and traffic of every stage's compiled program."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs import mnist5k, nanochat_d12, nanochat_d24
+from experiments import plan as program
+from stride_jax import design, measure, planning, stride
+from stride_jax.corpus import Corpus
+from stride_jax.index import StrideSettings
+from stride_jax.models import ModelSettings, TrainSettings
+from stride_jax.run_settings import RunSettings
+from stride_jax.runtime import mesh as meshes
+
+SETTINGS = RunSettings(
+    model=ModelSettings("mlp", (32, 24)),
+    train=TrainSettings(epochs=1),
+    stride=StrideSettings(
+        design=design.Design(64, 4), taps=("input",), basis=stride.ops.BasisSettings(rank=15),
+        closed_form=stride.ops.ClosedFormSettings(batch_size=512),
+        measure=measure.MeasureSettings("first_order"),
+    ),
+)  # fmt: skip
+EXTENT = planning.Extent(num_train=1024, num_queries=64, input_shape=(16,), num_classes=5)
+
+
+def test_flops_are_those_of_the_textbook():
+    a, b = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((8, 6), (6, 4)))
+    assert planning.count_flops(jnp.matmul, a, b) == 2 * 8 * 6 * 4
+    looped = lambda a, b: jax.lax.scan(lambda c, _: (c + a @ b, None), a @ b, None, length=9)[0]  # noqa: E731
+    assert planning.count_flops(looped, a, b) == 10 * 2 * 8 * 6 * 4 + 9 * 8 * 4
+    mesh = meshes.make_mesh(8, 1)
+    halves = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    assert planning.count_flops(jax.jit(halves), a, b) == 2 * 8 * 6 * 4
+    image, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 9, 9, 3), (3, 3, 3, 7)))
+    convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert planning.count_flops(convolve, image, kernel) == 2 * (2 * 9 * 9 * 7) * (3 * 3 * 3)
+
+
+@pytest.fixture(scope="module")
+def plans():
+    by_devices = {}
+    for shape in ((1, 1), (1, 4), (4, 1), (2, 4)):
+        stages = planning.plan(SETTINGS, EXTENT, meshes.arranged(shape, jax.devices()))
+        by_devices[shape] = {stage.name.partition(",")[0]: stage for stage in stages}
+    return by_devices
+
+
+def test_work_of_a_device_falls_with_devices(plans):
+    for shape, stages in plans.items():
+        for name in ("pass", "measure", "recovery"):
+            one, own = plans[1, 1][name], stages[name]
+            share = own.calls * own.device_flops * shape[0] * shape[1]
+            assert share <= 1.1 * one.calls * one.device_flops, (shape, name)
+    one, split = plans[1, 1]["pass"], plans[1, 4]["pass"]
+    sums = 2 * 4 * 64 * 16 * 5  # value and compensation of every subset's sum
+    assert one.argument_bytes - split.argument_bytes > 0.7 * sums
+    assert plans[1, 1]["pass"].flops == pytest.approx(plans[2, 4]["pass"].flops, rel=0.02)
+    # The plan's own count against XLA's, where no loop hides anything from it.
+    assert one.flops == pytest.approx(one.device_flops, rel=0.2)
+
+
+def test_nothing_of_size_n_or_of_the_index_travels(plans):
+    b_and_e, rank, outputs, batch = 512 * (16 + 5) * 4, 16, 5, 64
+    for shape, stages in plans.items():
+        sent = {name: stage.communicated for name, stage in stages.items()}
+        if shape == (1, 1):
+            assert not any(sent.values())
+        assert not sent["recovery"] and not sent["bank"]
+        # Features and errors of a batch go to every device of a row; gradients of queries too.
+        assert sent["pass"].get("all-gather", 0) <= b_and_e / shape[0] + 4 * 512
+        assert sent["measure"].get("all-gather", 0) <= batch * rank * outputs * 4
+        assert sum(sent["solve"].values()) <= 64
+
+
+def test_every_stage_leaves_its_product_where_it_belongs(trained):
+    mesh = meshes.make_mesh(2, 4)
+    settings = dataclasses.replace(SETTINGS.stride, taps=("hidden1",))
+    subsets = design.membership(settings.design, trained.train.ids)
+    corpus = Corpus(
+        trained.tapped, trained.params, trained.train.inputs, trained.train.labels, mesh=mesh
+    )
+    operators, moments, _ = stride.make_operators(settings, subsets, corpus)
+    split = meshes.over_subsets(mesh)
+    assert moments["logit"].gradients_KxRxO[0].sharding.is_equivalent_to(split, 3)
+    assert operators["logit"].a_KxRxO.sharding.is_equivalent_to(split, 3)
+    view, data, sites = corpus.view(settings)
+    batch = meshes.place(data, meshes.over_examples(mesh), np.arange(16))
+    params, site = meshes.everywhere((trained.params, sites["logit"]), mesh)
+    placed = jax.tree.map(
+        meshes.place, operators["logit"], measure.shardings(operators["logit"], mesh)
+    )
+    how = measure.batch_sizes(64, 80, 16, 1, 10, settings.measure, mesh)[1]
+    y_BxK = measure.measure_batch(params, site, placed, batch, view=view, how=how, mesh=mesh)
+    wanted = jax.NamedSharding(mesh, P("data", "subset"))
+    assert y_BxK.sharding.is_equivalent_to(wanted, 2)
+    sharded = meshes.place(trained.params, meshes.sharded_parameters(trained.params, mesh))
+    kernels = [v for v in jax.tree.leaves(sharded) if v.shape == (64, 24)]
+    assert kernels[0].addressable_shards[0].data.shape == (8, 24)
+    again, _, _ = stride.make_operators(
+        settings, subsets, dataclasses.replace(corpus, params=sharded)
+    )
+    a, b = (np.asarray(o["logit"].a_KxRxO) for o in (again, operators))
+    assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-4
+
+
+def test_bad_plans_say_what_is_wrong(plans):
+    with pytest.raises(ValueError, match=r"--mesh='8': give devices along data and along subset"):
+        program.parse_mesh("8")
+    with pytest.raises(ValueError, match=r"lacks num_train, num_queries"):
+        program.extent_of({"plan": {"input_shape": (3,), "num_classes": 2}})
+    stages = [dataclasses.replace(plans[1, 1]["pass"], temporary_bytes=2**40)]
+    why = program.verdict(stages, "v5e")
+    assert why is not None and "does not fit v5e: 'pass, logit' takes 1024.00 GiB" in why
+    assert "lower stride.chunk_bytes" in why
+    assert program.verdict(list(plans[1, 1].values()), "v5e") is None
+    for config in (mnist5k, nanochat_d12, nanochat_d24):
+        assert program.extent_of(config.get_config().to_dict()).num_train > 0
+    assert "recovery, a round" in program.table(list(plans[1, 1].values()), 1, 0.4)

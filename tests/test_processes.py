@@ -1,0 +1,125 @@
+"""One run on one device, on several, and in several processes; stopped and gone on with."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import mnist5k
+from experiments.launch_settings import LaunchSettings
+from experiments.launching import local_commands
+from stride_jax.pipeline import Run
+from stride_jax.run_settings import ForeignWorkdirError, check_workdir, run_settings
+
+SMALL = ("bank.num_subsets=2", "bank.num_seeds=1", "stride.lasso.relative_gap=1e-5")
+
+
+def start(workdir, overrides=SMALL, *, devices=1, processes=1, config="mnist5k.py:runlocal"):
+    """The processes of one run."""
+    settings = LaunchSettings(
+        f"configs/{config}", str(workdir), overrides=tuple(o.split("=") for o in overrides),
+        processes=processes, python=sys.executable,
+    )  # fmt: skip
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        commands = local_commands(settings, listener.getsockname()[1])
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(workdir).parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return [
+        subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for words in commands
+    ]
+
+
+def finish(running):
+    for process in running:
+        said = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, said[-3000:]
+
+
+def products(workdir, overrides=SMALL, config=mnist5k, arg="runlocal"):
+    """Operators, measurements and scores of a finished run, by name."""
+    values = config.get_config(arg)
+    for override in overrides:
+        name, _, value = override.partition("=")
+        values.update_from_flattened_dict({name: json.loads(value)})
+    run = Run(run_settings(values.to_dict()), workdir)
+    operators = run.operators[0]["logit"]
+    steering = np.asarray(operators.a_KxRxO) * np.asarray(operators.size_K)[:, None, None]
+    return {
+        "operators": steering, "measurements": run.measurements, "scores": run.influences.toarray()
+    }  # fmt: skip
+
+
+def differences(found, wanted):
+    return {n: np.linalg.norm(found[n] - wanted[n]) / np.linalg.norm(wanted[n]) for n in wanted}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    finish(start(workdir))
+    return workdir
+
+
+@pytest.mark.parametrize(("devices", "processes"), [(8, 1), (2, 2)])
+def test_devices_and_processes_change_rounding_alone(alone, tmp_path, devices, processes):
+    finish(start(tmp_path, devices=devices, processes=processes))
+    found = differences(products(tmp_path), products(alone))
+    assert max(found.values()) < 1e-5, found
+    lines = (tmp_path / "metrics" / "metrics.jsonl").read_text().splitlines()
+    assert all({"loop", "step"} <= set(json.loads(line)) for line in lines)
+    assert list((tmp_path / "metrics").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (4, 1), (8, 1), (1, 2), (1, 4)])
+def test_the_quickstart_is_the_same_everywhere(tmp_path_factory, tmp_path, devices, processes):
+    reference = tmp_path_factory.getbasetemp() / "quickstart"
+    less = ("bank.num_subsets=2",)
+    if not (reference / "summary.json").exists():
+        finish(start(reference, less, config="mnist5k.py"))
+    finish(start(tmp_path, less, devices=devices, processes=processes, config="mnist5k.py"))
+    found = differences(products(tmp_path, less, arg=""), products(reference, less, arg=""))
+    print(devices, processes, found)
+    assert max(found.values()) < 1e-5, found
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(alone, tmp_path):
+    often = (*SMALL, "keep.seconds=0.0", "stride.closed_form.batch_size=64")
+    (running,) = start(tmp_path, often)
+    while not list(tmp_path.glob("*/*.partial/*/*")):
+        assert running.poll() is None, running.communicate()[0][-3000:]
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=300)[0]
+    assert running.returncode == 75, said[-3000:]
+    assert not (tmp_path / "summary.json").exists()
+    finish(start(tmp_path, often, devices=2))
+    assert not list(tmp_path.glob("*/*.partial"))
+    found = differences(products(tmp_path, often), products(alone))
+    assert max(found.values()) < 1e-5, found
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    ours = run_settings(mnist5k.get_config("runlocal").to_dict())
+    check_workdir(tmp_path, ours)
+    check_workdir(tmp_path, ours)
+    values = mnist5k.get_config("runlocal")
+    values.stride.design.num_subsets = 100
+    values.bank.models_at_once = 3  # changes no product
+    check_workdir(tmp_path / "new", run_settings(values.to_dict()), reuse=True)
+    with pytest.raises(ForeignWorkdirError, match=r"num_subsets: 200 there, 100 here\): .* --reuse"):
+        check_workdir(tmp_path, run_settings(values.to_dict()))
