@@ -44,8 +44,8 @@ def shares(by_devices: dict[int, list[StageCost]]) -> list[dict[str, Any]]:
             rows.append({
                 "stage": stage.name,
                 "devices": devices,
-                "flops_share": devices * stage.calls * stage.device_flops
-                / max(one.calls * one.device_flops, 1.0),
+                "flops_share": devices * stage.calls * stage.counted_flops
+                / max(one.calls * one.counted_flops, 1.0),
                 "traffic_share": devices * stage.calls * stage.traffic_bytes
                 / max(one.calls * one.traffic_bytes, 1.0),
                 "memory_bytes": stage.peak_bytes,

@@ -90,7 +90,7 @@ def table(stages: Sequence[StageCost], devices: int, utilisation: float) -> str:
     rows = [[*head, *chips]]
     totals = dict.fromkeys(chips, 0.0)
     for stage in stages:
-        each = stage.flops / devices if stage.name.startswith(("pass", "measure")) else stage.flops
+        each = stage.flops / devices if stage.spread else stage.flops
         seconds = {
             n: stage.calls * c.seconds(each, stage.traffic_bytes, utilisation)
             for n, c in chips.items()

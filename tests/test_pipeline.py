@@ -74,7 +74,8 @@ def test_a_second_run_reuses_every_stage(run):
     assert len(stages) >= 6
     other = "--config.stride.lasso.lambda_fraction=0.1"
     refused = command(workdir, other)
-    assert refused.returncode == 1 and "lambda_fraction: 0.02 there, 0.1 here" in refused.stderr
+    assert refused.returncode == 1
+    assert "lambda_fraction: 0.02 there, 0.1 here" in refused.stderr
     again = command(workdir, other, "--reuse")
     assert again.returncode == 0, again.stderr
     assert {p: p.stat().st_mtime_ns for p in stages} == stages

@@ -57,14 +57,15 @@ def test_work_of_a_device_falls_with_devices(plans):
     for shape, stages in plans.items():
         for name in ("pass", "measure", "recovery"):
             one, own = plans[1, 1][name], stages[name]
-            share = own.calls * own.device_flops * shape[0] * shape[1]
-            assert share <= 1.1 * one.calls * one.device_flops, (shape, name)
+            share = own.calls * own.counted_flops * shape[0] * shape[1]
+            assert share <= 1.25 * one.calls * one.counted_flops, (shape, name)
     one, split = plans[1, 1]["pass"], plans[1, 4]["pass"]
     sums = 2 * 4 * 64 * 16 * 5  # value and compensation of every subset's sum
     assert one.argument_bytes - split.argument_bytes > 0.7 * sums
     assert plans[1, 1]["pass"].flops == pytest.approx(plans[2, 4]["pass"].flops, rel=0.02)
     # The plan's own count against XLA's, where no loop hides anything from it.
-    assert one.flops == pytest.approx(one.device_flops, rel=0.2)
+    measured = plans[1, 1]["measure"]
+    assert measured.flops == pytest.approx(measured.device_flops, rel=0.05)
 
 
 def test_nothing_of_size_n_or_of_the_index_travels(plans):
@@ -73,7 +74,8 @@ def test_nothing_of_size_n_or_of_the_index_travels(plans):
         sent = {name: stage.communicated for name, stage in stages.items()}
         if shape == (1, 1):
             assert not any(sent.values())
-        assert not sent["recovery"] and not sent["bank"]
+        assert not sent["recovery"]
+        assert not sent["bank"]
         # Features and errors of a batch go to every device of a row; gradients of queries too.
         assert sent["pass"].get("all-gather", 0) <= b_and_e / shape[0] + 4 * 512
         assert sent["measure"].get("all-gather", 0) <= batch * rank * outputs * 4
@@ -118,7 +120,8 @@ def test_bad_plans_say_what_is_wrong(plans):
         program.extent_of({"plan": {"input_shape": (3,), "num_classes": 2}})
     stages = [dataclasses.replace(plans[1, 1]["pass"], temporary_bytes=2**40)]
     why = program.verdict(stages, "v5e")
-    assert why is not None and "does not fit v5e: 'pass, logit' takes 1024.00 GiB" in why
+    assert why is not None
+    assert "does not fit v5e: 'pass, logit' takes 1024.00 GiB" in why
     assert "lower stride.chunk_bytes" in why
     assert program.verdict(list(plans[1, 1].values()), "v5e") is None
     for config in (mnist5k, nanochat_d12, nanochat_d24):

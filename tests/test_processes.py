@@ -121,5 +121,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     values.stride.design.num_subsets = 100
     values.bank.models_at_once = 3  # changes no product
     check_workdir(tmp_path / "new", run_settings(values.to_dict()), reuse=True)
-    with pytest.raises(ForeignWorkdirError, match=r"num_subsets: 200 there, 100 here\): .* --reuse"):
+    with pytest.raises(
+        ForeignWorkdirError, match=r"num_subsets: 200 there, 100 here\): .* --reuse"
+    ):
         check_workdir(tmp_path, run_settings(values.to_dict()))

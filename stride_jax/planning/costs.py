@@ -114,8 +114,9 @@ class StageCost:
     Attributes:
       name: stage.
       calls: of the program; on every device each time.
-      flops: of one call, all devices together, from its jaxpr.
-      device_flops: of one call on one device, as XLA counts them.
+      spread: whether a call is spread over all devices; else each calls it for its own share.
+      flops: of one call, all its devices together, from its jaxpr.
+      device_flops: of one call on one device, as XLA counts them: a loop's body once.
       argument_bytes: on a device: what lives there before.
       output_bytes: on a device, that are not arguments made over.
       temporary_bytes: on a device, at the most.
@@ -125,6 +126,7 @@ class StageCost:
 
     name: str
     calls: int
+    spread: bool
     flops: float
     device_flops: float
     argument_bytes: int
@@ -134,12 +136,19 @@ class StageCost:
     communicated: dict[str, int]
 
     @property
+    def counted_flops(self) -> float:
+        """Of one call on one device, by a count that is comparable between numbers of devices."""
+        return self.device_flops if self.spread else self.flops
+
+    @property
     def peak_bytes(self) -> int:
         """What the stage takes on a device."""
         return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
-def cost(name: str, calls: int, program: Any, *args: Any, **statics: Any) -> StageCost:
+def cost(
+    name: str, calls: int, program: Any, *args: Any, spread: bool = True, **statics: Any
+) -> StageCost:
     """Compile a jitted program for abstract arguments and read what it takes.
 
     Args:
@@ -147,6 +156,7 @@ def cost(name: str, calls: int, program: Any, *args: Any, **statics: Any) -> Sta
       calls: how often it runs.
       program: from `jax.jit`.
       *args: `jax.ShapeDtypeStruct`s with shardings, pytrees of them, or static values.
+      spread: see `StageCost`.
       **statics: static arguments by name.
     """
     compiled = program.lower(*args, **statics).compile()
@@ -156,6 +166,7 @@ def cost(name: str, calls: int, program: Any, *args: Any, **statics: Any) -> Sta
     return StageCost(
         name,
         calls,
+        spread,
         count_flops(program, *args, **statics),
         float(analysis.get("flops", 0.0)),
         int(memory.argument_size_in_bytes),

@@ -225,7 +225,8 @@ def _recovery(scene: _Scene, rows: int) -> StageCost:
     state: Any = LassoState(
         Shape((padded, degree), dtype), weights, n, k, group, mesh, sharded=False  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
-    slots = lasso.slots_for(state, how, rows)
+    own = -(-rows // scene.mesh.size)
+    slots = lasso.slots_for(state, how, own)
     size = 1 << (min(how.working_set, n) - 1).bit_length()
     working = working_set.WorkingSet(
         i32((slots, size)), Shape((slots, size, degree), dtype), f32((slots, size)),
@@ -234,10 +235,10 @@ def _recovery(scene: _Scene, rows: int) -> StageCost:
     problem = working_set.Problem(f32((slots, k)), *(f32((slots,)) for _ in range(5)))
     rounds = 6  # a few passes over all columns end most queries (docs/lab.md)
     return cost(
-        "recovery, a round", rounds * -(-rows // (slots * scene.mesh.size)),
+        "recovery, a round", rounds * -(-own // slots),
         working_set.play_round, state, working, problem, penalty=how.penalty,
         intercept=how.intercept, max_steps=min(how.max_iterations, lasso.STEPS_PER_ROUND),
-        one_by_one=jax.default_backend() == "cpu",
+        one_by_one=jax.default_backend() == "cpu", spread=False,
     )  # fmt: skip
 
 
@@ -261,5 +262,5 @@ def _bank(scene: _Scene) -> StageCost:
     return cost(
         "bank, models together", -(-total // (own * scene.mesh.size)), retrain.train_and_score,
         module=models.make_model(s.model, extent.num_classes), training=s.train, data=data,
-        members_BxS=members, keys_B=keys, mesh=meshes.single_mesh(),
+        members_BxS=members, keys_B=keys, mesh=meshes.single_mesh(), spread=False,
     )  # fmt: skip
