@@ -43,7 +43,6 @@ def preset(depth: int) -> ConfigDict:
                 "measure": {"form": "first_order"},
                 "prior": 0.0,
             },
-            "bank": {"num_subsets": 100, "models_at_once": 1},
             "mesh": {"data": -1, "subset": 0, "parameters": "sharded"},
             "keep": {"seconds": 600.0},
             # 500 queries; the published corpora have 2.7, 5.8, 10.9 and 18.2 billion tokens, the

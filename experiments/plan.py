@@ -9,16 +9,14 @@ bytes, arithmetic and communication from them. Ends with code 1 where the run wo
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from stride_jax.planning import CHIPS, Extent, StageCost, plan
+from stride_jax.planning import CHIPS, StageCost, extent_of, gib, plan
 from stride_jax.run_settings import run_settings
 from stride_jax.runtime.mesh import arranged
-from stride_jax.runtime.settings import build
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _MESH = flags.DEFINE_string("mesh", None, "Devices along data and subset, such as 64,4; one if not")
@@ -40,27 +38,6 @@ _REMEDY = {
 }
 
 
-def extent_of(values: dict[str, Any]) -> Extent:
-    """The section `plan` of a config, filled up with what the section `text` says.
-
-    Raises:
-      ValueError: numbers that neither of them gives; names them.
-    """
-    given, text = dict(values.get("plan", {})), values.get("text")
-    if text:
-        given.setdefault("num_train", text.get("max_train"))
-        given.setdefault("num_queries", text.get("num_query", 200))
-        given.setdefault("input_shape", (text.get("length", 64),))
-        given.setdefault("num_classes", text.get("vocab_size", 1024))
-    names = ("num_train", "num_queries", "input_shape", "num_classes")
-    if missing := [name for name in names if not given.get(name)]:
-        raise ValueError(
-            f"config.plan lacks {', '.join(missing)}: a plan reads no data, so the config must say "
-            "how much there is"
-        )
-    return build(Extent, given, "config.plan")
-
-
 def parse_mesh(text: str | None) -> tuple[int, int]:
     """`data,subset` as two numbers; one device for None.
 
@@ -73,14 +50,6 @@ def parse_mesh(text: str | None) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) for part in parts):
         raise ValueError(f"--mesh={text!r}: give devices along data and along subset, such as 64,4")
     return int(parts[0]), int(parts[1])
-
-
-def gib(count: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1024:.1f} KiB"
 
 
 def table(stages: Sequence[StageCost], devices: int, utilisation: float) -> str:
@@ -133,7 +102,8 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", data * subset)
     mesh = arranged((data, subset), jax.devices())
-    stages = plan(settings, extent, mesh)
+    # Without a section of its own the ground truth is made by other means, if at all.
+    stages = plan(settings, extent, mesh, with_bank="bank" in values)
     k, design = settings.stride.design.num_subsets, settings.stride.design
     solve = next(stage for stage in stages if stage.name.startswith("solve"))
     about = {

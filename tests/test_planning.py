@@ -117,7 +117,7 @@ def test_bad_plans_say_what_is_wrong(plans):
     with pytest.raises(ValueError, match=r"--mesh='8': give devices along data and along subset"):
         program.parse_mesh("8")
     with pytest.raises(ValueError, match=r"lacks num_train, num_queries"):
-        program.extent_of({"plan": {"input_shape": (3,), "num_classes": 2}})
+        planning.extent_of({"plan": {"input_shape": (3,), "num_classes": 2}})
     stages = [dataclasses.replace(plans[1, 1]["pass"], temporary_bytes=2**40)]
     why = program.verdict(stages, "v5e")
     assert why is not None
@@ -125,5 +125,5 @@ def test_bad_plans_say_what_is_wrong(plans):
     assert "lower stride.chunk_bytes" in why
     assert program.verdict(list(plans[1, 1].values()), "v5e") is None
     for config in (mnist5k, nanochat_d12, nanochat_d24):
-        assert program.extent_of(config.get_config().to_dict()).num_train > 0
+        assert planning.extent_of(config.get_config().to_dict()).num_train > 0
     assert "recovery, a round" in program.table(list(plans[1, 1].values()), 1, 0.4)

@@ -364,7 +364,7 @@ def sum_tables(
                 np.sum([mask.sum(axis=1) for _, mask in parts], axis=0, dtype=np.float32),
             )
         )
-    most = max(len(rows) for parts, _ in found for rows in parts)
+    most = max((len(rows) for parts, _ in found for rows in parts), default=0)
     pad = lambda v: np.pad(v, ((0, most - len(v)), (0, 0)), constant_values=own)  # noqa: E731
     return [(np.stack([pad(rows) for rows in parts]), sizes) for parts, sizes in found]
 

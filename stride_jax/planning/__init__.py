@@ -1,7 +1,17 @@
 """What a run will cost, from shapes alone: memory, arithmetic and traffic of its real programs."""
 
 from stride_jax.planning.chips import CHIPS, Chip
-from stride_jax.planning.costs import StageCost, communicated, count_flops
-from stride_jax.planning.stages import Extent, plan
+from stride_jax.planning.costs import StageCost, communicated, count_flops, gib
+from stride_jax.planning.stages import Extent, extent_of, plan
 
-__all__ = ["CHIPS", "Chip", "Extent", "StageCost", "communicated", "count_flops", "plan"]
+__all__ = [
+    "CHIPS",
+    "Chip",
+    "Extent",
+    "StageCost",
+    "communicated",
+    "count_flops",
+    "extent_of",
+    "gib",
+    "plan",
+]

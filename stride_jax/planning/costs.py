@@ -175,3 +175,11 @@ def cost(
         float(analysis.get("bytes accessed", 0.0)),
         communicated(hlo) if "num_partitions=" in hlo.partition("\n")[0] else {},
     )
+
+
+def gib(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1024:.1f} KiB"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from stride_jax.recovery import lasso, working_set
 from stride_jax.recovery.columns import LassoState, layout
 from stride_jax.run_settings import RunSettings
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.settings import build
 
 Shape = jax.ShapeDtypeStruct
 
@@ -47,6 +49,27 @@ class Extent:
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_queries, self.num_classes, *self.input_shape) < 1:
             raise ValueError(f"{self}: every number must be at least 1")
+
+
+def extent_of(values: Mapping[str, Any]) -> Extent:
+    """The section `plan` of a config, filled up with what the section `text` says.
+
+    Raises:
+      ValueError: numbers that neither of them gives; names them.
+    """
+    given, text = dict(values.get("plan", {})), values.get("text")
+    if text:
+        given.setdefault("num_train", text.get("max_train"))
+        given.setdefault("num_queries", text.get("num_query", 200))
+        given.setdefault("input_shape", (text.get("length", 64),))
+        given.setdefault("num_classes", text.get("vocab_size", 1024))
+    names = ("num_train", "num_queries", "input_shape", "num_classes")
+    if missing := [name for name in names if not given.get(name)]:
+        raise ValueError(
+            f"config.plan lacks {', '.join(missing)}: a plan reads no data, so the config must say "
+            "how much there is"
+        )
+    return build(Extent, given, "config.plan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +107,16 @@ def _dtype(v: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(v.dtype)
 
 
-def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
+def plan(
+    settings: RunSettings, extent: Extent, mesh: Mesh, *, with_bank: bool = True
+) -> list[StageCost]:
     """Compile every stage's program for a mesh of fake devices, and read what each takes.
 
     Args:
       settings: of the run; its own `mesh` is not looked at, but for `parameters`.
       extent: how much data.
       mesh: devices of the CPU that stand for the real ones.
+      with_bank: whether the ground truth is planned too.
 
     Returns:
       Costs of the pass over the training set and of the solution, site by site; of measuring,
@@ -110,8 +136,8 @@ def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
     tokens = math.prod(data["labels"].shape[1:])
     group = scene.stride.measure.group
     rows = extent.num_queries * (-(-tokens // group) if group else 1)
-    out += [_recovery(scene, rows), _bank(scene)]
-    return out
+    out.append(_recovery(scene, rows))
+    return [*out, _bank(scene)] if with_bank else out
 
 
 def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
