@@ -354,6 +354,7 @@ class Run:
                     write_arrays(path, **dataclasses.asdict(found))
             processes.wait("recovery done")
             parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]
+            processes.wait("recovery read")  # before the first process removes them
             return dataclasses.asdict(joined([lasso.Recovery(**part) for part in parts]))  # pyright: ignore[reportArgumentType]
 
         return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))  # pyright: ignore[reportArgumentType]

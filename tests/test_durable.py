@@ -1,0 +1,134 @@
+"""Loops stopped after every step and gone on with, on the same devices and on others."""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from stride_jax import design, measure, models, stride
+from stride_jax import operators as ops
+from stride_jax.corpus import Corpus
+from stride_jax.index import StrideSettings
+from stride_jax.runtime import checkpoint, durable
+from stride_jax.runtime import mesh as meshes
+
+SETTINGS = StrideSettings(
+    design=design.Design(16, 3),
+    taps=("hidden1",),
+    basis=ops.BasisSettings(rank=7),
+    closed_form=ops.ClosedFormSettings(batch_size=160),
+    measure=measure.MeasureSettings("first_order", max_bytes=8_000),
+)
+
+
+class StopAfter(durable.StopRequest):
+    """Asks to stop at the n-th question."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def __bool__(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def kept(folder, mesh, steps=10**9):
+    return durable.Kept(folder, mesh, time.monotonic, stop=StopAfter(steps))
+
+
+def through_every_stop(work, folder, steps, mesh):
+    """What `work(keep)` gives when it is stopped after each of its first steps in turn."""
+    for _ in range(steps):
+        with pytest.raises(durable.Preempted) as stopped:
+            work(kept(folder, mesh, 0), mesh)
+        assert stopped.value.code == durable.EXIT_CODE
+    return work(kept(folder, mesh), mesh)
+
+
+def corpus(trained, mesh):
+    return Corpus(
+        trained.tapped, trained.params, trained.train.inputs, trained.train.labels, mesh=mesh
+    )
+
+
+@pytest.mark.parametrize("fit", ["closed_form", "joint"])
+def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, fit):
+    settings = dataclasses.replace(SETTINGS, fit=fit, joint=ops.JointSettings(steps=4))
+    subsets = design.membership(settings.design, trained.train.ids)
+
+    def work(keep, mesh):
+        made, _, norms = stride.make_operators(settings, subsets, corpus(trained, mesh), keep=keep)
+        return np.asarray(made["logit"].a_KxRxO), np.asarray(norms)
+
+    mesh = meshes.make_mesh(2, 4)
+    whole = work(durable.nowhere, mesh)
+    steps = 3 if fit == "closed_form" else 4  # the last one is the end itself
+    for ours, theirs in zip(through_every_stop(work, tmp_path, steps, mesh), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    if fit == "joint":
+        return
+    # Stopped on eight devices, gone on with on two: the same up to rounding.
+    with pytest.raises(durable.Preempted):
+        work(kept(tmp_path / "other", mesh, 1), mesh)
+    other = meshes.arranged((1, 2), jax.devices())
+    a, _ = work(kept(tmp_path / "other", other), other)
+    assert np.linalg.norm(a - whole[0]) < 1e-4 * np.linalg.norm(whole[0])
+
+
+def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
+    mesh = meshes.make_mesh(1, 8)
+    subsets = design.membership(SETTINGS.design, trained.train.ids)
+    made, _, _ = stride.make_operators(SETTINGS, subsets, corpus(trained, mesh))
+
+    def reading(keep, mesh):
+        queries = Corpus(
+            trained.tapped, trained.params, trained.query.inputs, trained.query.labels, mesh=mesh
+        )
+        return stride.measure_all(SETTINGS, made, queries, keep=keep)
+
+    whole = reading(durable.nowhere, mesh)
+    again = through_every_stop(reading, tmp_path / "measure", 2, mesh)
+    np.testing.assert_array_equal(again, whole)
+
+    recipe = models.TrainSettings(epochs=12, batch_size=32, optimizer="adamw", learning_rate=1e-3)
+    examples = trained.train.inputs, trained.train.labels
+
+    def training(keep, _):
+        return models.pretrain(trained.module, *examples, recipe, 3, keep=keep)[0]
+
+    whole = training(durable.nowhere, mesh)
+    again = through_every_stop(training, tmp_path / "training", 3, mesh)
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # The same steps as the bank's own form of training takes.
+    forward = lambda p, x: trained.module.apply({"params": p}, x)[0]  # noqa: E731
+    init_key, order_key = jax.random.split(jax.random.key(recipe.seed))
+    params = models.initial_params(trained.module, init_key, trained.train.inputs)
+    path = models.trajectory(
+        forward, params, *examples, np.arange(400), order_key, recipe, num_checkpoints=3
+    )
+    for ours, (theirs, _) in zip(whole, path, strict=True):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_foreign_or_torn_checkpoint_is_named(trained, tmp_path):
+    mesh = meshes.make_mesh(1, 8)
+    loops = kept(tmp_path, mesh, 0)
+    with pytest.raises(durable.Preempted):
+        loops.step("pass", 3, lambda: {"sum": np.arange(4.0)})
+    assert kept(tmp_path, mesh).resume("pass", {"sum": np.zeros(4)})[0] == 3
+    with pytest.raises(checkpoint.CheckpointError, match=r"sum is \(4,\) there, \(5,\) here.*pass"):
+        kept(tmp_path, mesh).resume("pass", {"sum": np.zeros(5)})
+    for file in (tmp_path / "pass" / "3" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"torn")
+    with pytest.raises(checkpoint.CheckpointError, match="delete the folder"):
+        kept(tmp_path, mesh).resume("pass", {"sum": np.zeros(4)})
+    kept(tmp_path, mesh).clear()
+    assert kept(tmp_path, mesh).resume("pass", {"sum": np.zeros(4)})[0] == 0
+    with pytest.raises(ValueError, match="seconds=-1"):
+        durable.KeepSettings(seconds=-1)
