@@ -105,7 +105,11 @@ class Corpus:
         shapes = jax.eval_shape(
             functools.partial(taps.see, wanted), self.params, **{n: v[:1] for n, v in data.items()}
         )
-        sites = {name: self._site(settings, shapes, name, signs_C) for name in settings.sites}
+        # The programs that take the view take the parameters too: they should not hold them twice.
+        sites = {
+            name: dataclasses.replace(self._site(settings, shapes, name, signs_C), params=None)
+            for name in settings.sites
+        }
         return _view(wanted, settings.closed_form if training else None), data, sites
 
     def signs(self, settings: StrideSettings) -> jax.Array | None:

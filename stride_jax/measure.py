@@ -20,6 +20,7 @@ from stride_jax.operators.steering import (
     Site,
     all_logit_shifts,
     example_features,
+    with_params,
 )
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.durable import Keep, nowhere
@@ -118,6 +119,7 @@ def measure_batch(
     mesh: Mesh,
 ) -> jax.Array:
     """Measurements of a batch, queries over `data` and subsets over `subset`."""
+    site = with_params(site, params)
     observed, context = view(params, site, batch)
     b_BxTxR = example_features(operators, observed.activations)
     queries = _Queries(b_BxTxR, dataclasses.replace(observed, activations={}), context)

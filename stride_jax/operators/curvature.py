@@ -28,7 +28,7 @@ from stride_jax.operators.moments import (
     zeros,
 )
 from stride_jax.operators.outputs import fold, unfold
-from stride_jax.operators.steering import Context, Site
+from stride_jax.operators.steering import Context, Site, with_params
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.durable import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
@@ -194,6 +194,8 @@ def add_batch(
     mesh: Mesh,
 ) -> tuple[Moments, jax.Array]:
     """Moments with a batch added, and its examples' `||e_i||`."""
+
+    site = with_params(site, params)
 
     def look(some: tuple[Any, jax.Array]) -> tuple[_Curvature, tuple[jax.Array, ...]]:
         observed, context = view(params, site, some[0])

@@ -56,7 +56,7 @@ class Site:
       tap: the tapped layer of a residual site; None at the logit site.
       shape: the tap's own shape after the example axis, which `suffix` expects.
       suffix: rest of the network as a function of the tap.
-      params: its parameters.
+      params: its parameters; None for the model's own, where a program has them already.
       signs_C: of the folding U at the logit site; None for the identity.
     """
 
@@ -99,6 +99,13 @@ def residual_site(
     _, shapes = jax.eval_shape(tapped.forward, params, inputs)
     width = observed.activations[tap].shape[-1]
     return Site(width, tap, tuple(shapes[tap].shape[1:]), tapped.suffix, params)
+
+
+def with_params(site: Site, params: Params) -> Site:
+    """A residual site that was made without parameters of its own, with the model's."""
+    if site.suffix is None or site.params is not None:
+        return site
+    return dataclasses.replace(site, params=params)
 
 
 def context(site: Site, observed: Observed, inputs: np.ndarray | jax.Array) -> Context:
