@@ -41,6 +41,7 @@ from stride_jax.data import (
 from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
 from stride_jax.models.train import cross_entropy
+from stride_jax.planning import Speed, count_flops, with_speed
 from stride_jax.recovery import lasso
 from stride_jax.recovery.result import joined
 from stride_jax.run_settings import RunSettings, check_workdir
@@ -141,8 +142,25 @@ class Run:
     def _keep(self, stage: str) -> durable.Kept:
         return durable.Kept(
             self._partial(stage), self.mesh, time.monotonic, self.settings.keep, self.stop,
-            self.report,
+            self._report(stage),
         )  # fmt: skip
+
+    def _report(self, stage: str) -> durable.Report | None:
+        """The report of a stage's loops, with what their speed means."""
+        if self.report is None or (stage, self.settings.stride.fit) == ("operators", "joint"):
+            return self.report
+        inputs = self.train.inputs[:1]
+        params = jax.eval_shape(
+            functools.partial(models.initial_params, self.module, inputs=jnp.asarray(inputs)),
+            jax.random.key(0),
+        )
+        forward = count_flops(self.module.apply, {"params": params}, inputs)
+        tokens = int(np.prod(self.train.labels.shape[1:]))
+        if stage == "model":  # forward and backward of a batch a step
+            speed = Speed(self.settings.train.batch_size, tokens, 3 * forward)
+        else:
+            speed = Speed(1, tokens, forward)
+        return with_speed(self.report, speed)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -295,9 +313,9 @@ class Run:
 
         Its K matrices live where their subsets do, in memory and on disk.
         """
-        folder, keep = self._path("operators"), self._keep("operators")
+        folder = self._path("operators")
         if checkpoint.latest(folder) is None:
-            settings = self.stride_settings
+            settings, keep = self.stride_settings, self._keep("operators")
             began = time.monotonic()
             subsets = designs.membership(settings.design, self.train.ids)
             made, _, residual_N = stride.make_operators(

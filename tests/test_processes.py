@@ -81,7 +81,7 @@ def test_devices_and_processes_change_rounding_alone(alone, tmp_path, devices, p
     found = differences(products(tmp_path), products(alone))
     assert max(found.values()) < 1e-5, found
     lines = (tmp_path / "metrics" / "metrics.jsonl").read_text().splitlines()
-    assert all({"loop", "step"} <= set(json.loads(line)) for line in lines)
+    assert all({"loop", "step", "mfu", "memory_bytes"} <= set(json.loads(row)) for row in lines)
     assert list((tmp_path / "metrics").glob("events.out.tfevents.*"))
 
 

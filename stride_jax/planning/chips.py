@@ -22,6 +22,18 @@ class Chip:
         return max(flops / self.flops, nbytes / self.bandwidth) / utilisation
 
 
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls by this name, if its peaks are known.
+
+    >>> chip_of("TPU v5 lite") is CHIPS["v5e"]
+    True
+    """
+    for word, name in _KINDS.items():
+        if word in device_kind.lower():
+            return CHIPS[name]
+    return None
+
+
 CHIPS = {
     # cloud.google.com/tpu/docs: v4, v5e, v5p, v6e; nvidia.com/en-us/data-center/h100 (SXM).
     "v4": Chip(275e12, 32 * 2**30, 1228e9),
@@ -32,3 +44,9 @@ CHIPS = {
     # A core of a cloud machine: two AVX2 units of 8 float32 at 2.5 GHz.
     "cpu-core": Chip(80e9, 4 * 2**30, 10e9),
 }
+
+# The longer names first: "TPU v5" alone is the large one.
+_KINDS = {
+    "v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e", "v4": "v4", "h100": "h100",
+    "cpu": "cpu-core",
+}  # fmt: skip
