@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.launch_settings import LaunchSettings
@@ -142,6 +142,7 @@ def main(argv: Sequence[str]) -> None:
     """Run every trial, write `drill.json`, print a table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
     home = pathlib.Path(_WORKDIR.value)
     home.mkdir(parents=True, exist_ok=True)
     values = _CONFIG.value
