@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import mnist5k, nanochat_d12, nanochat_d24
-from experiments import plan as program
+from experiments import plan_report as program
 from stride_jax import design, measure, planning, stride
 from stride_jax.corpus import Corpus
 from stride_jax.index import StrideSettings
@@ -62,7 +62,7 @@ def test_work_of_a_device_falls_with_devices(plans):
     one, split = plans[1, 1]["pass"], plans[1, 4]["pass"]
     sums = 2 * 4 * 64 * 16 * 5  # value and compensation of every subset's sum
     assert one.argument_bytes - split.argument_bytes > 0.7 * sums
-    assert plans[1, 1]["pass"].flops == pytest.approx(plans[2, 4]["pass"].flops, rel=0.02)
+    assert plans[1, 1]["pass"].flops == pytest.approx(plans[2, 4]["pass"].flops, rel=0.06)
     # The plan's own count against XLA's, where no loop hides anything from it.
     measured = plans[1, 1]["measure"]
     assert measured.flops == pytest.approx(measured.device_flops, rel=0.05)

@@ -1,0 +1,67 @@
+"""A plan for reading: its table, and whether it fits a chip."""
+
+from collections.abc import Sequence
+
+from stride_jax.planning import CHIPS, StageCost, gib
+
+_REMEDY = {
+    "pass": "lower stride.chunk_bytes, stride.output_rank or stride.basis.rank, give the mesh more "
+    "devices along subset, or set mesh.parameters='sharded'",
+    "solve": "give the mesh more devices along subset, or lower stride.output_rank or "
+    "stride.basis.rank",
+    "measure": "lower stride.measure.max_bytes, or give the mesh more devices along subset",
+    "recovery": "lower stride.lasso.memory_bytes or stride.lasso.chunk",
+    "bank": "lower bank.models_at_once or train.batch_size, or raise train.accumulation",
+}
+
+
+def parse_mesh(text: str | None) -> tuple[int, int]:
+    """`data,subset` as two numbers; one device for None.
+
+    >>> parse_mesh("64,4")
+    (64, 4)
+    """
+    if text is None:
+        return 1, 1
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise ValueError(f"--mesh={text!r}: give devices along data and along subset, such as 64,4")
+    return int(parts[0]), int(parts[1])
+
+
+def table(stages: Sequence[StageCost], devices: int, utilisation: float) -> str:
+    """A line a stage: memory on a device, arithmetic, communication, seconds by chip."""
+    chips = CHIPS
+    head = ["stage", "calls", "lives there", "temporary", "peak", "GFLOP a call", "sent a call"]
+    rows = [[*head, *chips]]
+    totals = dict.fromkeys(chips, 0.0)
+    for stage in stages:
+        each = stage.flops / devices if stage.spread else stage.flops
+        seconds = {
+            n: stage.calls * c.seconds(each, stage.traffic_bytes, utilisation)
+            for n, c in chips.items()
+        }
+        totals = {n: totals[n] + seconds[n] for n in chips}
+        rows.append([
+            stage.name, f"{stage.calls:,}", gib(stage.argument_bytes + stage.output_bytes),
+            gib(stage.temporary_bytes), gib(stage.peak_bytes), f"{stage.flops / 1e9:,.2f}",
+            gib(sum(stage.communicated.values())), *(f"{s:.3g} s" for s in seconds.values()),
+        ])  # fmt: skip
+    rows.append(["all", *[""] * (len(head) - 1), *(f"{s:.3g} s" for s in totals.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def verdict(stages: Sequence[StageCost], chip: str) -> str | None:
+    """What does not fit a chip's memory and which setting would help; None if all does."""
+    worst = max(stages, key=lambda stage: stage.peak_bytes)
+    room = CHIPS[chip].memory
+    if worst.peak_bytes <= room:
+        return None
+    remedy = _REMEDY[worst.name.partition(",")[0]]
+    return (
+        f"does not fit {chip}: '{worst.name}' takes {gib(worst.peak_bytes)} a device of "
+        f"{gib(room)}; {remedy}"
+    )
