@@ -33,8 +33,6 @@ def preset(depth: int) -> ConfigDict:
                     "window_pattern": "SSSL",
                     "short_window": 512,
                     "dtype": "bfloat16",
-                    # The pull-back to the site would keep nine layers' attention otherwise.
-                    "remat": True,
                 },
             },
             "stride": {
