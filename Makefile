@@ -29,7 +29,7 @@ test-slow: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,peers]'
 	$(BIN)/python -m pytest -m slow
 
-# Thirty runs killed at random moments and gone on with; about 25 minutes.
+# Thirty runs killed at random moments and gone on with; about 20 minutes.
 drill: setup
 	$(BIN)/python -m benchmarks.drill --workdir=runs/drill --kills=30
 

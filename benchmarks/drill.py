@@ -34,8 +34,7 @@ from stride_jax.runtime.durable import EXIT_CODE
 from stride_jax.runtime.files import write_json
 from stride_jax.runtime.progress import bars
 
-_DEFAULT = "configs/mnist5k.py:runlocal"
-_CONFIG = config_flags.DEFINE_config_file("config", _DEFAULT)
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist5k.py:runlocal")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/drill", "Folder of the trials.")
 _KILLS = flags.DEFINE_integer("kills", 30, "Trials.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of moments, signals and processes.")
@@ -49,10 +48,10 @@ _OVERRIDES = (
 
 def start(workdir: pathlib.Path, processes: int) -> list[subprocess.Popen[bytes]]:
     """All processes of a run, of the config this program was given."""
-    config = next((a for a in sys.argv[1:] if a.startswith("--config=")), f"--config={_DEFAULT}")
+    config = config_flags.get_config_filename(flags.FLAGS["config"])
     overrides = tuple(tuple(override.split("=")) for override in _OVERRIDES)
     settings = LaunchSettings(
-        config.partition("=")[2], str(workdir), overrides=overrides, processes=processes,  # pyright: ignore[reportArgumentType]
+        config, str(workdir), overrides=overrides, processes=processes,  # pyright: ignore[reportArgumentType]
         python=sys.executable,
     )  # fmt: skip
     with socket.socket() as listener:
@@ -115,27 +114,35 @@ def products(workdir: pathlib.Path, settings: Any) -> dict[str, Any]:
     }
 
 
+def struck(
+    workdir: pathlib.Path, rng: random.Random, longest: float
+) -> tuple[dict[str, Any], list[int]]:
+    """Start a run and hit one of its processes: what was done, and the exit codes.
+
+    One that ended before it was hit does not count: it starts afresh, to be hit earlier.
+    """
+    processes, number = rng.choice([1, 1, 2]), rng.choice([signal.SIGKILL, signal.SIGTERM])
+    victim, moment = rng.randrange(processes), rng.uniform(0.15, 1.0) * longest * processes**0.5
+    while True:
+        shutil.rmtree(workdir, ignore_errors=True)
+        running = start(workdir, processes)
+        time.sleep(moment)
+        if running[victim].poll() is None:
+            running[victim].send_signal(number)
+            break
+        wait(running)
+        moment *= 0.8
+    what = {"processes": processes, "victim": victim, "signal": number.name}
+    return {**what, "seconds": round(moment, 1), "stage": stage_of(workdir)}, wait(running)
+
+
 def trial(i: int, workdir: pathlib.Path, rng: random.Random, longest: float) -> dict[str, Any]:
     """Start, kill, and go on until the run ends by itself."""
-    processes = rng.choice([1, 1, 2])
-    number, moment = rng.choice([signal.SIGKILL, signal.SIGTERM]), rng.uniform(0.1, 0.95) * longest
-    running = start(workdir, processes)
-    time.sleep(moment * (1.5 if processes > 1 else 1.0))
-    victim = rng.randrange(processes)
-    if running[victim].poll() is None:
-        running[victim].send_signal(number)
-    where, codes = stage_of(workdir), wait(running)
-    runs = 0
-    while True:
-        runs += 1
-        ended = wait(start(workdir, processes))
-        if not any(ended) or runs == 3:
-            break
-    return {
-        "trial": i, "processes": processes, "victim": victim, "signal": number.name,
-        "seconds": round(moment, 1), "stage": where, "codes": codes, "runs_after": runs,
-        "finished": not any(ended),
-    }  # fmt: skip
+    row, codes = struck(workdir, rng, longest)
+    runs, ended = 0, [1]
+    while any(ended) and runs < 3:
+        runs, ended = runs + 1, wait(start(workdir, row["processes"]))
+    return {"trial": i, **row, "codes": codes, "runs_after": runs, "finished": not any(ended)}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -151,17 +158,17 @@ def main(argv: Sequence[str]) -> None:
         values.update_from_flattened_dict({name: json.loads(value)})
     settings, wanted = run_settings(values.to_dict()), {}
     longest = 0.0
-    for processes in (1, 2):
+    for processes in (2, 1, 1):  # the last one, with all programs compiled, says how long it takes
         whole = home / f"whole-{processes}"
         shutil.rmtree(whole, ignore_errors=True)
         began = time.monotonic()
-        assert not any(wait(start(whole, processes))), f"see {whole}.log"
-        longest = longest or time.monotonic() - began
+        if any(wait(start(whole, processes))):
+            raise SystemExit(f"the run that nobody kills failed: see {whole}.log")
+        longest = time.monotonic() - began
         wanted[processes] = products(whole, settings)
     rng, rows = random.Random(_SEED.value), []
     for i in bars(range(_KILLS.value), desc="drill"):
         workdir = home / f"trial-{i:02d}"
-        shutil.rmtree(workdir, ignore_errors=True)
         row = trial(i, workdir, rng, longest)
         found, reference = products(workdir, settings), wanted[row["processes"]]
         row["same_bytes"] = {n: found[n][0] == reference[n][0] for n in found}

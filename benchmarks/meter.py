@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from stride_jax.index import Index
+from stride_jax.runtime.metrics import resident_bytes
 
-_PAGE = 4096
 _COMPILING = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
@@ -25,12 +25,6 @@ def _listen(event: str, duration_secs: float, **kwargs: Any) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * _PAGE
 
 
 @dataclasses.dataclass

@@ -31,17 +31,16 @@ def parse_mesh(text: str | None) -> tuple[int, int]:
 
 def table(stages: Sequence[StageCost], devices: int, utilisation: float) -> str:
     """A line a stage: memory on a device, arithmetic, communication, seconds by chip."""
-    chips = CHIPS
     head = ["stage", "calls", "lives there", "temporary", "peak", "GFLOP a call", "sent a call"]
-    rows = [[*head, *chips]]
-    totals = dict.fromkeys(chips, 0.0)
+    rows = [[*head, *CHIPS]]
+    totals = dict.fromkeys(CHIPS, 0.0)
     for stage in stages:
         each = stage.flops / devices if stage.spread else stage.flops
         seconds = {
             n: stage.calls * c.seconds(each, stage.traffic_bytes, utilisation)
-            for n, c in chips.items()
+            for n, c in CHIPS.items()
         }
-        totals = {n: totals[n] + seconds[n] for n in chips}
+        totals = {n: totals[n] + seconds[n] for n in CHIPS}
         rows.append([
             stage.name, f"{stage.calls:,}", gib(stage.argument_bytes + stage.output_bytes),
             gib(stage.temporary_bytes), gib(stage.peak_bytes), f"{stage.flops / 1e9:,.2f}",

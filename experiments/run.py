@@ -19,11 +19,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import figures
+from stride_jax import summary
 from stride_jax.pipeline import Run
-from stride_jax.run_settings import run_settings
+from stride_jax.run_settings import check_workdir, run_settings
 from stride_jax.runtime.durable import StopRequest
 from stride_jax.runtime.metrics import MetricsWriter
-from stride_jax.runtime.processes import Cluster, connect, leads
+from stride_jax.runtime.processes import Cluster, connect, leads, wait
 from stride_jax.runtime.progress import bars
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -39,22 +40,22 @@ _PROFILE = flags.DEFINE_enum(
 )  # fmt: skip
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """The closing table: a line a method, then the ceiling and where the time went."""
     lines = [f"{'method':<16}{'LDS':>8}{'95 % interval':>20}{'seconds':>10}"]
-    for name, row in sorted(summary["methods"].items(), key=lambda item: -item[1]["lds"]):
+    for name, row in sorted(found["methods"].items(), key=lambda item: -item[1]["lds"]):
         low, high = row["lds_ci95"]
         interval = f"[{low:.3f}, {high:.3f}]"
         lines.append(f"{name:<16}{row['lds']:>8.3f}{interval:>20}{row['seconds']:>10.1f}")
-    detail, bank = summary["ceiling_detail"], summary["settings"]["bank"]
+    detail, bank = found["ceiling_detail"], found["settings"]["bank"]
     lines += [
         f"ceiling: reliability {detail['reliability']:.3f}, a perfect predictor scores about "
         f"{detail['perfect_predictor']:.3f}",
         f"bank: m = {bank['num_subsets']}, alpha = {bank['alpha']}, {bank['num_seeds']} seeds; "
-        f"{summary['num_train']} train, {summary['num_queries']} queries; "
-        f"accuracy {summary['accuracy']:.3f}, held-out loss {summary['held_out_loss']:.3f} nats, "
-        f"temperature {summary['temperature']:.2f}",
-        "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in summary["stages"].items()),
+        f"{found['num_train']} train, {found['num_queries']} queries; "
+        f"accuracy {found['accuracy']:.3f}, held-out loss {found['held_out_loss']:.3f} nats, "
+        f"temperature {found['temperature']:.2f}",
+        "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in found["stages"].items()),
     ]
     return "\n".join(lines)
 
@@ -64,8 +65,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
-    values = _CONFIG.value.to_dict()
-    settings = run_settings(values)
+    settings = run_settings(_CONFIG.value.to_dict())
     cluster = Cluster(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _MULTIHOST.value:
         connect(cluster)
@@ -73,15 +73,17 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("--coordinator, --num_processes and --process_id need --multihost")
     stop, workdir = StopRequest().listen(), pathlib.Path(_WORKDIR.value)
     with leaving_others() if _MULTIHOST.value else contextlib.nullcontext():
+        check_workdir(workdir, settings, _REUSE.value)
+        wait("workdir checked")
         report = MetricsWriter(workdir / "metrics") if leads() else None
         run = Run(settings, workdir, bars, stop, report)
         if _PROFILE.value:
             with jax.profiler.trace(str(workdir / "profile")):
                 getattr(run, _PROFILE.value)
-        summary = run.write(_REUSE.value)
+        found = summary.write(run)
         if report is not None:
             report.close()
-            show(run, summary)
+            show(run, found)
 
 
 @contextlib.contextmanager
@@ -98,13 +100,13 @@ def leaving_others() -> Iterator[None]:
         os._exit(code if isinstance(code, int) else 1)
 
 
-def show(run: Run, summary: dict[str, Any]) -> None:
+def show(run: Run, found: dict[str, Any]) -> None:
     """Print the table, and draw what can be drawn."""
     written = ["summary.json", "attribution.parquet"]
     if run.query.inputs.ndim == 4:  # images
         written.append("proponents.png")
         figures.proponents(run, run.workdir / written[-1])
-    print(table(summary))
+    print(table(found))
     print(f"written to {run.workdir}: {', '.join(written)}")
 
 

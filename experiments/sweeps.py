@@ -60,7 +60,7 @@ def _load(path: str) -> types.ModuleType:
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted names of all settings.
+    """Dotted names of all settings; without flax, which would bring JAX to a login node.
 
     >>> _flat({"bank": {"alpha": 0.5}, "top_k": 100})
     {'bank.alpha': 0.5, 'top_k': 100}

@@ -8,10 +8,10 @@ belongs to, Q queries, B a batch, S members of a subset (padded), T tokens (1 fo
 D width of an activation, R features, C classes or vocabulary, O outputs of an operator.
 """
 
-from stride_jax.attribution import Attribution
+from stride_jax.attribution import Attribution, ensemble
 from stride_jax.design import Design
 from stride_jax.index import Index, StrideSettings
-from stride_jax.stride import append, attribute, direct, ensemble, fit
+from stride_jax.stride import append, attribute, direct, fit
 from stride_jax.taps import TappedModel, from_function, from_linen, from_model, from_nnx
 from stride_jax.version import __version__
 

@@ -233,3 +233,26 @@ def load(path: str | os.PathLike[str]) -> Attribution:
 def _positions(ids: np.ndarray, wanted: Sequence[str]) -> list[int]:
     place = {str(name): i for i, name in enumerate(ids)}
     return [place[name] for name in wanted]
+
+
+def ensemble(attributions: Sequence[Attribution]) -> Attribution:
+    """The mean attribution of several models of the same data: their noise averages out.
+
+    Give each model's index a design seed of its own, so that the errors of recovery do so too.
+
+    Args:
+      attributions: of the same queries and training examples, in the same order.
+
+    Raises:
+      ValueError: none given, or ids that differ.
+    """
+    if not attributions:
+        raise ValueError("an ensemble needs at least one attribution")
+    first = attributions[0]
+    for i, other in enumerate(attributions):
+        for axis in ("query_ids", "train_ids"):
+            if not np.array_equal(getattr(first, axis), getattr(other, axis)):
+                raise ValueError(f"attributions 0 and {i} differ in their {axis}")
+    mean = np.asarray(np.mean([a.scores_QxN for a in attributions], axis=0), np.float32)
+    settings = {"ensemble": [dict(a.settings) for a in attributions]}
+    return Attribution(first.query_ids, first.train_ids, mean, settings)

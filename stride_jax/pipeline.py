@@ -40,21 +40,13 @@ from stride_jax.data import (
 )
 from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
-from stride_jax.models.train import cross_entropy
-from stride_jax.planning import Speed, count_flops, with_speed
+from stride_jax.planning import model_speed, with_speed
 from stride_jax.recovery import lasso
 from stride_jax.recovery.result import joined
-from stride_jax.run_settings import RunSettings, check_workdir
+from stride_jax.run_settings import RunSettings
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.files import (
-    fingerprint,
-    plain,
-    read_arrays,
-    read_json,
-    write_arrays,
-    write_json,
-)
+from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.version import __version__
 
@@ -121,6 +113,7 @@ class Run:
         path = self._path(name).with_suffix(".npz")
         if path.exists():
             arrays = read_arrays(path)
+            self._tidy(name)
         else:
             for need in needs:
                 getattr(self, need)
@@ -129,11 +122,20 @@ class Run:
             arrays["seconds"] = np.array(time.monotonic() - began)
             if processes.leads():
                 write_arrays(path, **arrays)
-                shutil.rmtree(self._partial(name), ignore_errors=True)
             if together:
-                processes.wait(f"{name} written")
+                self._forget(name)
         self.seconds[name] = float(arrays.pop("seconds"))
         return arrays
+
+    def _forget(self, stage: str) -> None:
+        """What a stage kept on the way, once every process has its product."""
+        processes.wait(f"{stage} written")
+        self._tidy(stage)
+
+    def _tidy(self, stage: str) -> None:
+        """Remove what a stage kept; also where a kill came between its product and this."""
+        if processes.leads():
+            shutil.rmtree(self._partial(stage), ignore_errors=True)
 
     def _partial(self, stage: str) -> pathlib.Path:
         """Where a stage keeps what it has done so far."""
@@ -149,18 +151,8 @@ class Run:
         """The report of a stage's loops, with what their speed means."""
         if self.report is None or (stage, self.settings.stride.fit) == ("operators", "joint"):
             return self.report
-        inputs = self.train.inputs[:1]
-        params = jax.eval_shape(
-            functools.partial(models.initial_params, self.module, inputs=jnp.asarray(inputs)),
-            jax.random.key(0),
-        )
-        forward = count_flops(self.module.apply, {"params": params}, inputs)
-        tokens = int(np.prod(self.train.labels.shape[1:]))
-        if stage == "model":  # forward and backward of a batch a step
-            speed = Speed(self.settings.train.batch_size, tokens, 3 * forward)
-        else:
-            speed = Speed(1, tokens, forward)
-        return with_speed(self.report, speed)
+        steps = self.settings.train.batch_size if stage == "model" else None
+        return with_speed(self.report, model_speed(self.module, self.train, steps))
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -241,12 +233,11 @@ class Run:
             like = jax.tree.map(self._on_every_device, [like] * self.settings.num_checkpoints)
             params, config = checkpoint.restore(folder, like)
             params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
+            self._tidy("model")
         else:
             params, config = self._train_base()
-            keep = self._keep("model")
-            checkpoint.save(folder, keep.placed(params), config)
-            processes.wait("model written")
-            keep.clear()
+            checkpoint.save(folder, meshes.everywhere(params, self.mesh), config)
+            self._forget("model")
         self.seconds["model"] = config["seconds"]
         return Model(
             self.module, tuple(params), tuple(config["learning_rates"]), config["temperature"]
@@ -315,17 +306,17 @@ class Run:
         """
         folder = self._path("operators")
         if checkpoint.latest(folder) is None:
-            settings, keep = self.stride_settings, self._keep("operators")
-            began = time.monotonic()
+            settings, began = self.stride_settings, time.monotonic()
             subsets = designs.membership(settings.design, self.train.ids)
             made, _, residual_N = stride.make_operators(
-                settings, subsets, self._corpus(self.train), keep=keep
+                settings, subsets, self._corpus(self.train), keep=self._keep("operators")
             )
             arrays = indices.to_arrays(made) | {"residual_N": residual_N}
             note = {"seconds": time.monotonic() - began}
-            checkpoint.save(folder, keep.placed(arrays, self._where), note)
+            placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
+            checkpoint.save(folder, placed, note)
             processes.wait("operators written")
-            keep.clear()
+        self._tidy("operators")
         like = {name: self._like(name, v) for name, v in checkpoint.shapes(folder).items()}
         arrays, note = checkpoint.restore(folder, like)
         self.seconds["operators"] = note["seconds"]
@@ -372,7 +363,6 @@ class Run:
                     write_arrays(path, **dataclasses.asdict(found))
             processes.wait("recovery done")
             parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]
-            processes.wait("recovery read")  # before the first process removes them
             return dataclasses.asdict(joined([lasso.Recovery(**part) for part in parts]))  # pyright: ignore[reportArgumentType]
 
         return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))  # pyright: ignore[reportArgumentType]
@@ -421,80 +411,10 @@ class Run:
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids and settings."""
         return attribution.Attribution(
-            self.query.ids, self.train.ids, self.influences, plain(self._resolved)
+            self.query.ids, self.train.ids, self.influences, plain(self.resolved)
         )
 
     @property
-    def _resolved(self) -> RunSettings:
+    def resolved(self) -> RunSettings:
+        """The settings, taps chosen."""
         return dataclasses.replace(self.settings, stride=self.stride_settings)
-
-    def evaluate(self) -> dict[str, Any]:
-        """Run everything and return what `summary.json` holds."""
-        scores = {"stride": self.influences.toarray()}
-        scores |= {name: self.baseline(name) for name in ("grad-dot", "feature-cosine", "random")}
-        bank, noise = self.bank, evaluation.ceiling(self.bank)
-        ours = ("operators", "measurements", "recovery")
-        results = {}
-        for name, values in scores.items():
-            result = evaluation.lds(values, bank)
-            stages = ours if name == "stride" else (name,)
-            for stage in stages if name == "stride" else ():
-                getattr(self, stage)  # a stage read from its file knows what it took
-            results[name] = {
-                "lds": result.lds,
-                "lds_ci95": result.ci95,
-                "seconds": sum(self.seconds[stage] for stage in stages),
-            }
-        return {
-            "lds": results["stride"]["lds"],
-            "lds_ci95": results["stride"]["lds_ci95"],
-            "ceiling": noise.reliability,
-            "ceiling_detail": noise,
-            "methods": results,
-            "stages": self.seconds,
-            **self._held_out(),
-            "temperature": self.model[1],
-            "recovery": {
-                "max_relative_gap": float(self.recovery.relative_gap_Q.max()),
-                "mean_support": float(self.recovery.support_Q.mean()),
-                "mean_iterations": float(self.recovery.iterations_Q.mean()),
-            },
-            "settings": self._resolved,
-            "versions": attribution.versions(),
-            "device": str(jax.devices()[0].device_kind),
-            "num_train": len(self.train),
-            "num_queries": len(self.query),
-        }
-
-    def _held_out(self) -> dict[str, float]:
-        """The base model on the queries: share of labels it gets right, nats a label it loses."""
-        logits = self.tapped(self.model[0], jnp.asarray(self.query.inputs))[0]
-        labels = self.query.labels
-        right = np.asarray(logits.argmax(axis=-1)) == labels
-        loss = np.asarray(cross_entropy(logits, jnp.asarray(labels)))
-        return {"accuracy": float(right[labels >= 0].mean()),
-                "held_out_loss": float(loss[labels >= 0].mean())}  # fmt: skip
-
-    def write(self, reuse: bool = False) -> dict[str, Any]:
-        """Run everything; write `attribution.parquet` and `summary.json`; return the summary.
-
-        `settings.json`, written first, opens the run again. All processes do the heavy stages
-        together; the first one evaluates and writes.
-
-        Args:
-          reuse: take over a folder that holds the products of other settings.
-
-        Raises:
-          ForeignWorkdirError: the folder holds the products of other settings; says which differ.
-        """
-        check_workdir(self.workdir, self.settings, reuse)
-        processes.wait("workdir checked")
-        for stage in ("stride_settings", "operators", "measurements", "recovery", "bank"):
-            getattr(self, stage)
-        if processes.leads():
-            summary = plain(self.evaluate())
-            path = self.workdir / "attribution.parquet"
-            attribution.save(path, self.attribution(), self.settings.top_k or None)
-            write_json(self.workdir / "summary.json", summary)
-        processes.wait("summary written")
-        return read_json(self.workdir / "summary.json")

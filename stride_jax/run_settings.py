@@ -5,13 +5,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from stride_jax.data import DataSettings, TextSettings, VerseSettings
 from stride_jax.evaluation import BankSettings
 from stride_jax.index import StrideSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.runtime import durable, processes
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.files import flat, plain, read_json, write_json
+from stride_jax.runtime.files import plain, read_json, write_json
 from stride_jax.runtime.settings import build
 
 
@@ -66,6 +68,10 @@ class ForeignWorkdirError(ValueError):
     """A folder that holds the products of other settings."""
 
 
+def _flat(settings: Any) -> dict[str, Any]:
+    return flatten_dict(plain(settings), keep_empty_nodes=True, sep=".")
+
+
 def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = False) -> None:
     """Claim a folder for a run, or refuse it.
 
@@ -77,9 +83,9 @@ def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = Fa
     Raises:
       ForeignWorkdirError: it belongs to other settings; names each that differs.
     """
-    path, ours = workdir / "settings.json", flat(plain(settings))
+    path, ours = workdir / "settings.json", _flat(settings)
     if path.exists() and not reuse:
-        theirs = flat(read_json(path))
+        theirs = _flat(read_json(path))
         differ = {
             name
             for name in ours.keys() | theirs.keys()

@@ -6,7 +6,6 @@ against it. The pipeline calls the same steps one by one, with files in between.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -376,26 +375,3 @@ def direct(
             basis = index.operators[name].basis
             total[:, rows] += ops.direct_scores(v[name], basis, site, observed, context)
     return Attribution(ids, index.train_ids, total, plain(settings))
-
-
-def ensemble(attributions: Sequence[Attribution]) -> Attribution:
-    """The mean attribution of several models of the same data: their noise averages out.
-
-    Give each model's index a design seed of its own, so that the errors of recovery do so too.
-
-    Args:
-      attributions: of the same queries and training examples, in the same order.
-
-    Raises:
-      ValueError: none given, or ids that differ.
-    """
-    if not attributions:
-        raise ValueError("an ensemble needs at least one attribution")
-    first = attributions[0]
-    for i, other in enumerate(attributions):
-        for axis in ("query_ids", "train_ids"):
-            if not np.array_equal(getattr(first, axis), getattr(other, axis)):
-                raise ValueError(f"attributions 0 and {i} differ in their {axis}")
-    mean = np.asarray(np.mean([a.scores_QxN for a in attributions], axis=0), np.float32)
-    settings = {"ensemble": [dict(a.settings) for a in attributions]}
-    return Attribution(first.query_ids, first.train_ids, mean, settings)

@@ -22,11 +22,11 @@ SETTINGS = RunSettings(
     train=TrainSettings(epochs=1),
     stride=StrideSettings(
         design=design.Design(64, 4), taps=("input",), basis=stride.ops.BasisSettings(rank=15),
-        closed_form=stride.ops.ClosedFormSettings(batch_size=512),
+        closed_form=stride.ops.ClosedFormSettings(batch_size=4096),
         measure=measure.MeasureSettings("first_order"),
     ),
 )  # fmt: skip
-EXTENT = planning.Extent(num_train=1024, num_queries=64, input_shape=(16,), num_classes=5)
+EXTENT = planning.Extent(num_train=8192, num_queries=64, input_shape=(16,), num_classes=5)
 
 
 def test_flops_are_those_of_the_textbook():
@@ -58,18 +58,21 @@ def test_work_of_a_device_falls_with_devices(plans):
         for name in ("pass", "measure", "recovery"):
             one, own = plans[1, 1][name], stages[name]
             share = own.calls * own.counted_flops * shape[0] * shape[1]
-            assert share <= 1.25 * one.calls * one.counted_flops, (shape, name)
+            # A row of devices along `subset` makes the same outer products, each for its subsets.
+            outer = 2 * 8192 * 16 * 5 * (shape[1] - 1) if name == "pass" else 0
+            assert share <= 1.1 * one.calls * one.counted_flops + outer, (shape, name)
     one, split = plans[1, 1]["pass"], plans[1, 4]["pass"]
     sums = 2 * 4 * 64 * 16 * 5  # value and compensation of every subset's sum
     assert one.argument_bytes - split.argument_bytes > 0.7 * sums
-    assert plans[1, 1]["pass"].flops == pytest.approx(plans[2, 4]["pass"].flops, rel=0.06)
+    more = plans[2, 4]["pass"].flops - plans[1, 1]["pass"].flops
+    assert more == pytest.approx(3 * 2 * 4096 * 16 * 5, rel=0.1), "the outer products of a row"
     # The plan's own count against XLA's, where no loop hides anything from it.
     measured = plans[1, 1]["measure"]
     assert measured.flops == pytest.approx(measured.device_flops, rel=0.05)
 
 
 def test_nothing_of_size_n_or_of_the_index_travels(plans):
-    b_and_e, rank, outputs, batch = 512 * (16 + 5) * 4, 16, 5, 64
+    b_and_e, rank, outputs, batch = 4096 * (16 + 5) * 4, 16, 5, 64
     for shape, stages in plans.items():
         sent = {name: stage.communicated for name, stage in stages.items()}
         if shape == (1, 1):
@@ -77,7 +80,7 @@ def test_nothing_of_size_n_or_of_the_index_travels(plans):
         assert not sent["recovery"]
         assert not sent["bank"]
         # Features and errors of a batch go to every device of a row; gradients of queries too.
-        assert sent["pass"].get("all-gather", 0) <= b_and_e / shape[0] + 4 * 512
+        assert sent["pass"].get("all-gather", 0) <= b_and_e / shape[0] + 4 * 4096
         assert sent["measure"].get("all-gather", 0) <= batch * rank * outputs * 4
         assert sum(sent["solve"].values()) <= 64
 

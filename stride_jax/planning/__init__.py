@@ -2,19 +2,19 @@
 
 from stride_jax.planning.chips import CHIPS, Chip
 from stride_jax.planning.costs import StageCost, communicated, count_flops, gib
-from stride_jax.planning.speed import Speed, with_speed
+from stride_jax.planning.speed import model_speed, with_speed
 from stride_jax.planning.stages import Extent, extent_of, plan
 
 __all__ = [
     "CHIPS",
     "Chip",
     "Extent",
-    "Speed",
     "StageCost",
     "communicated",
     "count_flops",
     "extent_of",
     "gib",
+    "model_speed",
     "plan",
     "with_speed",
 ]

@@ -137,7 +137,10 @@ class StageCost:
 
     @property
     def counted_flops(self) -> float:
-        """Of one call on one device, by a count that is comparable between numbers of devices."""
+        """Of one call on one device; comparable between numbers of devices if loops turn as often.
+
+        XLA's count sees what partitioning makes several devices do, a jaxpr does not.
+        """
         return self.device_flops if self.spread else self.flops
 
     @property

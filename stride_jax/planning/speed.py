@@ -1,12 +1,19 @@
 """What a loop's speed means: examples and tokens a second, and the share of the peak it reaches."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
 
+from stride_jax.data import Examples
+from stride_jax.models import initial_params
 from stride_jax.planning.chips import chip_of
+from stride_jax.planning.costs import count_flops
 from stride_jax.runtime.metrics import memory_bytes
 
 
@@ -36,6 +43,24 @@ class Speed:
         if chip := chip_of(device.device_kind):
             found["mfu"] = examples * self.flops / (chip.flops * jax.device_count())
         return found
+
+
+def model_speed(module: nn.Module, examples: Examples, batch_size: int | None) -> Speed:
+    """What a step is worth: an example passed forward, or a batch in training.
+
+    Args:
+      module: the linen model.
+      examples: what it reads.
+      batch_size: of a training step, forward and backward; None for a position an example.
+    """
+    one = jnp.asarray(examples.inputs[:1])
+    fresh = functools.partial(initial_params, module, inputs=one)
+    params = jax.eval_shape(fresh, jax.random.key(0))
+    forward = count_flops(module.apply, {"params": params}, one)
+    tokens = math.prod(examples.labels.shape[1:])
+    return (
+        Speed(1, tokens, forward) if batch_size is None else Speed(batch_size, tokens, 3 * forward)
+    )
 
 
 def with_speed(

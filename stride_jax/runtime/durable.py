@@ -7,7 +7,6 @@ so that they stop at the same step; the next run, on this mesh or another, goes 
 import dataclasses
 import os
 import pathlib
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -17,14 +16,14 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress
 
-EXIT_CODE = 75
-"""EX_TEMPFAIL: stopped when asked to, everything saved; run the same command again to go on."""
+EXIT_CODE = os.EX_TEMPFAIL
+"""75: stopped when asked to, everything saved; run the same command again to go on."""
 
 
 class Preempted(SystemExit):
@@ -126,7 +125,7 @@ Report = Callable[[str, int, Mapping[str, Any]], None]
 
 
 class Kept:
-    """Checkpoints of the loops of one stage, in a folder that goes when the stage is done."""
+    """Checkpoints of the loops of one stage, in a folder of its own."""
 
     def __init__(
         self,
@@ -143,7 +142,7 @@ class Kept:
         self.stop = StopRequest() if stop is None else stop
         self._report = report
         self._clock = clock
-        self._saved = self._reported = (clock(), 0)
+        self._saved, self._reported = clock(), (clock(), 0)
 
     def resume(self, loop: str, state: Any) -> tuple[int, Any]:
         """See `Keep`; numpy arrays in the state come back as such.
@@ -154,7 +153,7 @@ class Kept:
         position = 0
         if checkpoint.latest(self.folder / loop) is not None:
             position, state = self._restored(loop, state)
-        self._saved = self._reported = self._clock(), position
+        self._saved, self._reported = self._clock(), (self._clock(), position)
         return position, state
 
     def _restored(self, loop: str, state: Any) -> tuple[int, Any]:
@@ -186,32 +185,16 @@ class Kept:
             speed = (position - before) / max(self._clock() - then, 1e-9)
             self._report(loop, position, numbers | {"per_second": speed})
             self._reported = self._clock(), position
-        due, asked = self._agreed(now - self._saved[0] >= self.settings.seconds)
+        due, asked = self._agreed(now - self._saved >= self.settings.seconds)
         if not (due or asked):
             return
-        arrays = self.placed(_named(state()))
+        arrays = meshes.everywhere(_named(state()), self.mesh)
         checkpoint.save(
             self.folder / loop, arrays, {"position": position}, step=position, keep_last=1
         )
         if asked:
             raise Preempted
-        self._saved = self._clock(), position
-
-    def placed(self, tree: Any, where: Callable[[str], NamedSharding] | None = None) -> Any:
-        """A tree as it can be written: each array laid out over the mesh.
-
-        Args:
-          tree: arrays; those laid out already stay as they are.
-          where: for a dict of arrays, the layout by name.
-        """
-        if where is not None:
-            return {name: meshes.place(v, where(name)) for name, v in tree.items()}
-        return meshes.everywhere(tree, self.mesh)
-
-    def clear(self) -> None:
-        """Forget the loops: the stage's product is written."""
-        if jax.process_index() == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._saved = self._clock()
 
     def _agreed(self, due: bool) -> tuple[bool, bool]:
         """The first process's clock, and any process's request to stop."""

@@ -103,21 +103,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name.
-
-    >>> flat({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
-    """
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out
-
-
 def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
     """Write named arrays as an uncompressed `.npz`, atomically."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:

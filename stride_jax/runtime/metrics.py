@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,15 @@ def memory_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_in_use" in stats:
         return int(stats["bytes_in_use"])
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM; where the system keeps no such count, its peak."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
