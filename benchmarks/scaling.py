@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -30,6 +31,7 @@ from stride_jax.runtime.progress import bars
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
+_MMAP_THRESHOLD = -3  # of mallopt
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
 
 
@@ -43,8 +45,8 @@ def shares(by_devices: dict[int, list[StageCost]]) -> list[dict[str, Any]]:
             rows.append({
                 "stage": stage.name,
                 "devices": devices,
-                "flops_share": devices * stage.calls * stage.counted_flops
-                / max(one.calls * one.counted_flops, 1.0),
+                "flops_share": devices * stage.calls * stage.device_flops
+                / max(one.calls * one.device_flops, 1.0),
                 "traffic_share": devices * stage.calls * stage.traffic_bytes
                 / max(one.calls * one.traffic_bytes, 1.0),
                 "memory_bytes": stage.peak_bytes,
@@ -54,17 +56,21 @@ def shares(by_devices: dict[int, list[StageCost]]) -> list[dict[str, Any]]:
     return rows
 
 
-def taken(work: Callable[[], Any]) -> int:
+def taken(work: Callable[[], Any], turns: int = 5) -> list[int]:
     """Largest growth of this process' memory while it works, after a first turn that compiles."""
-    work()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
-    before = resident_bytes()
-    work()
-    status = pathlib.Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(peak.split()[1]) - before
+    # Buffers go back to the system at once: what glibc keeps for later is no need of the program.
+    ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 1 << 16)
+    found = []
+    for _ in range(turns + 1):
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
+        before = resident_bytes()
+        jax.block_until_ready(work())
+        status = pathlib.Path("/proc/self/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        found.append(1024 * int(peak.split()[1]) - before)
+    return sorted(found[1:])
 
 
 def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
@@ -76,10 +82,8 @@ def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
         for e in (run.train, run.query)
     )
     made = stride.make_operators(settings, subsets, corpus)
-    works = {
-        "pass": lambda: jax.block_until_ready(
-            stride.make_operators(settings, subsets, corpus)[1]["logit"].gradients_KxRxO
-        ),
+    works: dict[str, Callable[[], Any]] = {
+        "pass": lambda: stride.make_operators(settings, subsets, corpus)[:2],
         "measure": functools.partial(stride.measure_all, settings, made[0], queries),
     }
     rows = []
@@ -87,7 +91,7 @@ def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
         # Operators are solved for at the end of the same call.
         parts = ("pass", "solve") if name == "pass" else (name,)
         expected = max(s.peak_bytes for full, s in predicted.items() if full.startswith(parts))
-        rows.append({"stage": name, "predicted_bytes": expected, "measured_bytes": taken(work)})
+        rows.append({"stage": name, "predicted_bytes": expected, "turns_bytes": taken(work)})
     return rows
 
 
@@ -129,8 +133,10 @@ def main(argv: Sequence[str]) -> None:
     for r in arithmetic:
         print(f"{r['stage']}: {r['plan_flops']:.4g} FLOPs planned, {r['xla_flops']:.4g} by XLA")
     for r in memory:
+        low, median, high = np.quantile(r["turns_bytes"], (0, 0.5, 1))
         print(
-            f"{r['stage']}: {gib(r['predicted_bytes'])} predicted, {gib(r['measured_bytes'])} taken"
+            f"{r['stage']}: {gib(r['predicted_bytes'])} predicted, {gib(median)} taken "
+            f"({gib(low)} to {gib(high)})"
         )
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         rows = [{**vars(s), "peak_bytes": s.peak_bytes} for s in stages]
         print(json.dumps({**about, "stages": rows}, indent=1))
     else:
-        print(table(stages, data * subset, _UTILISATION.value))
+        print(table(stages, _UTILISATION.value))
         print(
             f"{data} x {subset} devices; index {gib(about['index_bytes'])} whatever N; the "
             f"design's table {gib(about['design_bytes'])} on every device in recovery; at "

@@ -29,21 +29,20 @@ def parse_mesh(text: str | None) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def table(stages: Sequence[StageCost], devices: int, utilisation: float) -> str:
+def table(stages: Sequence[StageCost], utilisation: float) -> str:
     """A line a stage: memory on a device, arithmetic, communication, seconds by chip."""
     head = ["stage", "calls", "lives there", "temporary", "peak", "GFLOP a call", "sent a call"]
     rows = [[*head, *CHIPS]]
     totals = dict.fromkeys(CHIPS, 0.0)
     for stage in stages:
-        each = stage.flops / devices if stage.spread else stage.flops
         seconds = {
-            n: stage.calls * c.seconds(each, stage.traffic_bytes, utilisation)
+            n: stage.calls * c.seconds(stage.device_flops, stage.traffic_bytes, utilisation)
             for n, c in CHIPS.items()
         }
         totals = {n: totals[n] + seconds[n] for n in CHIPS}
         rows.append([
             stage.name, f"{stage.calls:,}", gib(stage.argument_bytes + stage.output_bytes),
-            gib(stage.temporary_bytes), gib(stage.peak_bytes), f"{stage.flops / 1e9:,.2f}",
+            gib(stage.temporary_bytes), gib(stage.peak_bytes), f"{stage.device_flops / 1e9:,.2f}",
             gib(sum(stage.communicated.values())), *(f"{s:.3g} s" for s in seconds.values()),
         ])  # fmt: skip
     rows.append(["all", *[""] * (len(head) - 1), *(f"{s:.3g} s" for s in totals.values())])

@@ -255,7 +255,7 @@ def batch_sizes(
     else:
         queries, subsets = block_sizes(count, own, shifts, settings.max_bytes)
     # A row of devices holds the same queries together, each of them a share while looking.
-    queries = max(1, min(queries, -(-count // mesh.shape[meshes.DATA])))
+    queries = meshes.even(-(-count // mesh.shape[meshes.DATA]), max(1, queries))
     queries = -(-queries // mesh.shape[meshes.SUBSET]) * mesh.size
     scale = 1.0 if first_order else settings.scale
     return queries, _How(first_order, scale, settings.group, subsets)

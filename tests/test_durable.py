@@ -18,7 +18,7 @@ SETTINGS = StrideSettings(
     design=design.Design(16, 3),
     taps=("hidden1",),
     basis=ops.BasisSettings(rank=7),
-    closed_form=ops.ClosedFormSettings(batch_size=160),
+    closed_form=ops.ClosedFormSettings(batch_size=80),
     measure=measure.MeasureSettings("first_order", max_bytes=8_000),
 )
 

@@ -44,6 +44,46 @@ def test_flops_are_those_of_the_textbook():
     assert planning.count_flops(convolve, image, kernel) == 2 * (2 * 9 * 9 * 7) * (3 * 3 * 3)
 
 
+def test_work_of_a_compiled_program_is_that_of_the_textbook():
+    mesh = meshes.make_mesh(4, 2)
+    x, w = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((24, 16), (16, 16)))
+
+    def turns(x, w):
+        # Rows meet over `data`; over `subset` each device is alone with what it has.
+        return jax.lax.fori_loop(0, 7, lambda _, y: jax.lax.psum(y @ w, "data") / 4, x)
+
+    own = jax.shard_map(turns, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=False)
+    text = jax.jit(own).lower(x, w).compile().as_text()
+    work = planning.work_of(text)
+    assert work.sent == {"all-reduce": 7 * 6 * 16 * 4}
+    assert work.flops == pytest.approx(7 * (2 * 6 * 16 * 16 + 6 * 16), rel=0.02)
+    assert planning.work_of(text.replace('"known_trip_count":{"n":"7"}', "")).flops < work.flops / 6
+
+    def plain(a, b, flag):
+        solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(a), b)
+        picked = jax.lax.cond(flag, lambda v: v @ v.T, lambda v: (v @ v.T) @ (v @ v.T), b)
+        return solved, jnp.linalg.eigh(a)[0], picked
+
+    a, b = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((90, 90), (90, 40)))
+    flag = jax.ShapeDtypeStruct((), jnp.bool)
+    # The costlier branch: its two products v vᵀ are one.
+    expected = 90**3 / 3 + 2 * 90**2 * 40 + 9 * 90**3 + 2 * 90**2 * 40 + 2 * 90**3
+    found = planning.work_of(jax.jit(plain).lower(a, b, flag).compile().as_text()).flops
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_bytes_of_a_program_without_loops_are_those_that_xla_counts():
+    def one(a, b):
+        return jax.nn.softmax(a @ b)[:8].sum(axis=0) + jnp.tanh(a[3, :5]).sum()
+
+    a, b = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((300, 200), (200, 50)))
+    compiled = jax.jit(one).lower(a, b).compile()
+    counted = compiled.cost_analysis()
+    work = planning.work_of(compiled.as_text())
+    assert work.traffic == pytest.approx(counted["bytes accessed"], rel=0.05)
+    assert work.flops == pytest.approx(counted["flops"], rel=0.05)
+
+
 @pytest.fixture(scope="module")
 def plans():
     by_devices = {}
@@ -57,18 +97,20 @@ def test_work_of_a_device_falls_with_devices(plans):
     for shape, stages in plans.items():
         for name in ("pass", "measure", "recovery"):
             one, own = plans[1, 1][name], stages[name]
-            share = own.calls * own.counted_flops * shape[0] * shape[1]
+            share = own.calls * own.device_flops * shape[0] * shape[1]
             # A row of devices along `subset` makes the same outer products, each for its subsets.
             outer = 2 * 8192 * 16 * 5 * (shape[1] - 1) if name == "pass" else 0
-            assert share <= 1.1 * one.calls * one.counted_flops + outer, (shape, name)
+            assert share <= 1.1 * one.calls * one.device_flops + outer, (shape, name)
     one, split = plans[1, 1]["pass"], plans[1, 4]["pass"]
     sums = 2 * 4 * 64 * 16 * 5  # value and compensation of every subset's sum
     assert one.argument_bytes - split.argument_bytes > 0.7 * sums
-    more = plans[2, 4]["pass"].flops - plans[1, 1]["pass"].flops
-    assert more == pytest.approx(3 * 2 * 4096 * 16 * 5, rel=0.1), "the outer products of a row"
-    # The plan's own count against XLA's, where no loop hides anything from it.
-    measured = plans[1, 1]["measure"]
-    assert measured.flops == pytest.approx(measured.device_flops, rel=0.05)
+    more, one = plans[2, 4]["pass"], plans[1, 1]["pass"]
+    outer = more.calls * more.flops - one.calls * one.flops
+    assert outer == pytest.approx(3 * 2 * 8192 * 16 * 5, rel=0.1), "the outer products of a row"
+    # What the mathematics needs, by the jaxpr, and what the compiled program does.
+    for name in ("pass", "solve", "measure", "recovery", "bank"):
+        stage = plans[1, 1][name]
+        assert stage.device_flops == pytest.approx(stage.flops, rel=0.05), name
 
 
 def test_nothing_of_size_n_or_of_the_index_travels(plans):
@@ -79,8 +121,8 @@ def test_nothing_of_size_n_or_of_the_index_travels(plans):
             assert not any(sent.values())
         assert not sent["recovery"]
         assert not sent["bank"]
-        # Features and errors of a batch go to every device of a row; gradients of queries too.
-        assert sent["pass"].get("all-gather", 0) <= b_and_e / shape[0] + 4 * 4096
+        # Features and errors of a row's batch go to its devices; gradients of queries too.
+        assert sent["pass"].get("all-gather", 0) <= b_and_e + 4 * 4096
         assert sent["measure"].get("all-gather", 0) <= batch * rank * outputs * 4
         assert sum(sent["solve"].values()) <= 64
 
@@ -129,4 +171,4 @@ def test_bad_plans_say_what_is_wrong(plans):
     assert program.verdict(list(plans[1, 1].values()), "v5e") is None
     for config in (mnist5k, nanochat_d12, nanochat_d24):
         assert planning.extent_of(config.get_config().to_dict()).num_train > 0
-    assert "recovery, a round" in program.table(list(plans[1, 1].values()), 1, 0.4)
+    assert "recovery, a round" in program.table(list(plans[1, 1].values()), 0.4)

@@ -41,7 +41,7 @@ class ClosedFormSettings:
       fisher: `exact`, `eigen` (Kronecker factors with corrected eigenvalues), `kronecker`, or
         `auto`: exact at the logit site while R·O is at most `exact_limit`, else eigen.
       exact_limit: largest side of an exact Fisher.
-      batch_size: examples a step of the pass.
+      batch_size: examples a step of the pass, of each row of devices along `subset`.
     """
 
     damping: float = 2.0

@@ -54,16 +54,23 @@ class _Curvature(NamedTuple):
     tokens: jax.Array
 
 
-def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array) -> jax.Array:
+def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array, mesh: Mesh) -> jax.Array:
     """`Σ w b bᵀ (diag p − p pᵀ)_{cc'}` of the pairs `c <= c'`, `[P, R, R]`."""
     first, second = (jnp.asarray(i) for i in pairs(p_nxC.shape[1]))
 
-    def block(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        c, other = pair
-        weight_n = w_n * p_nxC[:, c] * ((c == other) - p_nxC[:, other])
-        return (b_nxR * weight_n[:, None]).T @ b_nxR
+    def local(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array) -> jax.Array:
+        def block(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            c, other = pair
+            weight_n = w_n * p_nxC[:, c] * ((c == other) - p_nxC[:, other])
+            return (b_nxR * weight_n[:, None]).T @ b_nxR
 
-    return jax.lax.map(block, (first, second))
+        # One sum over devices, after the loop: XLA on CPU runs a loop that waits for other devices
+        # beside whatever else waits for them, and runs out of threads.
+        return jax.lax.psum(jax.lax.map(block, (first, second)), mesh.axis_names)
+
+    rows = meshes.over_examples(mesh).spec
+    own = jax.shard_map(local, mesh=mesh, in_specs=(rows,) * 3, out_specs=P())
+    return own(b_nxR, w_n, p_nxC)
 
 
 def _rotated_diagonal(
@@ -138,6 +145,7 @@ def _part(
     mask_n: jax.Array,
     exact: bool,
     rotation: tuple[jax.Array, jax.Array] | None,
+    mesh: Mesh,
 ) -> tuple[_Curvature, tuple[jax.Array, jax.Array, jax.Array]]:
     """Curvature of n examples; their features, weighted errors and `||e_i||`."""
     b_nxTxR = features(basis.weights, standardise(basis, observed.activations))
@@ -157,7 +165,7 @@ def _part(
     curvature = _Curvature(
         (w * b).T @ b,
         _logit_fisher(site, weights_nxT, p_nxTxC) if at_logits else (w * e).T @ e,
-        _fisher_pairs(b, w[:, 0], p) if exact else None,
+        _fisher_pairs(b, w[:, 0], p, mesh) if exact else None,
         eigenvalues,
         w.sum(),
     )
@@ -200,7 +208,7 @@ def add_batch(
     def look(some: tuple[Any, jax.Array]) -> tuple[_Curvature, tuple[jax.Array, ...]]:
         observed, context = view(params, site, some[0])
         exact = total.fisher_PxRxR is not None
-        return _part(site, basis, observed, context, some[1], exact, total.rotation)
+        return _part(site, basis, observed, context, some[1], exact, total.rotation, mesh)
 
     def step(sums: _Curvature, some: Any) -> tuple[_Curvature, tuple[jax.Array, ...]]:
         new, kept = look(some)
@@ -262,7 +270,7 @@ def accumulate(
       params: the first argument of `view`.
       rotation: eigenvectors for `eigen`; of these examples' own factors by default, which takes
         one more pass. Moments that are to be added up need the same.
-      batch_size: examples a step, if `max_bytes` lets it.
+      batch_size: examples a step of each row of devices along `subset`, if `max_bytes` lets it.
       max_bytes: on a device, of a part's logits, of a batch's features and errors, and of a batch's
         outer products at a time.
       mesh: examples of a batch are split over all devices, the K axis over `subset`.
@@ -299,7 +307,7 @@ def accumulate(
     one = jax.tree.map(lambda v: v[:1], data)
     _, tokens, classes = jax.eval_shape(view, params, site, one)[0].logits_NxTxC.shape
     size, parts, width = batch_sizes(
-        min(batch_size, count), tokens, classes, basis.rank, site.width, max_bytes, mesh
+        batch_size, count, tokens, classes, basis.rank, site.width, max_bytes, mesh
     )
     tables = sum_tables(np.asarray(subsets_Nxd)[begin:], num_subsets, size, mesh.shape[meshes.DATA])
     by_device = NamedSharding(mesh, P(meshes.DATA, None, meshes.SUBSET))
@@ -334,17 +342,27 @@ def accumulate(
 
 
 def batch_sizes(
-    batch: int, tokens: int, classes: int, rank: int, outputs: int, max_bytes: int, mesh: Mesh
+    batch: int,
+    count: int,
+    tokens: int,
+    classes: int,
+    rank: int,
+    outputs: int,
+    max_bytes: int,
+    mesh: Mesh,
 ) -> tuple[int, int, int]:
-    """Examples a batch, its parts, and the outputs taken at a time, as `max_bytes` lets them."""
-    devices = mesh.size
+    """Examples a batch, its parts, and the outputs taken at a time, as `max_bytes` lets them.
+
+    `batch` is that of a row of devices along `subset`: they all get its features and errors.
+    """
+    devices, rows = mesh.size, mesh.shape[meshes.DATA]
     kept = 4 * tokens * (rank + outputs)
-    batch = min(batch, devices * max(1, 4 * max_bytes // kept))
+    batch = meshes.even(count, rows * min(batch, max(1, 4 * max_bytes // kept)))
     own = -(-batch // devices)
     # About four arrays of a part's logits are alive at once.
     parts = -(-own // max(1, max_bytes // (4 * 4 * tokens * classes)))
     size = devices * parts * -(-own // parts)
-    width = max_bytes // (4 * rank * size // mesh.shape[meshes.DATA])
+    width = max_bytes // (4 * rank * size // rows)
     return size, parts, max(1, min(outputs, width))
 
 

@@ -1,7 +1,8 @@
 """What a run will cost, from shapes alone: memory, arithmetic and traffic of its real programs."""
 
 from stride_jax.planning.chips import CHIPS, Chip
-from stride_jax.planning.costs import StageCost, communicated, count_flops, gib
+from stride_jax.planning.costs import StageCost, count_flops, gib
+from stride_jax.planning.modules import Work, work_of
 from stride_jax.planning.speed import model_speed, with_speed
 from stride_jax.planning.stages import Extent, extent_of, plan
 
@@ -10,11 +11,12 @@ __all__ = [
     "Chip",
     "Extent",
     "StageCost",
-    "communicated",
+    "Work",
     "count_flops",
     "extent_of",
     "gib",
     "model_speed",
     "plan",
     "with_speed",
+    "work_of",
 ]

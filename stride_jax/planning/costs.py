@@ -1,16 +1,14 @@
-"""Costs of one program: floating-point operations from its jaxpr, memory from its compilation.
-
-XLA's own cost analysis counts a loop's body once, however often it runs; a jaxpr says how often.
-"""
+"""Costs of one program: what it needs by its jaxpr, and what a device does once it is compiled."""
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from stride_jax.planning.modules import work_of
 
 _FREE = {
     "broadcast_in_dim", "reshape", "transpose", "slice", "dynamic_slice", "dynamic_update_slice",
@@ -85,28 +83,6 @@ def _size(v: Any) -> int:
     return math.prod(v.aval.shape)
 
 
-_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-          "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-_SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
-
-
-def communicated(hlo: str) -> dict[str, int]:
-    """Bytes that each kind of collective hands a device, by the text of a compiled module.
-
-    >>> communicated("  x = f32[2,3]{1,0} all-reduce(f32[2,3]{1,0} %y), to_apply=%add")
-    {'all-reduce': 24}
-    """
-    found: dict[str, int] = {}
-    for shapes, kind in _COLLECTIVE.findall(hlo):
-        for dtype, dims in _SHAPE.findall(shapes):
-            size = math.prod(int(n) for n in dims.split(",") if n)
-            found[kind] = found.get(kind, 0) + size * _WIDTH.get(dtype, 4)
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class StageCost:
     """A stage's program and how often it runs.
@@ -114,19 +90,17 @@ class StageCost:
     Attributes:
       name: stage.
       calls: of the program; on every device each time.
-      spread: whether a call is spread over all devices; else each calls it for its own share.
-      flops: of one call, all its devices together, from its jaxpr.
-      device_flops: of one call on one device, as XLA counts them: a loop's body once.
+      flops: of one call, all devices that it is spread over together, from its jaxpr.
+      device_flops: of one call on one device, as compiled: with what several devices repeat.
       argument_bytes: on a device: what lives there before.
       output_bytes: on a device, that are not arguments made over.
       temporary_bytes: on a device, at the most.
-      traffic_bytes: read and written by one call on one device, as XLA counts them.
+      traffic_bytes: read and written by one call on one device.
       communicated: bytes a device receives in a call, by collective.
     """
 
     name: str
     calls: int
-    spread: bool
     flops: float
     device_flops: float
     argument_bytes: int
@@ -136,22 +110,12 @@ class StageCost:
     communicated: dict[str, int]
 
     @property
-    def counted_flops(self) -> float:
-        """Of one call on one device; comparable between numbers of devices if loops turn as often.
-
-        XLA's count sees what partitioning makes several devices do, a jaxpr does not.
-        """
-        return self.device_flops if self.spread else self.flops
-
-    @property
     def peak_bytes(self) -> int:
         """What the stage takes on a device."""
         return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
-def cost(
-    name: str, calls: int, program: Any, *args: Any, spread: bool = True, **statics: Any
-) -> StageCost:
+def cost(name: str, calls: int, program: Any, *args: Any, **statics: Any) -> StageCost:
     """Compile a jitted program for abstract arguments and read what it takes.
 
     Args:
@@ -159,25 +123,33 @@ def cost(
       calls: how often it runs.
       program: from `jax.jit`.
       *args: `jax.ShapeDtypeStruct`s with shardings, pytrees of them, or static values.
-      spread: see `StageCost`.
       **statics: static arguments by name.
     """
     compiled = program.lower(*args, **statics).compile()
-    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory, work = compiled.memory_analysis(), work_of(compiled.as_text())
     aliased = getattr(memory, "alias_size_in_bytes", 0)
-    hlo = compiled.as_text() or ""
     return StageCost(
         name,
         calls,
-        spread,
         count_flops(program, *args, **statics),
-        float(analysis.get("flops", 0.0)),
-        int(memory.argument_size_in_bytes),
+        work.flops,
+        _held(args),
         int(memory.output_size_in_bytes - aliased),
         int(memory.temp_size_in_bytes),
-        float(analysis.get("bytes accessed", 0.0)),
-        communicated(hlo) if "num_partitions=" in hlo.partition("\n")[0] else {},
+        work.traffic,
+        work.sent,
     )
+
+
+def _held(args: Any) -> int:
+    """Bytes of arguments on a device; those that the program does not read are there too."""
+
+    def own(v: jax.ShapeDtypeStruct) -> int:
+        shape = v.shape if v.sharding is None else v.sharding.shard_shape(v.shape)
+        return math.prod(shape) * v.dtype.itemsize
+
+    leaves = jax.tree.leaves(args)
+    return sum(own(v) for v in leaves if isinstance(v, jax.ShapeDtypeStruct))
 
 
 def gib(count: float) -> str:

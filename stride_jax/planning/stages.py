@@ -188,7 +188,7 @@ def _operators(scene: _Scene, name: str, site: Any, view: Any, data: Any) -> lis
     form = stride.curvature_form(how, site, basis)
     _, tokens, classes = jax.eval_shape(view, scene.params, site, data)[0].logits_NxTxC.shape
     size, parts, width = curvature.batch_sizes(
-        min(how.closed_form.batch_size, count), tokens, classes, basis.rank, site.width,
+        how.closed_form.batch_size, count, tokens, classes, basis.rank, site.width,
         how.chunk_bytes // 8, mesh,
     )  # fmt: skip
     f32 = functools.partial(Shape, dtype=jnp.float32)
@@ -264,7 +264,7 @@ def _recovery(scene: _Scene, rows: int) -> StageCost:
         "recovery, a round", rounds * -(-own // slots),
         working_set.play_round, state, working, problem, penalty=how.penalty,
         intercept=how.intercept, max_steps=min(how.max_iterations, lasso.STEPS_PER_ROUND),
-        one_by_one=jax.default_backend() == "cpu", spread=False,
+        one_by_one=jax.default_backend() == "cpu",
     )  # fmt: skip
 
 
@@ -288,5 +288,5 @@ def _bank(scene: _Scene) -> StageCost:
     return cost(
         "bank, models together", -(-total // (own * scene.mesh.size)), retrain.train_and_score,
         module=models.make_model(s.model, extent.num_classes), training=s.train, data=data,
-        members_BxS=members, keys_B=keys, mesh=meshes.single_mesh(), spread=False,
+        members_BxS=members, keys_B=keys, mesh=meshes.single_mesh(),
     )  # fmt: skip

@@ -189,6 +189,16 @@ def check_divisible(name: str, size: int, mesh: Mesh, axis: str) -> None:
         )
 
 
+def even(count: int, most: int) -> int:
+    """Rows a batch, at most so many, that leave the last batch about as full as the others.
+
+    >>> even(4500, 2048)
+    1500
+    """
+    batches = max(1, -(-count // most))
+    return max(1, -(-count // batches))
+
+
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
     """Pad the first axis to `rows` by repeating the last row, so that every batch has one shape."""
     missing = rows - len(array)
