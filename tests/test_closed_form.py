@@ -1,11 +1,13 @@
 """The closed form against dense float64 algebra, and by its invariances."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import stride_jax
 from stride_jax import index as indices
@@ -14,6 +16,7 @@ from stride_jax import stride, taps
 from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.measure import MeasureSettings, measure
+from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.losses import loss_drop
 from stride_jax.operators.steering import logit_shift
@@ -121,6 +124,29 @@ def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form):
     y = measure(site, made, (seen, context), MeasureSettings("first_order"))
     summed = np.asarray(subset_sum(subsets, jnp.asarray(scores.T), 16)).T
     np.testing.assert_allclose(y, summed, rtol=1e-3, atol=1e-4 * np.abs(y).max())
+
+
+@pytest.mark.parametrize(("rank", "width"), [(7, 3), (9, 10), (3, 25)])
+@pytest.mark.parametrize("shape", [None, (1, 1), (2, 4), (1, 5)])
+def test_devices_factorise_a_fisher_together(rank, width, shape):
+    rng = np.random.default_rng(0)
+    # Σ b bᵀ ⊗ (diag p − p pᵀ): its blocks are symmetric.
+    b, p = rng.normal(size=(200, rank)), rng.dirichlet(np.ones(width), size=200)
+    outputs = p[:, :, None] * (np.eye(width) - p[:, None])
+    whole = np.einsum("nr,ns,nco->cros", b, b, outputs).reshape(rank * width, -1)
+    first, second = np.triu_indices(width)
+    blocks = whole.reshape(width, rank, width, rank)[first, :, second]
+    expected = np.linalg.cholesky(whole + 0.3 * np.eye(rank * width))
+    work = functools.partial(cholesky, width=width, mesh=None)
+    if shape:
+        mesh = meshes.arranged(shape, jax.devices())
+        work = jax.shard_map(
+            functools.partial(cholesky, width=width, mesh=mesh),
+            mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec()), out_specs=PartitionSpec(),
+            check_vma=False,
+        )  # fmt: skip
+    found = jax.jit(work)(jnp.asarray(blocks, jnp.float32), jnp.asarray(0.3))
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def close(a, b, tolerance=1e-5):

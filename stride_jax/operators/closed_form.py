@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.operators.basis import Basis, features, standardise
+from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.moments import FORMS, Moments, pairs, shardings
 from stride_jax.operators.steering import Context, Operators, Site
@@ -90,17 +91,10 @@ def as_training(observed: Observed, settings: ClosedFormSettings) -> Observed:
     return observed
 
 
-def _dense(fisher_PxRxR: jax.Array, width: int) -> jax.Array:
-    """The symmetric `[R O, R O]` matrix, rows and columns ordered (r, o), of its pair blocks."""
-    rank = fisher_PxRxR.shape[1]
-    first, second = pairs(width)
-    blocks = jnp.zeros((width, width, rank, rank)).at[first, second].set(fisher_PxRxR)
-    blocks = blocks.at[second, first].set(fisher_PxRxR)
-    return blocks.transpose(2, 0, 3, 1).reshape(rank * width, rank * width)
-
-
-@functools.partial(jax.jit, static_argnames="settings")
-def precondition(moments: Moments, v_BxRxO: jax.Array, settings: ClosedFormSettings) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("settings", "mesh"))
+def precondition(
+    moments: Moments, v_BxRxO: jax.Array, settings: ClosedFormSettings, mesh: Mesh | None = None
+) -> jax.Array:
     """`(F + gamma I)^{-1} v` for each of B matrices.
 
     Exact: the whole Fisher. Eigen: `Q (Λ + gamma)^{-1} Qᵀ`, `Q = Q_b ⊗ Q_o`. Kronecker:
@@ -110,6 +104,7 @@ def precondition(moments: Moments, v_BxRxO: jax.Array, settings: ClosedFormSetti
       moments: from `curvature.accumulate`, one set or several added up.
       v_BxRxO: right-hand sides.
       settings: damping.
+      mesh: where it is called inside `jax.shard_map`, that one's.
 
     Returns:
       `[B, R, O]`.
@@ -117,10 +112,13 @@ def precondition(moments: Moments, v_BxRxO: jax.Array, settings: ClosedFormSetti
     n, r, o = v_BxRxO.shape
     tokens = moments.tokens[0]
     if moments.fisher_PxRxR is not None:
-        fisher = _dense(moments.fisher_PxRxR[0] / tokens, o)
-        ridge = settings.damping * jnp.trace(fisher) / (r * o)
-        factor = jax.scipy.linalg.cho_factor(fisher + ridge * jnp.eye(r * o), lower=True)
-        return jax.scipy.linalg.cho_solve(factor, v_BxRxO.reshape(n, r * o).T).T.reshape(n, r, o)
+        fisher_PxRxR = moments.fisher_PxRxR[0] / tokens
+        own = np.flatnonzero(np.equal(*pairs(o)))
+        trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
+        factor = cholesky(fisher_PxRxR, settings.damping * trace / (r * o), o, mesh)
+        v_nxB = v_BxRxO.transpose(2, 1, 0).reshape(o * r, n)
+        solved = jax.scipy.linalg.cho_solve((factor, True), v_nxB)
+        return solved.reshape(o, r, n).transpose(2, 1, 0)
     if moments.eigenvalues_RxO is not None and moments.rotation is not None:
         left, right = moments.rotation
         values = moments.eigenvalues_RxO[0] / tokens
@@ -150,7 +148,7 @@ def solve_steps(
     """Steering matrices and their sizes; every device solves for its own subsets."""
 
     def local(moments: Moments, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
-        a_KxRxO = precondition(moments, moments.gradients_KxRxO[0] / mean, settings)
+        a_KxRxO = precondition(moments, moments.gradients_KxRxO[0] / mean, settings, mesh)
         # RMS logit shift over the training tokens, from E[b bᵀ]: what "one nat" means below.
         features_RxR = moments.features_RxR[0] / moments.tokens[0]
         power_K = jnp.einsum("kro,rs,kso->k", a_KxRxO, features_RxR, a_KxRxO)

@@ -17,6 +17,7 @@ from stride_jax.recovery.columns import LassoState, init, init_rows, pass_bytes
 from stride_jax.recovery.proximal import PENALTIES
 from stride_jax.recovery.result import Recovery, least_squares, packed
 from stride_jax.recovery.working_set import Problem, Round, WorkingSet, play_round
+from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress, silent
 
 __all__ = ["LassoSettings", "LassoState", "Recovery", "init", "init_rows", "lambda_max", "solve"]
@@ -139,7 +140,9 @@ def slots_for(state: LassoState, settings: LassoSettings, count: int) -> int:
         and pass_bytes(state, 2 * each * least) <= settings.memory_bytes
     ):
         each *= 2
-    return each * parts
+    # No more than fills them evenly, in eights: each number of them is compiled for.
+    fill = meshes.even(-(-count // parts), each)
+    return parts * min(each, -(-fill // 8) * 8)
 
 
 def _empty(state: LassoState, size: int) -> WorkingSet:
