@@ -4,7 +4,7 @@
 
 Wall time on fake devices says nothing, so the compiled programs do: work and traffic of a device
 over all calls, and the bytes it is sent. With `--devices=1` memory of the pass and of measuring is
-compared with what a run in this process takes (fake devices have threads with buffers of their own).
+compared with what a run in this process takes; threads of fake devices have buffers of their own.
 """
 
 import ctypes
