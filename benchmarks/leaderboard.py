@@ -104,7 +104,7 @@ def contest(
 ) -> Outcome:
     """Tune a method, calibrated and not; its scores are kept on disk."""
     tried = [settings for group in method.grid for settings in group]
-    key = fingerprint(run.key("model"), method.name, tried, halves[0].identity)
+    key = fingerprint(run.products.key("model"), method.name, tried, halves[0].identity)
     path = folder / f"{method.name}-{key}.npz"
     if not path.exists():
         with Meter() as cost:

@@ -78,8 +78,10 @@ def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, An
 
 def kept(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any]:
     """A method's row, from its file if it was judged before."""
-    key = fingerprint(run.key("model"), method.name, [list(g) for g in method.grid], settings.top_k,
-                      settings.tuning_queries)  # fmt: skip
+    key = fingerprint(
+        run.products.key("model"), method.name, [list(g) for g in method.grid], settings.top_k,
+        settings.tuning_queries,
+    )  # fmt: skip
     path = run.workdir / "methods" / f"{method.name}-{key}.json"
     if not path.exists():
         write_json(path, judge(method, run, settings))

@@ -1,17 +1,14 @@
 """Data → base model → operators → measurements → recovery → attribution → evaluation.
 
-Each stage's product is a file named by a hash of its settings and of the stages before it, so it
-is reused exactly when its inputs have not changed. Stages run when something needs them; several
-processes run them together, and what a stage has done so far survives a kill.
+Stages run when something needs them, and their products stay in files; several processes run them
+together, and what a stage has done so far survives a kill.
 """
 
 import dataclasses
 import functools
 import os
 import pathlib
-import shutil
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,16 +38,14 @@ from stride_jax.data import (
 from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
 from stride_jax.planning import model_speed, with_speed
+from stride_jax.products import Arrays, Products
 from stride_jax.recovery import lasso
 from stride_jax.recovery.result import joined
 from stride_jax.run_settings import RunSettings
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays
+from stride_jax.runtime.files import plain, read_arrays, write_arrays
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.version import __version__
-
-Arrays = dict[str, np.ndarray]
 
 # Queries that are recovered, and written, together.
 _BLOCK = 1024
@@ -72,9 +67,12 @@ class Run:
         self.progress = progress if processes.leads() else silent
         self.stop = durable.StopRequest() if stop is None else stop
         self.report = report if processes.leads() else None
-        self.seconds: dict[str, float] = {}
-        s = settings
-        self._inputs: dict[str, tuple[Any, tuple[str, ...]]] = {
+        self.products = Products(workdir, self._inputs())
+
+    def _inputs(self) -> dict[str, tuple[Any, tuple[str, ...]]]:
+        """Of each stage: its settings, and the stages before it."""
+        s = self.settings
+        return {
             "data": ((s.verses or s.text, s.facts) if self.is_text else s.data, ()),
             "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
             "operators": (
@@ -90,60 +88,9 @@ class Run:
             "grad-dot": ((), ("model",)),
         }
 
-    def key(self, stage: str) -> str:
-        """Hash of a stage's settings and of everything before it."""
-        settings, needs = self._inputs[stage]
-        return fingerprint(__version__, stage, settings, [self.key(need) for need in needs])
-
-    def _path(self, stage: str) -> pathlib.Path:
-        return self.workdir / stage / self.key(stage)
-
-    def _stage(
-        self,
-        name: str,
-        needs: Sequence[str],
-        compute: Callable[[], Arrays],
-        together: bool = True,
-    ) -> Arrays:
-        """A stage's arrays, from its file if it is there; `needs` are brought in before timing.
-
-        All processes compute `together` and have the same arrays; the first one writes them. Or
-        the first one is alone.
-        """
-        path = self._path(name).with_suffix(".npz")
-        if path.exists():
-            arrays = read_arrays(path)
-            self._tidy(name)
-        else:
-            for need in needs:
-                getattr(self, need)
-            began = time.monotonic()
-            arrays = compute()
-            arrays["seconds"] = np.array(time.monotonic() - began)
-            if processes.leads():
-                write_arrays(path, **arrays)
-            if together:
-                self._forget(name)
-        self.seconds[name] = float(arrays.pop("seconds"))
-        return arrays
-
-    def _forget(self, stage: str) -> None:
-        """What a stage kept on the way, once every process has its product."""
-        processes.wait(f"{stage} written")
-        self._tidy(stage)
-
-    def _tidy(self, stage: str) -> None:
-        """Remove what a stage kept; also where a kill came between its product and this."""
-        if processes.leads():
-            shutil.rmtree(self._partial(stage), ignore_errors=True)
-
-    def _partial(self, stage: str) -> pathlib.Path:
-        """Where a stage keeps what it has done so far."""
-        return self._path(stage).with_suffix(".partial")
-
     def _keep(self, stage: str) -> durable.Kept:
         return durable.Kept(
-            self._partial(stage), self.mesh, time.monotonic, self.settings.keep, self.stop,
+            self.products.partial(stage), self.mesh, time.monotonic, self.settings.keep, self.stop,
             self._report(stage),
         )  # fmt: skip
 
@@ -182,14 +129,14 @@ class Run:
         began = time.monotonic()
         with processes.leader_first("data"):
             data = self._read_data()
-        self.seconds["data"] = time.monotonic() - began
+        self.products.seconds["data"] = time.monotonic() - began
         return data
 
     def _read_data(self) -> tuple[dict[str, Examples], int]:
         """In memory; for several processes, memory-mapped files that the first of them writes."""
         if processes.count() == 1:
             return self._load_data()
-        folder = self.workdir / "data" / f"arrays-{self.key('data')}"
+        folder = self.workdir / "data" / f"arrays-{self.products.key('data')}"
         if processes.leads():
             write_splits(folder, *self._load_data())
         return map_splits(folder)
@@ -225,7 +172,7 @@ class Run:
     @functools.cached_property
     def base_model(self) -> Model:
         """The base model with its checkpoints and temperature, from disk or trained."""
-        folder = self._path("model")
+        folder = self.products.path("model")
         if checkpoint.latest(folder) is not None:
             x = jnp.asarray(self.train.inputs[:1])
             fresh = functools.partial(models.initial_params, self.module, inputs=x)
@@ -233,12 +180,12 @@ class Run:
             like = jax.tree.map(self._on_every_device, [like] * self.settings.num_checkpoints)
             params, config = checkpoint.restore(folder, like)
             params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
-            self._tidy("model")
+            self.products.tidy("model")
         else:
             params, config = self._train_base()
             checkpoint.save(folder, meshes.everywhere(params, self.mesh), config)
-            self._forget("model")
-        self.seconds["model"] = config["seconds"]
+            self.products.forget("model")
+        self.products.seconds["model"] = config["seconds"]
         return Model(
             self.module, tuple(params), tuple(config["learning_rates"]), config["temperature"]
         )
@@ -304,7 +251,7 @@ class Run:
 
         Its K matrices live where their subsets do, in memory and on disk.
         """
-        folder = self._path("operators")
+        folder = self.products.path("operators")
         if checkpoint.latest(folder) is None:
             settings, began = self.stride_settings, time.monotonic()
             subsets = designs.membership(settings.design, self.train.ids)
@@ -316,10 +263,10 @@ class Run:
             placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
             checkpoint.save(folder, placed, note)
             processes.wait("operators written")
-        self._tidy("operators")
+        self.products.tidy("operators")
         like = {name: self._like(name, v) for name, v in checkpoint.shapes(folder).items()}
         arrays, note = checkpoint.restore(folder, like)
-        self.seconds["operators"] = note["seconds"]
+        self.products.seconds["operators"] = note["seconds"]
         residual_N = meshes.fetch(arrays.pop("residual_N"))
         return indices.from_arrays(arrays), residual_N
 
@@ -340,7 +287,7 @@ class Run:
                 "y": stride.measure_all(self.stride_settings, self.operators[0], corpus, keep=keep)
             }
 
-        return self._stage("measurements", ["operators"], compute)["y"]
+        return self.products.arrays("measurements", compute, lambda: self.operators)["y"]
 
     @functools.cached_property
     def recovery(self) -> lasso.Recovery:
@@ -349,7 +296,7 @@ class Run:
         def compute() -> Arrays:
             y_QxK = self.measurements
             # Another number of processes shares the queries out differently.
-            folder = self._partial("recovery") / f"of-{processes.count()}"
+            folder = self.products.partial("recovery") / f"of-{processes.count()}"
             state = stride.lasso_state(
                 self.settings.stride, self.train.ids, self.operators[1], mesh=meshes.local_mesh()
             )
@@ -365,7 +312,8 @@ class Run:
             parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]
             return dataclasses.asdict(joined([lasso.Recovery(**part) for part in parts]))  # pyright: ignore[reportArgumentType]
 
-        return lasso.Recovery(**self._stage("recovery", ["measurements"], compute))  # pyright: ignore[reportArgumentType]
+        found = self.products.arrays("recovery", compute, lambda: self.measurements)
+        return lasso.Recovery(**found)  # pyright: ignore[reportArgumentType]
 
     @property
     def influences(self) -> scipy.sparse.csr_array:
@@ -387,7 +335,7 @@ class Run:
         )  # fmt: skip
         processes.wait("bank done")
         bank = evaluation.read_bank(*recipe)
-        self.seconds["bank"] = bank.seconds
+        self.products.seconds["bank"] = bank.seconds
         return bank
 
     def baseline(self, name: str) -> np.ndarray:
@@ -406,7 +354,7 @@ class Run:
                 scores = gradients.score(None, *both, self.query, settings)
             return {"scores": scores}
 
-        return self._stage(name, ["model"], compute, together=False)["scores"]
+        return self.products.arrays(name, compute, lambda: self.model, together=False)["scores"]
 
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids and settings."""

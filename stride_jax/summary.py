@@ -44,7 +44,7 @@ def summarise(run: Run) -> dict[str, Any]:
         results[name] = {
             "lds": result.lds,
             "lds_ci95": result.ci95,
-            "seconds": sum(run.seconds[stage] for stage in stages),
+            "seconds": sum(run.products.seconds[stage] for stage in stages),
         }
     return {
         "lds": results["stride"]["lds"],
@@ -52,7 +52,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "ceiling": noise.reliability,
         "ceiling_detail": noise,
         "methods": results,
-        "stages": run.seconds,
+        "stages": run.products.seconds,
         **_held_out(run),
         "temperature": run.model[1],
         "recovery": {

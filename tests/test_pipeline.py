@@ -135,10 +135,10 @@ def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
 def test_keys_follow_the_chain_of_stages(tmp_path):
     plain = Run(RunSettings(), tmp_path)
     other = Run(build(RunSettings, {"stride": {"joint": {"steps": 5}}}), tmp_path)
-    assert plain.key("model") == other.key("model")
-    assert plain.key("operators") != other.key("operators")
-    assert plain.key("recovery") != other.key("recovery")
-    assert plain.key("grad-dot") == other.key("grad-dot")
+    assert plain.products.key("model") == other.products.key("model")
+    assert plain.products.key("operators") != other.products.key("operators")
+    assert plain.products.key("recovery") != other.products.key("recovery")
+    assert plain.products.key("grad-dot") == other.products.key("grad-dot")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

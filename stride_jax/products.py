@@ -1,0 +1,93 @@
+"""What the stages of a run make: files that are named by all they depend on.
+
+A product's name is a hash of its stage's settings and of the stages before it, so it is reused
+exactly when its inputs have not changed.
+"""
+
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from stride_jax.runtime import processes
+from stride_jax.runtime.files import fingerprint, read_arrays, write_arrays
+from stride_jax.version import __version__
+
+Arrays = dict[str, np.ndarray]
+
+
+class Products:
+    """Files of one run, and the seconds that each stage took when it ran.
+
+    Args:
+      workdir: a folder a stage in it.
+      inputs: `{stage: (its settings, the stages before it)}`.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        inputs: Mapping[str, tuple[Any, tuple[str, ...]]],
+    ) -> None:
+        self.workdir = pathlib.Path(workdir)
+        self.seconds: dict[str, float] = {}
+        self._inputs = inputs
+
+    def key(self, stage: str) -> str:
+        """Hash of a stage's settings and of everything before it."""
+        settings, needs = self._inputs[stage]
+        return fingerprint(__version__, stage, settings, [self.key(need) for need in needs])
+
+    def path(self, stage: str) -> pathlib.Path:
+        """Where a stage's product is, but for the ending of its name."""
+        return self.workdir / stage / self.key(stage)
+
+    def partial(self, stage: str) -> pathlib.Path:
+        """Where a stage keeps what it has done so far."""
+        return self.path(stage).with_suffix(".partial")
+
+    def forget(self, stage: str) -> None:
+        """Remove what a stage kept on the way, once every process has its product."""
+        processes.wait(f"{stage} written")
+        self.tidy(stage)
+
+    def tidy(self, stage: str) -> None:
+        """Remove what a stage kept; also where a kill came between its product and this."""
+        if processes.leads():
+            shutil.rmtree(self.partial(stage), ignore_errors=True)
+
+    def arrays(
+        self,
+        stage: str,
+        compute: Callable[[], Arrays],
+        needs: Callable[[], Any],
+        together: bool = True,
+    ) -> Arrays:
+        """A stage's arrays, from its file if it is there.
+
+        Args:
+          stage: its name.
+          compute: makes them.
+          needs: brings in what they are made from, before the clock runs.
+          together: all processes compute and have the same arrays, and the first one writes them;
+            or the first one is alone.
+        """
+        path = self.path(stage).with_suffix(".npz")
+        if path.exists():
+            arrays = read_arrays(path)
+            self.tidy(stage)
+        else:
+            needs()
+            began = time.monotonic()
+            arrays = compute()
+            arrays["seconds"] = np.array(time.monotonic() - began)
+            if processes.leads():
+                write_arrays(path, **arrays)
+            if together:
+                self.forget(stage)
+        self.seconds[stage] = float(arrays.pop("seconds"))
+        return arrays
