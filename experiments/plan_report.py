@@ -30,26 +30,44 @@ def parse_mesh(text: str | None) -> tuple[int, int]:
 
 
 def table(stages: Sequence[StageCost], utilisation: float) -> str:
-    """A line a stage: memory on a device, arithmetic, communication, seconds by chip."""
-    head = ["stage", "calls", "lives there", "temporary", "peak", "GFLOP a call", "sent a call"]
+    """A line a stage: memory on a device, its work in a call, seconds of all calls by chip.
+
+    Seconds are those of arithmetic; in the last line a stage takes as long as its traffic where
+    that is longer: the most, since compilers for accelerators fuse more than the one for CPUs.
+    """
+    head = ["stage", "calls", "lives there", "temporary", "peak", "GFLOP", "traffic", "sent"]
     rows = [[*head, *CHIPS]]
-    totals = dict.fromkeys(CHIPS, 0.0)
     for stage in stages:
-        seconds = {
-            n: stage.calls * c.seconds(stage.device_flops, stage.traffic_bytes, utilisation)
-            for n, c in CHIPS.items()
-        }
-        totals = {n: totals[n] + seconds[n] for n in CHIPS}
+        seconds = [stage.calls * c.seconds(stage.device_flops, utilisation) for c in CHIPS.values()]
         rows.append([
             stage.name, f"{stage.calls:,}", gib(stage.argument_bytes + stage.output_bytes),
             gib(stage.temporary_bytes), gib(stage.peak_bytes), f"{stage.device_flops / 1e9:,.2f}",
-            gib(sum(stage.communicated.values())), *(f"{s:.3g} s" for s in seconds.values()),
+            gib(stage.traffic_bytes), gib(sum(stage.communicated.values())),
+            *map(_time, seconds),
         ])  # fmt: skip
-    rows.append(["all", *[""] * (len(head) - 1), *(f"{s:.3g} s" for s in totals.values())])
+    for name, counts in (("all, by arithmetic", 0.0), ("all, by traffic too", 1.0)):
+        totals = [
+            sum(
+                stage.calls
+                * c.seconds(stage.device_flops, utilisation, counts * stage.traffic_bytes)
+                for stage in stages
+            )
+            for c in CHIPS.values()
+        ]
+        rows.append([name, *[""] * (len(head) - 1), *map(_time, totals)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     )
+
+
+def _time(seconds: float) -> str:
+    """Seconds, or hours where there are many.
+
+    >>> _time(2.5), _time(36000)
+    ('2.5 s', '10 h')
+    """
+    return f"{seconds:.3g} s" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
 def verdict(stages: Sequence[StageCost], chip: str) -> str | None:

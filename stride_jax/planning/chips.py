@@ -17,8 +17,8 @@ class Chip:
     memory: float
     bandwidth: float
 
-    def seconds(self, flops: float, nbytes: float, utilisation: float) -> float:
-        """Time for so much arithmetic and traffic on one device, whichever takes longer."""
+    def seconds(self, flops: float, utilisation: float, nbytes: float = 0.0) -> float:
+        """Time for so much arithmetic, or traffic if that takes longer, on one device."""
         return max(flops / self.flops, nbytes / self.bandwidth) / utilisation
 
 
