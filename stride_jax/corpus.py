@@ -173,9 +173,15 @@ def _view(tapped: taps.TappedModel, how: ops.ClosedFormSettings | None) -> ops.V
     def view(
         params: Any, site: ops.Site, batch: dict[str, jax.Array]
     ) -> tuple[taps.Observed, ops.Context]:
-        observed = taps.see(tapped, params, **batch)
+        if site.tap is None:
+            observed, pull_back = taps.see(tapped, params, **batch), None
+        else:
+            observed, pull_back = taps.see_and_pull(tapped, params, **batch, tap=site.tap)
         seen = observed if how is None else ops.as_training(observed, how)
-        return seen, ops.context(site, observed, batch["inputs"])
+        context = ops.context(site, observed, batch["inputs"])
+        if pull_back is not None:
+            context["errors"] = pull_back(ops.logit_errors(seen))
+        return seen, context
 
     return view
 

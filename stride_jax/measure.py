@@ -134,6 +134,8 @@ def measure_batch(
         product = over(lambda g, a: g @ a.reshape(len(a), -1).T, in_specs=(rows, own))
         y_BxK = product(flat, operators.a_KxRxO)
     else:
+        needed = {name: v for name, v in context.items() if name != "errors"}
+        queries = queries._replace(context=needed)
         steered = over(
             lambda site, a, queries: _exact_all(site, a, queries, how), in_specs=(P(), own, rows)
         )

@@ -2,7 +2,8 @@
 
 The whole library is typed against this one form, so a model of any framework plugs in through a
 constructor below or a few lines of its own. The `suffix` form is the rest of the network as a
-function of a tapped activation, which residual-site steering needs.
+function of a tapped activation, which residual-site steering needs; the `shifted` form, where there
+is one, gives a tap's gradients in the same forward pass.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ Params = Any
 Activations = dict[str, jax.Array]
 Forward = Callable[[Params, Any], tuple[jax.Array, Activations]]
 Suffix = Callable[[Params, Any, Activations], jax.Array]
+Shifted = Callable[[Params, Any, Activations], tuple[jax.Array, Activations]]
+PullBack = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ class TappedModel:
       forward: pure, jitted `(params, inputs) -> (logits, {tap: activation})`.
       suffix: pure, jitted `(params, inputs, {tap: activation}) -> logits`, with the given
         activations in place of the model's own; None where the model has no such form.
+      shifted: pure, jitted; `forward` with `{tap: shift}` added to the activations; or None.
 
     >>> tapped = from_function(lambda p, x: (x @ p, {"input": x}))
     >>> logits, activations = tapped(jnp.eye(2), jnp.ones((1, 2)))
@@ -43,6 +47,7 @@ class TappedModel:
 
     forward: Forward
     suffix: Suffix | None = None
+    shifted: Shifted | None = None
 
     def __call__(self, params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
         return self.forward(params, inputs)
@@ -65,6 +70,7 @@ def from_function(
     function: Callable[[Params, Any], tuple[jax.Array, Mapping[str, Any]]],
     taps: Sequence[str] | None = None,
     suffix: Suffix | None = None,
+    shifted: Callable[..., tuple[jax.Array, Mapping[str, Any]]] | None = None,
 ) -> TappedModel:
     """Tap any pure function that returns its logits and named activations.
 
@@ -72,13 +78,22 @@ def from_function(
       function: `(params, inputs) -> (logits, {tap: activation})`.
       taps: which to keep; all by default.
       suffix: `(params, inputs, {tap: activation}) -> logits`, for residual-site operators.
+      shifted: `(params, inputs, {tap: shift}) -> (logits, {tap: activation})`, which makes them
+        cheaper to fit.
     """
 
-    def forward(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
-        logits, activations = function(params, inputs)
-        return logits, select(activations, taps)
+    def keeping(made: Callable[..., tuple[jax.Array, Mapping[str, Any]]]) -> Any:
+        def kept(*args: Any) -> tuple[jax.Array, Activations]:
+            logits, activations = made(*args)
+            return logits, select(activations, taps)
 
-    return TappedModel(jax.jit(forward), None if suffix is None else jax.jit(suffix))
+        return jax.jit(kept)
+
+    return TappedModel(
+        keeping(function),
+        None if suffix is None else jax.jit(suffix),
+        None if shifted is None else keeping(shifted),
+    )
 
 
 def from_model(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
@@ -92,7 +107,19 @@ def from_model(module: nn.Module, taps: Sequence[str] | None = None) -> TappedMo
         select(activations, list(replace))
         return logits
 
-    return from_function(function, taps, suffix)
+    def shifted(params: Params, inputs: Any, shifts: Activations) -> Any:
+        return module.apply({"params": params}, inputs, replace=_adding(shifts))
+
+    return from_function(function, taps, suffix, shifted)
+
+
+def _adding(shifts: Activations) -> dict[str, Any]:
+    """Replacements that add."""
+
+    def plus(shift: jax.Array, value: jax.Array) -> jax.Array:
+        return value + shift.astype(value.dtype)
+
+    return {name: functools.partial(plus, shift) for name, shift in shifts.items()}
 
 
 def from_linen(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
@@ -113,22 +140,31 @@ def from_linen(module: nn.Module, taps: Sequence[str] | None = None) -> TappedMo
                 activations["/".join(names)] = value[-1]
         return logits, activations
 
-    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+    def intercepted(params: Params, inputs: Any, replace: Activations, run: Any) -> Any:
+        """`run(params, inputs)` with layers' outputs replaced, or what a function makes of them."""
         found: set[str] = set()
 
         def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             path = "/".join(context.module.path)
             if context.method_name == "__call__" and path in replace:
                 found.add(path)
-                return replace[path]
+                new = replace[path]
+                return new(call(*args, **kwargs)) if callable(new) else new
             return call(*args, **kwargs)
 
+        new = replace.get("input", inputs)
         with nn.intercept_methods(interceptor):
-            logits = module.apply({"params": params}, replace.get("input", inputs))
+            out = run(params, new(inputs) if callable(new) else new)
         _all_replaced(replace, found)
-        return logits  # pyright: ignore[reportReturnType]
+        return out
 
-    return from_function(function, taps, suffix)
+    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+        return intercepted(params, inputs, replace, lambda p, x: module.apply({"params": p}, x))
+
+    def shifted(params: Params, inputs: Any, shifts: Activations) -> Any:
+        return intercepted(params, inputs, _adding(shifts), function)
+
+    return from_function(function, taps, suffix, shifted)
 
 
 def from_nnx(module: nnx.Module, taps: Sequence[str] | None = None) -> tuple[TappedModel, Params]:
@@ -198,24 +234,30 @@ def only(tapped: TappedModel, taps: tuple[str, ...]) -> TappedModel:
 
     Kept, so that asking again costs no compilation.
     """
-    return from_function(tapped.forward, taps, tapped.suffix)
+    return from_function(tapped.forward, taps, tapped.suffix, tapped.shifted)
 
 
 def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
     """The same model with its logits divided by a temperature (`models.calibrate`)."""
 
-    def forward(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
-        logits, activations = tapped.forward(params, inputs)
-        return logits / temperature, activations
+    def cooled(made: Callable[..., tuple[jax.Array, Activations]]) -> Any:
+        def divided(*args: Any) -> tuple[jax.Array, Activations]:
+            logits, activations = made(*args)
+            return logits / temperature, activations
+
+        return jax.jit(divided)
 
     inner = tapped.suffix
-    if inner is None:
-        return TappedModel(jax.jit(forward))
 
     def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+        assert inner is not None
         return inner(params, inputs, replace) / temperature
 
-    return TappedModel(jax.jit(forward), jax.jit(suffix))
+    return TappedModel(
+        cooled(tapped.forward),
+        None if inner is None else jax.jit(suffix),
+        None if tapped.shifted is None else cooled(tapped.shifted),
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -302,6 +344,44 @@ def see(
       inputs, labels, weights: as in `observe`; labels are not checked.
     """
     return _as_tokens(*tapped.forward(params, inputs), labels, weights)
+
+
+def see_and_pull(
+    tapped: TappedModel,
+    params: Params,
+    inputs: Any,
+    labels: jax.Array,
+    weights: jax.Array,
+    tap: str,
+) -> tuple[Observed, PullBack]:
+    """`see`, and what takes gradients of the logits back to a tap.
+
+    Args:
+      tapped, params, inputs, labels, weights: as in `see`; the model has a `suffix` or `shifted`.
+      tap: its name.
+
+    Returns:
+      What the model says, and `[N, T, C] -> [N, T, D]` float32: `Jᵀ v` of the layers after the tap.
+      A model with `shifted` runs its layers once for both, else those after the tap run twice.
+    """
+    if tapped.shifted is not None:
+        shift = jax.eval_shape(tapped.forward, params, inputs)[1][tap]
+        run = lambda z: tapped.shifted(params, inputs, {tap: z})  # noqa: E731  # pyright: ignore[reportOptionalCall]
+        logits, pull_back, activations = jax.vjp(
+            run, jnp.zeros(shift.shape, shift.dtype), has_aux=True
+        )
+    else:
+        logits, activations = tapped.forward(params, inputs)
+        assert tapped.suffix is not None, "a residual site has a suffix"
+        rest = functools.partial(tapped.suffix, params, inputs)
+        _, pull_back = jax.vjp(lambda z: rest({tap: z}), activations[tap])
+    observed = _as_tokens(logits, activations, labels, weights)
+
+    def pulled(errors_NxTxC: jax.Array) -> jax.Array:
+        z = pull_back(errors_NxTxC.reshape(logits.shape).astype(logits.dtype))[0]
+        return z.reshape(observed.activations[tap].shape).astype(jnp.float32)
+
+    return observed, pulled
 
 
 def check_examples(

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from stride_jax import taps
+from stride_jax.operators import logit_errors
 
 
 class Linen(nn.Module):
@@ -72,6 +73,25 @@ def test_suffix_is_the_rest_of_the_network(three, x):
     expected = jnp.tanh(z) @ head["kernel"] + head["bias"][None]
     for tapped, params, name in three:
         np.testing.assert_allclose(tapped.suffix(params, x, {name: z}), expected, rtol=1e-6)
+
+
+def test_pulled_errors_are_gradients_of_the_loss_at_the_tap(trained, three, x):
+    labels, weights = jnp.arange(6) % 3, jnp.linspace(0.5, 1.0, 6)
+    models = [*three, (trained.tapped, trained.params, "hidden0")]
+    for tapped, params, name in models:
+        inputs = jnp.asarray(trained.query.inputs[:6]) if tapped is trained.tapped else x
+        calibrated = taps.only(taps.with_temperature(tapped, 2.0), (name,))
+        seen, pull_back = taps.see_and_pull(calibrated, params, inputs, labels, weights, name)
+        plain = taps.see(calibrated, params, inputs, labels, weights)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), seen, plain)
+
+        def loss(z, run=calibrated.suffix, params=params, inputs=inputs, name=name):
+            logits = run(params, inputs, {name: z.reshape(6, -1)})
+            return -jax.nn.log_softmax(logits)[jnp.arange(6), labels].sum()
+
+        expected = -jax.grad(loss)(plain.activations[name])
+        found = pull_back(logit_errors(plain))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_our_models_replace_what_they_hand_out(trained):

@@ -2,28 +2,32 @@
 
 Every model's `__call__(x, replace={})` returns `(logits, activations)`. Each layer passes its
 output through `recorder(name, value)`, which notes it under a readable name or, where `replace`
-has that name, puts the replacement in its place. `jit` removes what nobody reads, so recording all
-layers costs nothing, and replacing one removes the layers before it.
+has that name, puts the replacement in its place, or what a function makes of the value. `jit`
+removes what nobody reads, so recording all layers costs nothing, and replacing one removes the
+layers before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
+
+Replacement = jax.Array | Callable[[jax.Array], jax.Array]
 
 
 class Recorder:
     """Notes activations by name; replaces those asked for.
 
-    >>> record = Recorder({"a": 5})
-    >>> record("a", 1), record("b", 2), record.activations
-    (5, 2, {'a': 5, 'b': 2})
+    >>> record = Recorder({"a": 5, "c": lambda value: value + 1})
+    >>> record("a", 1), record("b", 2), record("c", 3), record.activations
+    (5, 2, 4, {'a': 5, 'b': 2, 'c': 4})
     """
 
-    def __init__(self, replace: Mapping[str, jax.Array] | None = None) -> None:
+    def __init__(self, replace: Mapping[str, Replacement] | None = None) -> None:
         self.replace = dict(replace or {})
         self.activations: dict[str, jax.Array] = {}
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
-        value = self.replace.get(name, value)
+        new = self.replace.get(name, value)
+        value = new(value) if callable(new) else new
         self.activations[name] = value
         return value

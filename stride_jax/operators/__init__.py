@@ -9,7 +9,7 @@ from stride_jax.operators.closed_form import (
     directions,
 )
 from stride_jax.operators.curvature import View, accumulate
-from stride_jax.operators.gradients import squared_errors
+from stride_jax.operators.gradients import logit_errors, squared_errors
 from stride_jax.operators.joint import JointSettings, train_jointly
 from stride_jax.operators.moments import Moments, add, eigenbases
 from stride_jax.operators.outputs import draw_signs, fold, unfold
@@ -47,6 +47,7 @@ __all__ = [
     "example_features",
     "fit_basis",
     "fold",
+    "logit_errors",
     "logit_site",
     "residual_site",
     "squared_errors",

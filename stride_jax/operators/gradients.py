@@ -8,28 +8,34 @@ from stride_jax.operators.steering import Context, Site
 from stride_jax.taps import Observed
 
 
+def logit_errors(observed: Observed) -> jax.Array:
+    """Minus the gradient of each token's loss in the logits, `e_y − p`, `[B, T, C]`."""
+    logits = observed.logits_NxTxC
+    return jax.nn.one_hot(observed.labels_NxT, logits.shape[-1]) - jax.nn.softmax(logits)
+
+
 def output_errors(site: Site, observed: Observed, context: Context) -> jax.Array:
     """Minus the gradient of each token's loss in the operator's outputs, `[B, T, O]`.
 
     `Uᵀ (e_y − p)` at the logit site; at a residual site its pull-back through the frozen layers
-    after the tap, `δ = Jᵀ (e_y − p)`, by one vjp at a zero perturbation.
+    after the tap, `δ = Jᵀ (e_y − p)`: the context's `errors`, or one vjp at a zero perturbation.
     """
     logits, suffix = observed.logits_NxTxC, site.suffix
-    p = jax.nn.softmax(logits)
     if suffix is None and site.signs_C is not None:
         # Apart, so that the curvature can share the second term.
-        seen = fold(p, site.signs_C, site.width)
+        seen = fold(jax.nn.softmax(logits), site.signs_C, site.width)
         return fold_classes(observed.labels_NxT, site.signs_C, site.width) - seen
-    errors = jax.nn.one_hot(observed.labels_NxT, logits.shape[-1]) - p
     if suffix is None:
-        return errors
+        return logit_errors(observed)
+    if "errors" in context:
+        return context["errors"]
 
     def rest(z: jax.Array) -> jax.Array:
         replaced = {str(site.tap): z.reshape(z.shape[0], *site.shape)}
         return suffix(site.params, context["inputs"], replaced).reshape(logits.shape)
 
     _, pull_back = jax.vjp(rest, context["z"])
-    return pull_back(errors)[0]
+    return pull_back(logit_errors(observed))[0]
 
 
 def token_groups(x_BxTx: jax.Array, size: int) -> jax.Array:
