@@ -361,8 +361,9 @@ def see_and_pull(
       tap: its name.
 
     Returns:
-      What the model says, and `[N, T, C] -> [N, T, D]` float32: `Jᵀ v` of the layers after the tap.
-      A model with `shifted` runs its layers once for both, else those after the tap run twice.
+      What the model says, and `[N, T, C] -> [N, T, D]`: `Jᵀ v` of the layers after the tap. A model
+      with `shifted` runs its layers once for both, in their own dtype; else those after the tap run
+      twice, in float32.
     """
     if tapped.shifted is not None:
         shift = jax.eval_shape(tapped.forward, params, inputs)[1][tap]
