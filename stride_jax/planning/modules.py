@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 
-WIDTHS = {
+_WIDTHS = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
 }  # fmt: skip
@@ -36,8 +36,6 @@ _BRANCHES = re.compile(
     r"branch_computations=\{[^}]*\}|true_computation=%[\w.\-]+, false_computation=%[\w.\-]+"
 )
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-
-
 # A collective of groups of one device.
 _ALONE = re.compile(r"replica_groups=(?:\{(?:\{\d+\},?)+\}|\[\d+,1\]|mesh\[[^\]]*\] \{\})")
 
@@ -96,7 +94,7 @@ class _Instruction:
 
     @property
     def nbytes(self) -> int:
-        return sum(math.prod(dims) * WIDTHS.get(dtype, 0) for dtype, dims in self.shapes)
+        return sum(math.prod(dims) * _WIDTHS.get(dtype, 0) for dtype, dims in self.shapes)
 
 
 _Computation = dict[str, _Instruction]
