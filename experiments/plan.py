@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.plan_report import parse_mesh, table, verdict
-from stride_jax.planning import CHIPS, extent_of, gib, plan
+from stride_jax.planning import CHIPS, extent_of, gib, index_bytes, plan
 from stride_jax.run_settings import run_settings
 from stride_jax.runtime.mesh import arranged
 
@@ -44,11 +44,10 @@ def main(argv: Sequence[str]) -> None:
     # Without a section of its own the ground truth is made by other means, if at all.
     stages = plan(settings, extent, mesh, with_bank="bank" in values)
     k, design = settings.stride.design.num_subsets, settings.stride.design
-    solve = next(stage for stage in stages if stage.name.startswith("solve"))
     about = {
         "devices": data * subset,
         "utilisation": _UTILISATION.value,
-        "index_bytes": solve.output_bytes * subset,
+        "index_bytes": index_bytes(settings, extent, mesh),
         "design_bytes": extent.num_train * design.degree * (2 if k < 2**15 else 4),
         "scores_bytes": extent.num_queries * settings.top_k * 8,
     }

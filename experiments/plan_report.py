@@ -9,6 +9,8 @@ _REMEDY = {
     "devices along subset, or set mesh.parameters='sharded'",
     "solve": "give the mesh more devices along subset, or lower stride.output_rank or "
     "stride.basis.rank",
+    "training": "set stride.fit='closed_form', which keeps nothing of size N, lower "
+    "stride.joint.max_bytes, or give the mesh more devices along subset",
     "measure": "lower stride.measure.max_bytes, or give the mesh more devices along subset",
     "recovery": "lower stride.lasso.memory_bytes or stride.lasso.chunk",
     "bank": "lower bank.models_at_once or train.batch_size, or raise train.accumulation",

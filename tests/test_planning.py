@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from configs import mnist5k, nanochat_d12, nanochat_d24
 from experiments import plan_report as program
 from stride_jax import design, measure, planning, stride
+from stride_jax import operators as ops
 from stride_jax.corpus import Corpus
 from stride_jax.index import StrideSettings
 from stride_jax.models import ModelSettings, TrainSettings
@@ -111,6 +112,33 @@ def test_work_of_a_device_falls_with_devices(plans):
     for name in ("pass", "solve", "measure", "recovery", "bank"):
         stage = plans[1, 1][name]
         assert stage.device_flops == pytest.approx(stage.flops, rel=0.05), name
+
+
+@pytest.mark.parametrize("learned", [0.0, 1e-4])
+def test_a_plan_of_joint_training_is_of_the_step_that_runs(trained, learned):
+    joint = ops.JointSettings(
+        steps=3, stability_batch=32, basis_learning_rate=learned, linearity=float(learned > 0)
+    )
+    how = dataclasses.replace(SETTINGS.stride, fit="joint", joint=joint)
+    settings = dataclasses.replace(SETTINGS, stride=how, model=ModelSettings("mlp", (24, 16)))
+    extent = planning.Extent(len(trained.train), 40, trained.train.inputs.shape[1:], 10)
+    by_devices = {
+        shape: planning.plan(settings, extent, meshes.arranged(shape, jax.devices()))[0]
+        for shape in ((1, 1), (1, 8))
+    }
+    one, split = by_devices.values()
+    assert one.name == "training, logit"
+    assert one.calls == 3
+    # Fidelity of every member under its subsets, and of the batch under all: b a and the softmax.
+    least = 3 * 2 * (400 * 4 + 32 * 64) * 16 * 10
+    assert least < one.device_flops < 4 * least
+    # Devices repeat what is not by subset: features that are learned, and the sketch's ridge.
+    again = 7 * 3 * 2 * 400 * 64 * 15 if learned else 0
+    assert 8 * split.device_flops < 1.1 * one.device_flops + 2 * again
+    assert planning.index_bytes(settings, extent, meshes.single_mesh()) == 4 * 64 * (16 * 10 + 1)
+    why = program.verdict([dataclasses.replace(one, temporary_bytes=2**40)], "v5e")
+    assert why is not None
+    assert "stride.fit='closed_form'" in why
 
 
 def test_nothing_of_size_n_or_of_the_index_travels(plans):

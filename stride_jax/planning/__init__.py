@@ -4,7 +4,7 @@ from stride_jax.planning.chips import CHIPS, Chip
 from stride_jax.planning.costs import StageCost, count_flops, gib
 from stride_jax.planning.modules import Work, work_of
 from stride_jax.planning.speed import model_speed, with_speed
-from stride_jax.planning.stages import Extent, extent_of, plan
+from stride_jax.planning.stages import Extent, extent_of, index_bytes, plan
 
 __all__ = [
     "CHIPS",
@@ -15,6 +15,7 @@ __all__ = [
     "count_flops",
     "extent_of",
     "gib",
+    "index_bytes",
     "model_speed",
     "plan",
     "with_speed",

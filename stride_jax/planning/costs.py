@@ -133,7 +133,7 @@ def cost(name: str, calls: int, program: Any, *args: Any, **statics: Any) -> Sta
         calls,
         count_flops(program, *args, **statics),
         work.flops,
-        _held(args),
+        _held((args, statics)),
         int(memory.output_size_in_bytes - aliased),
         int(memory.temp_size_in_bytes),
         work.traffic,

@@ -18,7 +18,7 @@ from stride_jax import operators as ops
 from stride_jax.corpus import Corpus, named_taps
 from stride_jax.evaluation import retrain
 from stride_jax.index import StrideSettings
-from stride_jax.operators import curvature, moments
+from stride_jax.operators import curvature, joint, moments, steering
 from stride_jax.operators.closed_form import solve_steps
 from stride_jax.planning.costs import StageCost, cost
 from stride_jax.recovery import lasso, working_set
@@ -119,17 +119,21 @@ def plan(
       with_bank: whether the ground truth is planned too.
 
     Returns:
-      Costs of the pass over the training set and of the solution, site by site; of measuring,
-      recovery and the bank.
+      Costs of the pass over the training set and of the solution, or of joint training, site by
+      site; of measuring, recovery and the bank.
 
     Raises:
       ValueError: settings that do not go together, as in a real run.
     """
     scene = _scene(settings, extent, mesh)
     out: list[StageCost] = []
-    view, data, sites = scene.corpus.view(scene.stride, scene.signs_C, training=True)
-    for name, site in sites.items():
-        out += _operators(scene, name, site, view, data)
+    if scene.stride.fit == "joint":
+        view, data, sites = scene.corpus.view(scene.stride)
+        out += [_training(scene, name, site, view, data) for name, site in sites.items()]
+    else:
+        view, data, sites = scene.corpus.view(scene.stride, scene.signs_C, training=True)
+        for name, site in sites.items():
+            out += _operators(scene, name, site, view, data)
     view, data, sites = scene.corpus.view(scene.stride, scene.signs_C)
     for name, site in sites.items():
         out.append(_measurement(scene, name, site, view, data))
@@ -138,6 +142,15 @@ def plan(
     rows = extent.num_queries * (-(-tokens // group) if group else 1)
     out.append(_recovery(scene, rows))
     return [*out, _bank(scene)] if with_bank else out
+
+
+def index_bytes(settings: RunSettings, extent: Extent, mesh: Mesh) -> int:
+    """Bytes of the K steering matrices of all sites, on all devices together."""
+    scene = _scene(settings, extent, mesh)
+    sites = scene.corpus.view(scene.stride, scene.signs_C)[2].values()
+    return sum(
+        4 * scene.stride.design.num_subsets * (scene.basis.rank * site.width + 1) for site in sites
+    )
 
 
 def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
@@ -218,6 +231,34 @@ def _operators(scene: _Scene, name: str, site: Any, view: Any, data: Any) -> lis
             f"solve, {name}", 1, solve_steps, total, settings=how.closed_form, mesh=mesh
         ),
     ]  # fmt: skip
+
+
+def _training(scene: _Scene, name: str, site: Any, view: Any, data: Any) -> StageCost:
+    """A step of joint training, on what the frozen model said about all examples."""
+    how, mesh, basis = scene.stride, scene.mesh, scene.basis
+    k, count, degree = how.design.num_subsets, scene.extent.num_train, how.design.degree
+    everyone = {n: Shape((count, *v.shape[1:]), _dtype(v)) for n, v in data.items()}
+    seen, context = jax.eval_shape(view, scene.params, site, everyone)
+    context.pop("errors", None)
+    learns = how.joint.basis_learning_rate > 0
+    depth = basis.weights["projection"].shape[0] if learns else basis.rank
+    mean = count * degree / k
+    largest = min(count, math.ceil(mean + 4 * mean**0.5))  # of K random ones
+    f32, i32 = (functools.partial(Shape, dtype=t) for t in (jnp.float32, jnp.int32))
+    problem: Any = joint.Problem(
+        dataclasses.replace(seen, activations={}), context, f32((*seen.labels_NxT.shape, depth)),  # pyright: ignore[reportArgumentType]
+        i32((count, degree)), i32((k, largest)), f32((k, largest)),  # pyright: ignore[reportArgumentType]
+        f32((k, how.joint.sketch if how.joint.linearity else 1)),  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    where = joint.shardings(problem, mesh)
+    problem = jax.tree.map(lambda v, at: Shape(v.shape, _dtype(v), sharding=at), problem, where)
+    own = k // mesh.shape[meshes.SUBSET]
+    chunks = joint.num_chunks(own, largest, seen, basis.rank, how.joint)
+    _, step, state = joint.program(k, site.width, basis, how.joint, chunks, mesh)
+    site = scene.everywhere(steering.with_params(site, scene.params))
+    return cost(
+        f"training, {name}", how.joint.steps, step, state, problem, site, jax.eval_shape(_key)
+    )
 
 
 def _measurement(scene: _Scene, name: str, site: Any, view: Any, data: Any) -> StageCost:
