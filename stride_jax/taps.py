@@ -361,9 +361,8 @@ def see_and_pull(
       tap: its name.
 
     Returns:
-      What the model says, and `[N, T, C] -> [N, T, D]`: `Jᵀ v` of the layers after the tap. A model
-      with `shifted` runs its layers once for both, in their own dtype; else those after the tap run
-      twice, in float32.
+      What the model says, and `[N, T, C] -> [N, T, D]`: `Jᵀ v` of the layers after the tap, in the
+      model's own dtype. With `shifted` its layers run once for both, else those after it run twice.
     """
     if tapped.shifted is not None:
         shift = jax.eval_shape(tapped.forward, params, inputs)[1][tap]
