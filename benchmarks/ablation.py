@@ -23,10 +23,10 @@ from stride_jax.baselines import logra
 from stride_jax.data import Examples
 from stride_jax.design import membership
 from stride_jax.index import StrideSettings
-from stride_jax.pipeline import Run
 from stride_jax.recovery import Recovery, solve
 from stride_jax.recovery.selection import SelectionSettings, recover
-from stride_jax.run_settings import run_settings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.stride import lasso_state

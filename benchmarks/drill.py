@@ -26,10 +26,10 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.launch_settings import LaunchSettings
-from experiments.launching import local_commands
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import run_settings
+from stride_jax.run.launching.jobs import local_commands
+from stride_jax.run.launching.settings import LaunchSettings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.durable import EXIT_CODE
 from stride_jax.runtime.files import write_json
 from stride_jax.runtime.progress import bars

@@ -22,8 +22,8 @@ from ml_collections import config_flags
 from stride_jax import attribution, stride
 from stride_jax.data import Examples
 from stride_jax.models.train import cross_entropy
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import run_settings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
 

@@ -26,8 +26,8 @@ from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
 from stride_jax.baselines.model import Model
 from stride_jax.evaluation import CounterfactualResult, CounterfactualSettings
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import run_settings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.settings import build

@@ -27,7 +27,7 @@ from benchmarks.meter import Meter
 from benchmarks.signals import Problem, measured, plant, pose, relative_gaps, rows_of
 from benchmarks.solvers import SOLVERS, Answer, left_out
 from stride_jax import attribution
-from stride_jax.run_settings import run_settings
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
 

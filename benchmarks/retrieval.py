@@ -23,8 +23,8 @@ from benchmarks.meter import Meter
 from benchmarks.methods import Method, contestants
 from stride_jax import attribution, evaluation
 from stride_jax.data import relevant
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import run_settings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import fingerprint, plain, read_json, write_json
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.settings import build

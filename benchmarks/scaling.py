@@ -21,9 +21,9 @@ from ml_collections import config_flags
 
 from stride_jax import attribution, design, stride
 from stride_jax.corpus import Corpus
-from stride_jax.pipeline import Run
-from stride_jax.planning import StageCost, extent_of, gib, plan
-from stride_jax.run_settings import run_settings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.planning import StageCost, extent_of, gib, plan
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.mesh import arranged
 from stride_jax.runtime.metrics import resident_bytes

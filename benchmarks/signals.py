@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse
 
 from stride_jax.design import Design, membership
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import RunSettings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.progress import bars
 
 

@@ -16,6 +16,13 @@ from jax.sharding import Mesh
 from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.index import StrideSettings
+from stride_jax.observed import (
+    Observed,
+    check_examples,
+    forward_all,
+    forward_and_pull,
+    forward_batch,
+)
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress, silent
 
@@ -29,7 +36,7 @@ class Seen:
       sites: `{site: (where operators act, what it needs of these examples)}`.
     """
 
-    observed: taps.Observed
+    observed: Observed
     sites: dict[str, tuple[ops.Site, ops.Context]]
 
 
@@ -101,9 +108,11 @@ class Corpus:
         inputs, labels = np.asarray(self.inputs), np.asarray(self.labels)
         weights = np.ones(labels.shape, np.float32) if self.weights is None else self.weights
         data = {"inputs": inputs, "labels": labels, "weights": np.asarray(weights)}
-        taps.check_examples(wanted, self.params, **data)
+        check_examples(wanted, self.params, **data)
         shapes = jax.eval_shape(
-            functools.partial(taps.see, wanted), self.params, **{n: v[:1] for n, v in data.items()}
+            functools.partial(forward_batch, wanted),
+            self.params,
+            **{n: v[:1] for n, v in data.items()},
         )
         # The programs that take the view take the parameters too: they should not hold them twice.
         sites = {
@@ -122,7 +131,7 @@ class Corpus:
     def _site(
         self,
         settings: StrideSettings,
-        observed: taps.Observed,
+        observed: Observed,
         name: str,
         signs_C: jax.Array | None,
     ) -> ops.Site:
@@ -143,7 +152,7 @@ class Corpus:
           signs_C: of the logit site's folding.
           progress: wraps the batches; the corpus' own by default.
         """
-        observed = taps.observe(
+        observed = forward_all(
             taps.only(self.tapped, named_taps(settings)), self.params, self.inputs, self.labels,
             self.weights, mesh=self.mesh, progress=self.progress if progress is None else progress,
         )  # fmt: skip
@@ -172,11 +181,11 @@ def _view(tapped: taps.TappedModel, how: ops.ClosedFormSettings | None) -> ops.V
 
     def view(
         params: Any, site: ops.Site, batch: dict[str, jax.Array]
-    ) -> tuple[taps.Observed, ops.Context]:
+    ) -> tuple[Observed, ops.Context]:
         if site.tap is None:
-            observed, pull_back = taps.see(tapped, params, **batch), None
+            observed, pull_back = forward_batch(tapped, params, **batch), None
         else:
-            observed, pull_back = taps.see_and_pull(tapped, params, **batch, tap=site.tap)
+            observed, pull_back = forward_and_pull(tapped, params, **batch, tap=site.tap)
         seen = observed if how is None else ops.as_training(observed, how)
         context = ops.context(site, observed, batch["inputs"])
         if pull_back is not None:
@@ -206,6 +215,6 @@ def choose_taps(corpus: Corpus, settings: StrideSettings, *, sample: int = 1024)
         return settings
     if tapped.suffix is None:
         return dataclasses.replace(settings, taps=tuple(sorted(names)))
-    seen = taps.observe(tapped, corpus.params, few.inputs, few.labels, mesh=few.mesh)
+    seen = forward_all(tapped, corpus.params, few.inputs, few.labels, mesh=few.mesh)
     chosen = ops.choose_tap(ops.tap_energies(tapped, corpus.params, seen, few.inputs))
     return dataclasses.replace(settings, taps=(chosen,))

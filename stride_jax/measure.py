@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from stride_jax.observed import Observed
 from stride_jax.operators.curvature import View, given
 from stride_jax.operators.gradients import steering_gradients, token_groups
 from stride_jax.operators.losses import loss_drop
@@ -23,9 +24,9 @@ from stride_jax.operators.steering import (
     with_params,
 )
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.durable import Keep, nowhere
+from stride_jax.runtime.keep import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.taps import Observed, Params
+from stride_jax.taps import Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,12 +19,12 @@ from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.attribution import Attribution
 from stride_jax.corpus import Corpus, choose_taps
-from stride_jax.data.examples import content_ids
+from stride_jax.examples import content_ids
 from stride_jax.index import Index, StrideSettings, penalty_weights
 from stride_jax.measure import measure
 from stride_jax.recovery import LassoState, Recovery, init, solve
-from stride_jax.runtime.durable import Keep, nowhere
 from stride_jax.runtime.files import plain
+from stride_jax.runtime.keep import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from stride_jax.answer import question
+from stride_jax.applications.answer import question
 from stride_jax.data.tokens import train_tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from benchmarks import retrieval
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
 from stride_jax.data import relevant
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import RunSettings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.settings import build
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -16,6 +16,7 @@ from stride_jax import stride, taps
 from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.measure import MeasureSettings, measure
+from stride_jax.observed import forward_all
 from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.losses import loss_drop
@@ -35,7 +36,7 @@ SETTINGS = stride_jax.StrideSettings(
 @pytest.fixture(scope="module")
 def scene(trained):
     """`(subsets, site, basis, observed, context)` of 400 digits at each site."""
-    seen = taps.observe(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
+    seen = forward_all(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
     basis = ops.fit_basis({"input": seen.activations["input"]}, ops.BasisSettings(rank=6))
     subsets = membership(DESIGN, trained.train.ids)
     inputs = trained.train.inputs
@@ -265,7 +266,7 @@ def test_energies_are_variance_times_squared_jacobian():
 
     tapped = taps.from_function(function, suffix=suffix)
     x = rng.normal(size=(300, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
-    seen = taps.observe(tapped, (first, second), x, np.zeros(300, int))
+    seen = forward_all(tapped, (first, second), x, np.zeros(300, int))
     found = ops.tap_energies(tapped, (first, second), seen, x, probes=400)
     jacobians = {"input": np.asarray(first @ second), "hidden": np.asarray(second)}
     for name, jacobian in jacobians.items():

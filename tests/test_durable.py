@@ -13,6 +13,7 @@ from stride_jax.corpus import Corpus
 from stride_jax.index import StrideSettings
 from stride_jax.runtime import checkpoint, durable
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.keep import nowhere
 
 SETTINGS = StrideSettings(
     design=design.Design(16, 3),
@@ -64,7 +65,7 @@ def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, 
         return np.asarray(made["logit"].a_KxRxO), np.asarray(norms)
 
     mesh = meshes.make_mesh(2, 4)
-    whole = work(durable.nowhere, mesh)
+    whole = work(nowhere, mesh)
     steps = 3 if fit == "closed_form" else 4  # the last one is the end itself
     for ours, theirs in zip(through_every_stop(work, tmp_path, steps, mesh), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -89,7 +90,7 @@ def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
         )
         return stride.measure_all(SETTINGS, made, queries, keep=keep)
 
-    whole = reading(durable.nowhere, mesh)
+    whole = reading(nowhere, mesh)
     again = through_every_stop(reading, tmp_path / "measure", 2, mesh)
     np.testing.assert_array_equal(again, whole)
 
@@ -99,7 +100,7 @@ def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
     def training(keep, _):
         return models.pretrain(trained.module, *examples, recipe, 3, keep=keep)[0]
 
-    whole = training(durable.nowhere, mesh)
+    whole = training(nowhere, mesh)
     again = through_every_stop(training, tmp_path / "training", 3, mesh)
     for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)

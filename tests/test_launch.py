@@ -13,10 +13,11 @@ import time
 
 import pytest
 
-from experiments import launching, supervise, sweeps
-from experiments.launch_settings import LaunchSettings, Slurm, TpuVm, Xpk
-from experiments.launching import local_commands, render, submission
-from experiments.sweeps import expand
+from stride_jax.run.launching import jobs as launching
+from stride_jax.run.launching import supervise, sweeps
+from stride_jax.run.launching.jobs import local_commands, render, submission
+from stride_jax.run.launching.settings import LaunchSettings, Slurm, TpuVm, Xpk
+from stride_jax.run.launching.sweeps import expand
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = LaunchSettings(
@@ -185,7 +186,7 @@ def test_a_sweep_reaches_sbatch_script_by_script(tmp_path):
 
 DRIVER = """
 import pathlib, signal, sys
-from experiments.supervise import Grace, supervise
+from stride_jax.run.launching.supervise import Grace, supervise
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest runs in background
 commands = [[sys.executable, "-c", code] for code in sys.argv[2:]]
 sys.exit(supervise(commands, pathlib.Path(sys.argv[1]), Grace(saving=20, failing=0.3)))

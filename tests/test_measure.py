@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from stride_jax import operators as ops
-from stride_jax import taps
 from stride_jax.measure import MeasureSettings, block_sizes, measure
+from stride_jax.observed import forward_all
 from stride_jax.operators.basis import standardise
 
 
 @pytest.fixture(scope="module")
 def scene(trained):
-    seen = taps.observe(trained.tapped, trained.params, trained.query.inputs, trained.query.labels)
+    seen = forward_all(trained.tapped, trained.params, trained.query.inputs, trained.query.labels)
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=6))
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.normal(size=(12, 7, 10)).astype(np.float32))
@@ -61,7 +61,7 @@ def test_blocks_change_nothing_and_stay_in_memory(scene):
 
 def test_residual_site_runs_the_rest_of_the_network(trained):
     model, params, query = trained.tapped, trained.params, trained.query
-    seen = taps.observe(model, params, query.inputs[:9], query.labels[:9])
+    seen = forward_all(model, params, query.inputs[:9], query.labels[:9])
     site = ops.residual_site(model, params, seen, query.inputs[:1], "hidden0")
     basis = ops.fit_basis({"input": seen.activations["input"]}, ops.BasisSettings(rank=3))
     a = np.random.default_rng(1).normal(size=(4, basis.rank, 24)).astype(np.float32)

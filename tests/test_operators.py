@@ -12,6 +12,7 @@ import sklearn.decomposition
 from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.design import Design, members, membership, subset_sum
+from stride_jax.observed import forward_all
 from stride_jax.operators import joint, losses
 from stride_jax.operators.basis import features, standardise
 from stride_jax.runtime import mesh as meshes
@@ -94,7 +95,7 @@ def test_loss_drop_against_float64(size):
 
 
 def test_basis_spans_the_principal_components(trained):
-    seen = taps.observe(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
+    seen = forward_all(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=5))
     x = np.asarray(standardise(basis, seen.activations))[:, 0]
     np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
@@ -124,7 +125,7 @@ def test_basis_keeps_no_more_directions_than_the_data_have():
 def problem(trained):
     """A small training problem: `(design, subsets, site, basis, observed, context)`."""
     design = Design(num_subsets=16, degree=3)
-    seen = taps.observe(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
+    seen = forward_all(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=6))
     subsets = membership(design, trained.train.ids)
     return design, subsets, ops.logit_site(seen), basis, seen, {}

@@ -11,8 +11,8 @@ import pytest
 
 from stride_jax.attribution import load
 from stride_jax.design import Design
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import RunSettings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.files import UnreadableFileError, atomic_path, fingerprint, read_arrays
 from stride_jax.runtime.settings import build
 

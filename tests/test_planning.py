@@ -9,13 +9,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import mnist5k, nanochat_d12, nanochat_d24
-from experiments import plan_report as program
-from stride_jax import design, measure, planning, stride
+from stride_jax import design, measure, stride
 from stride_jax import operators as ops
+from stride_jax.cli import plan_report as program
 from stride_jax.corpus import Corpus
 from stride_jax.index import StrideSettings
 from stride_jax.models import ModelSettings, TrainSettings
-from stride_jax.run_settings import RunSettings
+from stride_jax.run import planning
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import mesh as meshes
 
 SETTINGS = RunSettings(

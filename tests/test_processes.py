@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from configs import mnist5k
-from experiments.launch_settings import LaunchSettings
-from experiments.launching import local_commands
-from stride_jax.pipeline import Run
-from stride_jax.run_settings import ForeignWorkdirError, check_workdir, run_settings
+from stride_jax.run.launching.jobs import local_commands
+from stride_jax.run.launching.settings import LaunchSettings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import ForeignWorkdirError, check_workdir, run_settings
 
 SMALL = ("bank.num_subsets=2", "bank.num_seeds=1", "stride.lasso.relative_gap=1e-5")
 

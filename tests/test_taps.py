@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from stride_jax import taps
+from stride_jax.observed import forward_all, forward_and_pull, forward_batch
 from stride_jax.operators import logit_errors
 
 
@@ -81,8 +82,8 @@ def test_pulled_errors_are_gradients_of_the_loss_at_the_tap(trained, three, x):
     for tapped, params, name in models:
         inputs = jnp.asarray(trained.query.inputs[:6]) if tapped is trained.tapped else x
         calibrated = taps.only(taps.with_temperature(tapped, 2.0), (name,))
-        seen, pull_back = taps.see_and_pull(calibrated, params, inputs, labels, weights, name)
-        plain = taps.see(calibrated, params, inputs, labels, weights)
+        seen, pull_back = forward_and_pull(calibrated, params, inputs, labels, weights, name)
+        plain = forward_batch(calibrated, params, inputs, labels, weights)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), seen, plain)
 
         def loss(z, run=calibrated.suffix, params=params, inputs=inputs, name=name):
@@ -128,8 +129,8 @@ def test_unknown_taps_are_refused_with_those_there_are(trained, three, x):
 
 def test_observing_does_not_depend_on_the_batch_size(trained):
     q = trained.query
-    whole = taps.observe(trained.tapped, trained.params, q.inputs, q.labels, batch_size=512)
-    parts = taps.observe(trained.tapped, trained.params, q.inputs, q.labels, batch_size=7)
+    whole = forward_all(trained.tapped, trained.params, q.inputs, q.labels, batch_size=512)
+    parts = forward_all(trained.tapped, trained.params, q.inputs, q.labels, batch_size=7)
     assert whole.logits_NxTxC.shape == (len(q), 1, 10)
     assert whole.activations["input"].shape == (len(q), 1, 64)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, parts)
@@ -138,14 +139,14 @@ def test_observing_does_not_depend_on_the_batch_size(trained):
 def test_bad_observations_are_refused(trained):
     q, params = trained.query, trained.params
     with pytest.raises(ValueError, match=r"labels run from 0 to 10, .* 10 classes"):
-        taps.observe(trained.tapped, params, q.inputs[:2], np.array([0, 10]))
+        forward_all(trained.tapped, params, q.inputs[:2], np.array([0, 10]))
     with pytest.raises(ValueError, match="got 3, 2, 2"):
-        taps.observe(trained.tapped, params, q.inputs[:3], q.labels[:2])
+        forward_all(trained.tapped, params, q.inputs[:3], q.labels[:2])
     with pytest.raises(ValueError, match=r"not finite for 2 of 2"):
-        taps.observe(
+        forward_all(
             trained.tapped, jax.tree.map(lambda v: v * jnp.nan, params), q.inputs[:2], q.labels[:2]
         )
     with pytest.raises(
         ValueError, match=r"logits of shape \(1, 10\) for one example do not fit labels"
     ):
-        taps.observe(trained.tapped, params, q.inputs[:4], np.zeros((4, 3), int))
+        forward_all(trained.tapped, params, q.inputs[:4], np.zeros((4, 3), int))

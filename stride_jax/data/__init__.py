@@ -2,7 +2,6 @@
 
 from stride_jax.data.batches import BatchSettings, batches
 from stride_jax.data.bible import BOOKS, TRANSLATIONS
-from stride_jax.data.examples import Examples, content_ids
 from stride_jax.data.mapped import map_splits, write_splits
 from stride_jax.data.planted import pack_completions, plant, planted_facts
 from stride_jax.data.source import DataSettings, load_splits
@@ -10,6 +9,7 @@ from stride_jax.data.text import TextSettings, TextSplits, load_text
 from stride_jax.data.text_examples import TextExamples
 from stride_jax.data.truths import relevant
 from stride_jax.data.verses import VerseSettings, load_verses
+from stride_jax.examples import Examples, content_ids
 
 __all__ = [
     "BOOKS",

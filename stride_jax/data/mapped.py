@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 
-from stride_jax.data.examples import Examples
+from stride_jax.examples import Examples
 from stride_jax.runtime.files import read_json, write_json
 
 _COLUMNS = ("inputs", "labels", "ids")

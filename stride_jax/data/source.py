@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from stride_jax.data import builders
-from stride_jax.data.examples import Examples, content_ids
 from stride_jax.data.quiet import quiet
+from stride_jax.examples import Examples, content_ids
 
 _OURS = {
     "mnist5k": builders.Mnist5k,

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stride_jax.data.documents import Source
-from stride_jax.data.examples import Examples, content_ids
 from stride_jax.data.packing import Packed, Spans
 from stride_jax.data.tokens import Tokenizer
+from stride_jax.examples import Examples, content_ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from stride_jax.data.examples import Examples
 from stride_jax.evaluation.bank import Bank, BankSettings, Origin, draw_subsets
 from stride_jax.evaluation.retrain import (
     chunks,
@@ -22,6 +21,7 @@ from stride_jax.evaluation.retrain import (
     model_keys,
     train_and_score,
 )
+from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings
 from stride_jax.runtime.files import (
     UnreadableFileError,

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from stride_jax.data.examples import Examples
 from stride_jax.evaluation.retrain import device_data, model_keys, retrain
 from stride_jax.evaluation.statistics import bootstrap_mean, ranking
+from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings
 from stride_jax.runtime.files import fingerprint
 from stride_jax.runtime.progress import Progress, silent

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.data.examples import Examples
+from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings, cross_entropy, fit, initial_params, margin
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.progress import Progress, silent

@@ -19,7 +19,7 @@ from stride_jax.models.train import (
     training_step,
 )
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.durable import Keep, nowhere
+from stride_jax.runtime.keep import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
 
 # Steps that one call of the compiled program takes.

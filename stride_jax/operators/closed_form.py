@@ -19,13 +19,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from stride_jax.observed import Observed
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.moments import FORMS, Moments, pairs, shardings
 from stride_jax.operators.steering import Context, Operators, Site
 from stride_jax.runtime import mesh as meshes
-from stride_jax.taps import Observed
 
 
 @dataclasses.dataclass(frozen=True)

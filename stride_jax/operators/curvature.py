@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import gather_add, members
+from stride_jax.observed import Observed
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.gradients import output_errors, squared_errors
 from stride_jax.operators.moments import (
@@ -30,9 +31,9 @@ from stride_jax.operators.moments import (
 from stride_jax.operators.outputs import fold, unfold
 from stride_jax.operators.steering import Context, Site, with_params
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.durable import Keep, nowhere
+from stride_jax.runtime.keep import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.taps import Observed, Params
+from stride_jax.taps import Params
 
 View = Callable[[Params, Site, Any], tuple[Observed, Context]]
 """What the frozen model says about a batch of examples, and what the site needs of them."""

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from stride_jax.observed import Observed
 from stride_jax.operators.outputs import fold, fold_classes
 from stride_jax.operators.steering import Context, Site
-from stride_jax.taps import Observed
 
 
 def logit_errors(observed: Observed) -> jax.Array:

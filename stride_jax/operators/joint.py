@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from stride_jax.design import Design, members
+from stride_jax.observed import Observed
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.joint_losses import (
     JointSettings,
@@ -26,9 +27,8 @@ from stride_jax.operators.joint_losses import (
 )
 from stride_jax.operators.steering import Context, Operators, Site
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.durable import Keep, nowhere
+from stride_jax.runtime.keep import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
-from stride_jax.taps import Observed
 
 
 def shardings(problem: Problem, mesh: Mesh) -> Problem:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from stride_jax.design import subset_sum
+from stride_jax.observed import Observed
 from stride_jax.operators.basis import features
 from stride_jax.operators.losses import fidelity, linearity, loss_drop, stability
 from stride_jax.operators.steering import Context, Site, all_logit_shifts, logit_shift
-from stride_jax.taps import Observed
 
 
 @dataclasses.dataclass(frozen=True)

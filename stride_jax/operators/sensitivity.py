@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.taps import Activations, Observed, Params, Suffix, TappedModel
+from stride_jax.observed import Observed
+from stride_jax.taps import Activations, Params, Suffix, TappedModel
 
 
 @functools.partial(jax.jit, static_argnames="suffix")

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.observed import Observed
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.outputs import unfold
-from stride_jax.taps import Activations, Observed, Params, Suffix, TappedModel
+from stride_jax.taps import Activations, Params, Suffix, TappedModel
 
 Context = dict[str, jax.Array]
 

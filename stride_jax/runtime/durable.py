@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,43 +61,6 @@ class StopRequest:
                     raise Preempted
 
         return wrapped
-
-
-class Keep(Protocol):
-    """Where a loop's state is kept."""
-
-    def resume(self, loop: str, state: Any) -> tuple[int, Any]:
-        """Position and state to go on from; 0 and the state given where nothing was kept."""
-        ...
-
-    def step(
-        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
-    ) -> None:
-        """After each step: keep the state if it is time to, or if asked to stop.
-
-        Args:
-          loop: its name.
-          position: where it would go on; examples or steps.
-          state: gives what there is to keep.
-          metrics: numbers of the step, on the device or not.
-        """
-        ...
-
-
-class _Nowhere:
-    def resume(self, loop: str, state: Any) -> tuple[int, Any]:
-        del loop
-        return 0, state
-
-    def step(
-        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
-    ) -> None:
-        """Nothing."""
-        del loop, position, state, metrics
-
-
-nowhere: Keep = _Nowhere()
-"""Keeps nothing: the library's default."""
 
 
 @dataclasses.dataclass(frozen=True)

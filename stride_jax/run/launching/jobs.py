@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
-from experiments.launch_settings import LaunchSettings
+from stride_jax.run.launching.settings import LaunchSettings
 
 # A preempted process has this long to save, on every target.
 SAVING_SECONDS = 120
@@ -12,7 +12,7 @@ SAVING_SECONDS = 120
 def command(settings: LaunchSettings, *more: str) -> list[str]:
     """The words that run the config; the same ones everywhere.
 
-    >>> from experiments.launch_settings import LaunchSettings
+    >>> from stride_jax.run.launching.settings import LaunchSettings
     >>> command(LaunchSettings("configs/mnist5k.py", "runs/x", overrides=(("top_k", 5),)))[3:]
     ['--config=configs/mnist5k.py', '--config.top_k=5', '--workdir=runs/x']
     """

@@ -37,11 +37,11 @@ from stride_jax.data import (
 )
 from stride_jax.index import StrideSettings
 from stride_jax.measure import MeasureSettings
-from stride_jax.planning import model_speed, with_speed
-from stride_jax.products import Arrays, Products
 from stride_jax.recovery import lasso
 from stride_jax.recovery.result import joined
-from stride_jax.run_settings import RunSettings
+from stride_jax.run.planning import model_speed, with_speed
+from stride_jax.run.products import Arrays, Products
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.files import plain, read_arrays, write_arrays

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from stride_jax.pipeline import Run
+from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import atomic_path
 
 _PROPONENT, _OPPONENT = "#1b7837", "#b2182b"

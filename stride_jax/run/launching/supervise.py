@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from experiments.launching import SAVING_SECONDS
+from stride_jax.run.launching.jobs import SAVING_SECONDS
 
 PREEMPTED = os.EX_TEMPFAIL  # 75: saved, the same command goes on
 

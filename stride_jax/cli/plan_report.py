@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stride_jax.planning import CHIPS, StageCost, gib
+from stride_jax.run.planning import CHIPS, StageCost, gib
 
 _REMEDY = {
     "pass": "lower stride.chunk_bytes, stride.output_rank or stride.basis.rank, give the mesh more "

@@ -20,10 +20,10 @@ from stride_jax.evaluation import retrain
 from stride_jax.index import StrideSettings
 from stride_jax.operators import curvature, joint, moments, steering
 from stride_jax.operators.closed_form import solve_steps
-from stride_jax.planning.costs import StageCost, cost
 from stride_jax.recovery import lasso, working_set
 from stride_jax.recovery.columns import LassoState, layout
-from stride_jax.run_settings import RunSettings
+from stride_jax.run.planning.costs import StageCost, cost
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.settings import build
 

@@ -17,9 +17,9 @@ from stride_jax.attribution import top_rows
 from stride_jax.corpus import Corpus
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.measure import MeasureSettings
-from stride_jax.pipeline import Run
 from stride_jax.recovery import LassoState
 from stride_jax.recovery.selection import SelectionSettings, recover
+from stride_jax.run.pipeline import Run
 
 
 @dataclasses.dataclass(frozen=True)

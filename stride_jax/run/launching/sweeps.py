@@ -9,7 +9,7 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.launch_settings import LaunchSettings
+from stride_jax.run.launching.settings import LaunchSettings
 
 
 def expand(settings: LaunchSettings) -> list[LaunchSettings]:

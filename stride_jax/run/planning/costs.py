@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stride_jax.planning.modules import work_of
+from stride_jax.run.planning.modules import work_of
 
 _FREE = {
     "broadcast_in_dim", "reshape", "transpose", "slice", "dynamic_slice", "dynamic_update_slice",

@@ -8,7 +8,7 @@ import numpy as np
 
 from stride_jax import attribution, evaluation
 from stride_jax.models.train import cross_entropy
-from stride_jax.pipeline import Run
+from stride_jax.run.pipeline import Run
 from stride_jax.runtime import processes
 from stride_jax.runtime.files import plain, read_json, write_json
 

@@ -1,0 +1,1 @@
+"""A run: its settings, stages, products, plan and jobs."""

@@ -1,0 +1,23 @@
+"""What a run will cost, from shapes alone: memory, arithmetic and traffic of its real programs."""
+
+from stride_jax.run.planning.chips import CHIPS, Chip
+from stride_jax.run.planning.costs import StageCost, count_flops, gib
+from stride_jax.run.planning.modules import Work, work_of
+from stride_jax.run.planning.speed import model_speed, with_speed
+from stride_jax.run.planning.stages import Extent, extent_of, index_bytes, plan
+
+__all__ = [
+    "CHIPS",
+    "Chip",
+    "Extent",
+    "StageCost",
+    "Work",
+    "count_flops",
+    "extent_of",
+    "gib",
+    "index_bytes",
+    "model_speed",
+    "plan",
+    "with_speed",
+    "work_of",
+]
