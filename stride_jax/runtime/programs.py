@@ -1,0 +1,65 @@
+"""A stage's compiled step as a value: the run calls it, the plan asks what it costs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted step, what it is called with, and how often.
+
+    Attributes:
+      step: from `jax.jit`.
+      args: its arguments as `jax.ShapeDtypeStruct`s with shardings, pytrees of them.
+      statics: its static arguments by name.
+      calls: of the step in the whole stage.
+      batch: rows that one call takes; 0 where it takes them all.
+    """
+
+    step: Callable[..., Any]
+    args: tuple[Any, ...]
+    statics: dict[str, Any]
+    calls: int
+    batch: int = 0
+
+    def __call__(self, *args: Any) -> Any:
+        """The step on real arguments."""
+        return self.step(*args, **self.statics)
+
+
+def shape(size: tuple[int, ...], dtype: Any = jnp.float32, sharding: Any = None) -> Any:
+    """An abstract array."""
+    return jax.ShapeDtypeStruct(size, jax.dtypes.canonicalize_dtype(dtype), sharding=sharding)
+
+
+def shapes_like(tree: Any, sharding: Any = None) -> Any:
+    """Abstract arrays of a pytree's shapes and dtypes.
+
+    Args:
+      tree: arrays or `jax.ShapeDtypeStruct`s.
+      sharding: one for all, or a tree of them; None leaves those that the arrays have.
+    """
+
+    def one(v: Any, where: Any = None) -> Any:
+        where = getattr(v, "sharding", None) if where is None else where
+        return shape(np.shape(v), v.dtype, where)
+
+    if sharding is None or isinstance(sharding, jax.sharding.Sharding):
+        return jax.tree.map(lambda v: one(v, sharding), tree)
+    return jax.tree.map(one, tree, sharding)
+
+
+def shapes_everywhere(tree: Any, whole: jax.sharding.NamedSharding) -> Any:
+    """Abstract arrays on every device, but for those laid out over its mesh already."""
+
+    def one(v: Any) -> Any:
+        own = getattr(v, "sharding", None)
+        laid_out = isinstance(own, jax.sharding.NamedSharding) and own.mesh == whole.mesh
+        return shape(np.shape(v), v.dtype, own if laid_out else whole)
+
+    return jax.tree.map(one, tree)
