@@ -22,14 +22,14 @@ SETTINGS = VerseSettings(vocab_size=600, num_query=1500, max_train=4000)
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Where two books of three translations are prepared: all of them would take half a minute."""
-    packaged = bible._packaged_verses
+    packaged = bible.packaged_verses
 
     def some(name):
         first = itertools.takewhile(lambda v: v.book != "Joshua", packaged(name))
         return (verse for verse in first if verse.book in BOOKS)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bible, "_packaged_verses", some)
+        patch.setattr(bible, "packaged_verses", some)
         place = tmp_path_factory.mktemp("verses")
         bible.read_verses(("kjv", "asv", "web"), place / "data" / "tfds")
     return place

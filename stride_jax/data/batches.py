@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from stride_jax.data.text_examples import TextExamples
+
+if TYPE_CHECKING:
+    import grain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ def batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.IterDataset:
+) -> "grain.IterDataset":
     """One process's part of every batch.
 
     The batches of all processes together are those of a single one: process p takes rows p, p +
@@ -66,6 +68,8 @@ def batches(
     Raises:
       ValueError: there are no sequences, or the batch does not divide among the processes.
     """
+    import grain
+
     if not len(examples) or settings.batch_size < 1 or settings.epochs < 1:
         raise ValueError(
             f"batch_size={settings.batch_size} and epochs={settings.epochs} must be at least 1, "

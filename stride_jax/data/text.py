@@ -122,7 +122,7 @@ def _check(settings: TextSettings) -> None:
 
 def _fingerprint(settings: TextSettings) -> str:
     """Of the settings and of what the files they name are called and hold, wherever they lie."""
-    parts: list[Any] = [text_files.FORMAT, str(bible.Bible.VERSION)]
+    parts: list[Any] = [text_files.FORMAT, bible.VERSION]
     for file in files_of(settings.path) if settings.path else []:
         parts += [file.name, os.path.relpath(file, settings.path), _digest(file)]
     if settings.tokenizer:

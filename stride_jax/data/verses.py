@@ -73,7 +73,7 @@ def load_verses(settings: VerseSettings, workdir: str | os.PathLike[str]) -> Tex
     """
     _check(settings)
     home = pathlib.Path(workdir) / "data"
-    version = str(bible.Bible.VERSION)
+    version = bible.VERSION
     folder = home / f"verses-{fingerprint(settings, text_files.FORMAT, version)}"
     if not text_files.is_complete(folder):
         names = (*settings.translations, settings.query_translation)

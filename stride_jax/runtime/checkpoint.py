@@ -1,11 +1,13 @@
-"""Orbax behind one door: save a pytree with its settings, restore it onto any sharding."""
+"""Orbax behind one door: save a pytree with its settings, restore it onto any sharding.
+
+Orbax is imported in the functions: it takes a second, and only runs need it.
+"""
 
 import os
 import pathlib
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from stride_jax.runtime.files import plain
 
@@ -33,6 +35,8 @@ def save(
       step: number of this checkpoint in the series.
       keep_last: how many of the series are kept; all by default.
     """
+    import orbax.checkpoint as ocp
+
     options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=False)
     with ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options) as manager:
         manager.save(
@@ -49,6 +53,8 @@ def latest(path: str | os.PathLike[str]) -> int | None:
     folder = pathlib.Path(path).absolute()
     if not folder.is_dir():
         return None
+    import orbax.checkpoint as ocp
+
     with ocp.CheckpointManager(folder) as manager:
         return manager.latest_step()
 
@@ -59,6 +65,8 @@ def shapes(path: str | os.PathLike[str]) -> Any:
     Raises:
       CheckpointError: nothing there, or it can't be read; names the folder and the remedy.
     """
+    import orbax.checkpoint as ocp
+
     folder = pathlib.Path(path).absolute()
     try:
         with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
@@ -85,6 +93,8 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
     Raises:
       CheckpointError: nothing there, or it does not fit `like`; names the folder and the remedy.
     """
+    import orbax.checkpoint as ocp
+
     folder = pathlib.Path(path).absolute()
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: train the model first")
@@ -117,6 +127,8 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
 
 def _handlers() -> dict[str, Any]:
     """Named, so that the manager can tell the shapes of what it holds."""
+    import orbax.checkpoint as ocp
+
     return {"params": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 
 def memory_bytes() -> int:
@@ -32,6 +31,8 @@ class MetricsWriter:
     """Writes `metrics.jsonl`, a line a report, and an event file, into one folder."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        from tensorboardX import SummaryWriter
+
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lines = (self.folder / "metrics.jsonl").open("a", buffering=1)
