@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Bytes of an array that are looked at together.
@@ -136,12 +136,17 @@ def _array(name: str, value: Any) -> np.ndarray:
             f"{name} are strings, of dtype {array.dtype}: give numbers; for text, the ids of its "
             "tokens"
         )
-    if not any(jax.dtypes.issubdtype(array.dtype, t) for t in (np.integer, np.floating, np.bool_)):
+    if not _is_real(array.dtype):
         raise ValueError(
             f"{name} of {type(value).__name__} with dtype {array.dtype} are no array of real "
             "numbers: stack them into one of shape [N, ...]"
         )
     return array
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    # NumPy alone does not know bfloat16 for a number.
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.integer, np.floating, np.bool_))
 
 
 def _check_lengths(
@@ -176,7 +181,7 @@ def _first(bad: np.ndarray) -> tuple[int, ...]:
 
 
 def _check_inputs(inputs: np.ndarray) -> None:
-    if not jax.dtypes.issubdtype(inputs.dtype, np.floating):
+    if not jnp.issubdtype(inputs.dtype, np.floating):
         return
     for first, (part,) in _chunks(inputs):
         bad = ~np.isfinite(part)
@@ -191,7 +196,7 @@ def _check_inputs(inputs: np.ndarray) -> None:
 def _as_classes(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind == "b":
         return labels.astype(np.int32)
-    if not jax.dtypes.issubdtype(labels.dtype, np.integer):
+    if not jnp.issubdtype(labels.dtype, np.integer):
         for first, (part,) in _chunks(labels):
             bad = ~np.isfinite(part)
             if bad.any():
@@ -343,7 +348,7 @@ def _encoded(part: np.ndarray) -> Iterator[bytes]:
             cells = [cell if isinstance(cell, bytes) else cell.encode() for cell in row]
             yield b"".join([f"s{shape}".encode(), *(b"%d:%b" % (len(c), c) for c in cells)])
         return
-    if not any(jax.dtypes.issubdtype(part.dtype, t) for t in (np.integer, np.floating, np.bool_)):
+    if not _is_real(part.dtype):
         raise ValueError(
             f"values of dtype {part.dtype} can't be hashed: give real numbers or strings"
         )
@@ -354,7 +359,7 @@ def _encoded(part: np.ndarray) -> Iterator[bytes]:
     wide = np.zeros(len(part), bool)
     if part.dtype.kind in "iu" and part.dtype.itemsize == 8:
         rows = part.reshape(len(part), -1)
-        wide = ((rows > _EXACT) | (rows < -_EXACT)).any(axis=1)
+        wide = np.asarray(((rows > _EXACT) | (rows < -_EXACT)).any(axis=1))
     for i in range(len(part)):
         row = head + flat[i * width : (i + 1) * width]
         yield row + _remainder(part[i], values[i]) if wide[i] else row
