@@ -1,18 +1,20 @@
 """Planted facts: 200 made-up sentences among 4,096 sequences of King James, each asked for once.
 
-python -m benchmarks.retrieval --config=configs/bible_facts.py --workdir=runs/retrieval/facts
+    python -m benchmarks.retrieval --config=configs/bible_facts.py --workdir=runs/retrieval/facts
+
+STRIDE: recall@10 and MRR 1.000 on 150 facts, like every method but TRAK and hidden-state cosine.
 """
 
 from ml_collections import ConfigDict
 
-from configs import bible_verses
+from configs import bible_verses, common
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; `runlocal` makes it one of seconds."""
     config = bible_verses.get_config(arg)
+    small = common.is_small(arg)
     del config["verses"]
-    small = arg == "runlocal"
     config.text = {
         "name": "bible",
         "translations": ("kjv",),
@@ -22,7 +24,5 @@ def get_config(arg: str = "") -> ConfigDict:
         "length": 48 if small else 64,
     }
     config.facts = 12 if small else 200
-    config.update({"retrieval": {"tuning_queries": 4 if small else 50}})
-    if small:
-        config.update_from_flattened_dict({"model.gpt.sequence_len": 48})
-    return config
+    common.changed(config, **{"retrieval.tuning_queries": 4 if small else 50})
+    return common.changed(config, **{"model.gpt.sequence_len": 48}) if small else config

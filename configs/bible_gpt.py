@@ -1,19 +1,24 @@
-"""STRIDE on the King James Bible with a small GPT, against retrained language models.
+"""STRIDE on the King James Bible with a small GPT, against 200 retrained language models.
 
-KJV, byte-level BPE of 1,024 tokens, sequences of 64 tokens, 200 held-out ones as queries.
+KJV, byte-level BPE of 1,024 tokens, 4,096 sequences of 64 tokens, 200 held-out ones as queries;
+GPT of depth 3 and width 64; K = 1000, d = 10, read in groups of four tokens.
 
     python -m experiments.run --config=configs/bible_gpt.py --workdir=runs/bible_gpt
+    python -m experiments.ask --workdir=runs/bible_gpt --prompt="And God said,"
     python -m benchmarks.leaderboard --config=configs/bible_gpt.py \\
         --workdir=runs/leaderboard/bible_gpt
+
+LDS .531 [.510, .552] on the contest's scoring half; a perfect predictor has .80. On two cores fit
+takes 9.3 s, queries 10.4 s, the 200 models 53 minutes.
 """
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; `runlocal` makes it one of seconds."""
-    if arg not in ("", "runlocal"):
-        raise ValueError(f"unknown config argument {arg!r}: use 'runlocal' or nothing")
     config = ConfigDict(
         {
             "text": {"name": "bible", "translations": ("kjv",), "max_train": 4096},
@@ -39,8 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "warmup": 0.05,
                 "seed": 0,
             },
-            "stride": {
-                "design": {"num_subsets": 1000, "degree": 10, "seed": 0},
+            "index": {
+                "design": common.design(1000),
                 "basis": {"rank": 192},
                 "taps": ("embedding", "previous", "final"),
                 "output_rank": 256,
@@ -50,34 +55,18 @@ def get_config(arg: str = "") -> ConfigDict:
                     "output_damping": 0.5,
                     "doubt": 0.0,
                 },
+            },
+            "read": {
                 "measure": {"form": "first_order", "group": 4},
                 "prior": 0.0,
                 "lasso": {"lambda_fraction": 0.2, "relative_gap": 1e-2},
             },
-            "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 1},
-            "mesh": {"data": -1, "subset": 0, "parameters": "replicated"},
-            "keep": {"seconds": 300.0},
+            "bank": common.bank(models_at_once=1),
+            "execution": common.execution(),
             "leaderboard": {
                 "num_subsets": 100,
                 "repeats": 2,
-                # Joint training holds every token's logits at once; the temperature is .97 here.
-                "methods": (
-                    "stride",
-                    "stride-whole",
-                    "stride-full",
-                    "stride-residual",
-                    "stride-k300",
-                    "stride-direct",
-                    "random",
-                    "feature-cosine",
-                    "grad-dot",
-                    "grad-cos",
-                    "trak",
-                    "logra",
-                    "ekfac",
-                    "tf-idf",
-                    "bm25",
-                ),
+                "methods": _methods("stride-k300"),
                 "uncalibrated": False,
                 "ensemble": 0,
                 "removal_queries": 0,
@@ -85,27 +74,38 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     )
-    if arg == "runlocal":
-        config.update_from_flattened_dict(
-            {
-                "text.max_train": 200,
-                "text.num_query": 8,
-                "text.num_calibration": 8,
-                "text.books": ("Genesis",),
-                "text.vocab_size": 300,
-                "text.length": 16,
-                "model.gpt.depth": 1,
-                "model.gpt.width": 16,
-                "model.gpt.num_heads": 2,
-                "model.gpt.num_kv_heads": 2,
-                "model.gpt.sequence_len": 16,
-                "train.epochs": 1,
-                "stride.design.num_subsets": 48,
-                "stride.basis.rank": 16,
-                "leaderboard.num_subsets": 4,
-                "leaderboard.repeats": 1,
-                "bank.num_subsets": 4,
-                "bank.models_at_once": 4,
-            }
-        )
-    return config
+    if not common.is_small(arg):
+        return config
+    return common.changed(
+        config,
+        **{
+            "text.max_train": 200,
+            "text.num_query": 8,
+            "text.num_calibration": 8,
+            "text.books": ("Genesis",),
+            "text.vocab_size": 300,
+            "text.length": 16,
+            "model.gpt.depth": 1,
+            "model.gpt.width": 16,
+            "model.gpt.num_heads": 2,
+            "model.gpt.num_kv_heads": 2,
+            "model.gpt.sequence_len": 16,
+            "train.epochs": 1,
+            "index.design.num_subsets": 48,
+            "index.basis.rank": 16,
+            "leaderboard.num_subsets": 4,
+            "leaderboard.methods": _methods("stride-k14"),
+            "leaderboard.repeats": 1,
+            "bank.num_subsets": 4,
+            "bank.models_at_once": 4,
+        },
+    )
+
+
+def _methods(fewer: str) -> tuple[str, ...]:
+    """All but joint training, which holds every token's logits at once; the temperature is .97."""
+    return (
+        "stride", "stride-whole", "stride-full", "stride-residual", fewer, "stride-direct",
+        "random", "feature-cosine", "grad-dot", "grad-cos", "trak", "logra", "ekfac",
+        "tf-idf", "bm25",
+    )  # fmt: skip

