@@ -1,4 +1,4 @@
-"""Attributions: who helped and who hurt each query, with names, settings and a file format.
+"""Attributions: who helped and who hurt each query, as tables, files and answers by name.
 
 Positive score = proponent: training on the example lowers the query's loss. Axes are always
 `[query, train]`. Scores may be sparse: then only each query's support is stored, and every question
@@ -7,63 +7,135 @@ is answered from it.
 
 import dataclasses
 import importlib.metadata
-import json
+import operator
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse
 
-from stride_jax.runtime.files import UnreadableFileError, atomic_path, plain
+from stride_jax.examples import as_ids
+from stride_jax.runtime.files import UnreadableFileError
+from stride_jax.runtime.tables import read_table, write_table
+from stride_jax.scores import Scores, as_scores, mean, ranked, row_scores, top_rows
 
-_KEY = b"stride_jax"
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of the file; raised when its columns or its note change.
+_FORMAT = 1
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "jaxopt", "numpy", "stride-jax")
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages a result depends on."""
-    found = {}
+    installed = {}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """Scores of training examples for queries.
 
     Attributes:
-      query_ids: `[Q]` strings.
-      train_ids: `[N]` strings.
-      scores: `[Q, N]` float32, dense or in compressed rows; positive = proponent.
+      query_ids: `[Q]` distinct strings.
+      train_ids: `[N]` distinct strings.
+      scores: `[Q, N]` finite float32, dense or in compressed rows; positive = proponent.
       settings: what made them, as JSON values.
       versions: of the packages that made them.
+      query_labels: `[Q]` classes of a classifier's queries, where they are known.
+      train_labels: `[N]` classes of a classifier's training examples, where they are known.
+      diagnostics: `{name: [Q]}`, what each query's measurements are worth
+        (`recovery.selection.Diagnostics.by_query`).
+
+    Raises:
+      ValueError: arrays that do not fit each other, ids that repeat, or scores that are not finite.
+
+    >>> scores = np.array([[0.5, 0.0, -2.0], [0.0, 1.0, 3.0]])
+    >>> attribution = Attribution(["x", "y"], ["a", "b", "c"], scores)
+    >>> attribution
+    Attribution(2 queries x 3 training examples, 66.7 % non-zero)
+    >>> attribution.proponents("y")
+    [('c', 3.0), ('b', 1.0)]
+    >>> attribution.top(1)[["query_id", "train_id", "rank", "score"]]
+      query_id train_id  rank  score
+    0        x        a     1    0.5
+    1        x        c    -1   -2.0
+    2        y        c     1    3.0
     """
 
     query_ids: np.ndarray
     train_ids: np.ndarray
-    scores: np.ndarray | scipy.sparse.csr_array
+    scores: Scores
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
+    query_labels: np.ndarray | None = None
+    train_labels: np.ndarray | None = None
+    diagnostics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        expected = (len(self.query_ids), len(self.train_ids))
-        if self.scores.shape != expected:
-            raise ValueError(
-                f"scores of shape {self.scores.shape} do not fit {expected[0]} queries and "
-                f"{expected[1]} training examples; the layout is [query, train]"
-            )
+        query_ids = as_ids("query_ids", self.query_ids)
+        train_ids = as_ids("train_ids", self.train_ids)
+        count = len(query_ids)
+        checked = {
+            "query_ids": query_ids,
+            "train_ids": train_ids,
+            "scores": as_scores(self.scores, (count, len(train_ids))),
+            "query_labels": _column("query_labels", self.query_labels, count),
+            "train_labels": _column("train_labels", self.train_labels, len(train_ids)),
+            "diagnostics": {n: _column(n, v, count) for n, v in self.diagnostics.items()},
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        queries, trains = len(self.query_ids), len(self.train_ids)
+        stored = self.scores if isinstance(self.scores, np.ndarray) else self.scores.data
+        share = 100 * np.count_nonzero(stored) / max(1, queries * trains)
+        design = _design(self.settings)
+        letters = {"num_subsets": "K", "degree": "d", "seed": "seed"}
+        made_by = ", ".join(f"{v}={design[n]}" for n, v in letters.items() if n in design)
+        return (
+            f"Attribution({queries} queries x {trains} training examples, {share:.3g} % non-zero"
+            f"{'; ' if made_by else ''}{made_by})"
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        dense = self.scores_QxN
+        same = dense is self.scores and np.dtype(dtype or dense.dtype) == dense.dtype
+        if copy is False and not same:
+            raise ValueError("sparse scores, or another dtype, need a copy: leave copy out")
+        return np.array(dense, dtype, copy=bool(copy)) if same else np.asarray(dense, dtype)
 
     @property
     def scores_QxN(self) -> np.ndarray:
         """`[Q, N]` float32 scores, zeros and all: for an N that affords it."""
         return self.scores if isinstance(self.scores, np.ndarray) else self.scores.toarray()
+
+    def top(self, k: int = 10) -> "pd.DataFrame":
+        """The k strongest proponents and opponents of every query as a table.
+
+        Returns:
+          Columns `query_id`, `query_row`, `train_id`, `train_row`, `rank` (1, 2, … for proponents
+          from the strongest, −1, −2, … for opponents), `score`, and `query_label`, `train_label`
+          where they are known. Zero scores are left out.
+
+        Raises:
+          ValueError: a k that is no positive integer.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._columns(_positive("k", k)))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """All non-zero scores, in the form of `top`."""
+        return self.top(max(1, len(self.train_ids)))
 
     def proponents(self, query_id: str, k: int = 5) -> list[tuple[str, float]]:
         """The k examples that helped a query most: `(train id, score)`, strongest first."""
@@ -80,13 +152,13 @@ class Attribution:
           ValueError: an id that was not attributed.
         """
         rows, scores = row_scores(self.scores, self._query(query_id))
-        found = np.flatnonzero(rows == self._train([train_id])[0])
-        return float(scores[found[0]]) if len(found) else 0.0
+        place = np.flatnonzero(rows == self._train([train_id])[0])
+        return float(scores[place[0]]) if len(place) else 0.0
 
-    def subset_sums(self, train_ids: Sequence[str]) -> np.ndarray:
-        """Each query's sum of scores over a subset of examples, `[Q]` float64.
+    def subset_sums(self, train_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Each query's sum of scores over a set of examples, `[Q]` float64.
 
-        What the subset as a whole did for the queries, as far as influences add up.
+        What the set as a whole did for the queries, as far as influences add up.
 
         Raises:
           ValueError: an id that was not attributed.
@@ -95,17 +167,83 @@ class Attribution:
         member_N[self._train(train_ids)] = 1
         return np.asarray(self.scores @ member_N, np.float64)
 
+    def save(
+        self, path: str | os.PathLike[str], top_k: int | None = None, *, all_ids: bool = True
+    ) -> None:
+        """Write as Parquet, atomically: a row per non-zero score, the rest in the metadata.
+
+        Columns are `query_id`, `train_id`, `rank`, `score` as in `top`, and labels where they are
+        known. pandas and Hugging Face datasets read the file as it is.
+
+        Args:
+          path: of the file.
+          top_k: store this many proponents and as many opponents per query; None stores all.
+          all_ids: list the ids of all training examples besides; without, those of stored scores.
+
+        Raises:
+          ValueError: a top_k that is no positive integer.
+        """
+        limit = len(self.train_ids) if top_k is None else _positive("top_k", top_k)
+        columns = self._columns(limit)
+        del columns["query_row"], columns["train_row"]
+        note = {
+            "format": _FORMAT,
+            "settings": self.settings,
+            "versions": self.versions,
+            "top_k": top_k,
+            "query_ids": self.query_ids.tolist(),
+            "num_train": len(self.train_ids),
+            "train_ids": self.train_ids.tolist() if all_ids else None,
+            "query_labels": _listed(self.query_labels),
+            "train_labels": _listed(self.train_labels) if all_ids else None,
+            "diagnostics": {n: (v.dtype.str, v.tolist()) for n, v in self.diagnostics.items()},
+            "sign": "positive = proponent",
+        }
+        write_table(path, columns, note)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Attribution":
+        """Read an attribution back; pairs that were not stored have score 0.
+
+        A file of all scores comes back bit for bit, in compressed rows. A file without the list of
+        all ids comes back with the training examples that it names.
+
+        Raises:
+          UnreadableFileError: not Parquet, not written by `save`, or of another format.
+        """
+        table, note = _read(path)
+        query_ids, stored_ids = np.array(note["query_ids"], str), table["train_id"].astype(str)
+        if note["train_ids"] is None:
+            train_ids, at = np.unique(stored_ids, return_index=True)
+            labels = table["train_label"][at] if "train_label" in table else None
+        else:
+            train_ids, labels = np.array(note["train_ids"], str), note.get("train_labels")
+        pairs = _positions(query_ids, table["query_id"]), _positions(train_ids, stored_ids)
+        shape = (len(query_ids), len(train_ids))
+        diagnostics = note.get("diagnostics", {}).items()
+        return cls(
+            query_ids,
+            train_ids,
+            scipy.sparse.csr_array((table["score"], pairs), shape=shape),
+            note["settings"],
+            note["versions"],
+            note.get("query_labels"),
+            labels,
+            {name: np.array(values, dtype) for name, (dtype, values) in diagnostics},
+        )
+
     def _query(self, query_id: str) -> int:
-        rows = np.flatnonzero(self.query_ids == query_id)
+        rows = np.flatnonzero(self.query_ids == str(query_id))
         if len(rows) == 0:
             raise ValueError(f"no query {query_id!r} among the {len(self.query_ids)} attributed")
         return int(rows[0])
 
-    def _train(self, train_ids: Sequence[str]) -> np.ndarray:
-        rows = np.flatnonzero(np.isin(self.train_ids, np.asarray(train_ids)))
-        if len(rows) != len(set(train_ids)):
+    def _train(self, train_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+        wanted = [str(i) for i in train_ids]
+        rows = np.flatnonzero(np.isin(self.train_ids, np.array(wanted, str)))
+        if len(rows) != len(set(wanted)):
             known = set(self.train_ids[rows].tolist())
-            missing = [i for i in train_ids if i not in known]
+            missing = [i for i in wanted if i not in known]
             raise ValueError(
                 f"{len(missing)} ids are not among the {len(self.train_ids)} training examples, "
                 f"first {missing[0]!r}"
@@ -114,75 +252,79 @@ class Attribution:
 
     def _extremes(self, query_id: str, k: int, sign: int) -> list[tuple[str, float]]:
         rows, scores = row_scores(self.scores, self._query(query_id))
-        return [
-            (str(self.train_ids[rows[i]]), float(scores[i])) for i in top_rows(sign * scores, k)
-        ]
+        strongest = top_rows(sign * scores, _positive("k", k))
+        return [(str(self.train_ids[rows[i]]), float(scores[i])) for i in strongest]
 
-
-def row_scores(
-    scores: np.ndarray | scipy.sparse.csr_array, query: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A query's training rows, ascending, and their scores: all of them, or its support."""
-    if isinstance(scores, np.ndarray):
-        return np.arange(scores.shape[1]), scores[query]
-    part = slice(scores.indptr[query], scores.indptr[query + 1])
-    order = np.argsort(scores.indices[part])
-    return scores.indices[part][order], scores.data[part][order]
-
-
-def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k largest positive scores, largest first; ties by row.
-
-    >>> top_rows(np.array([0.5, -1.0, 0.0, 2.0]), 3).tolist()
-    [3, 0]
-    """
-    order = np.argsort(-scores_N, kind="stable")[:k]
-    return order[scores_N[order] > 0]
-
-
-def to_table(
-    attribution: Attribution, top_k: int | None = None, *, all_ids: bool = True
-) -> pa.Table:
-    """One row per non-zero (query, train) pair: `query_id, train_id, score, rank`.
-
-    `rank` is 1, 2, … for proponents from the strongest, −1, −2, … for opponents. Settings and
-    versions lie in the schema's metadata under the key `stride_jax`.
-
-    Args:
-      attribution: scores.
-      top_k: keep this many proponents and as many opponents a query; None keeps every score.
-      all_ids: list the ids of all training examples besides; without, those of stored scores.
-    """
-    queries, trains, scores, ranks = [], [], [], []
-    limit = len(attribution.train_ids) if top_k is None else top_k
-    for q in range(len(attribution.query_ids)):
-        rows, row = row_scores(attribution.scores, q)
-        for sign in (1, -1):
-            order = top_rows(sign * row, limit)
-            queries.append(np.full(len(order), q))
-            trains.append(rows[order])
-            scores.append(row[order])
-            ranks.append(sign * np.arange(1, len(order) + 1))
-    meta = {
-        "settings": plain(attribution.settings),
-        "versions": dict(attribution.versions),
-        "top_k": top_k,
-        "query_ids": [str(i) for i in attribution.query_ids],
-        "num_train": len(attribution.train_ids),
-        "train_ids": [str(i) for i in attribution.train_ids] if all_ids else None,
-        "sign": "positive = proponent",
-    }
-    table = pa.table(
-        {
-            "query_id": attribution.query_ids[np.concatenate(queries)].astype(str),
-            "train_id": attribution.train_ids[np.concatenate(trains)].astype(str),
-            "score": np.concatenate(scores).astype(np.float32),
-            "rank": np.concatenate(ranks).astype(np.int32),
+    def _columns(self, k: int) -> dict[str, np.ndarray]:
+        pairs = ranked(self.scores, k)
+        columns = {
+            "query_id": self.query_ids[pairs.query_P],
+            "query_row": pairs.query_P,
+            "train_id": self.train_ids[pairs.train_P],
+            "train_row": pairs.train_P,
+            "rank": pairs.rank_P,
+            "score": pairs.score_P,
         }
-    )
-    return table.replace_schema_metadata(
-        {**(table.schema.metadata or {}), _KEY: json.dumps(meta).encode()}
-    )
+        if self.query_labels is not None:
+            columns["query_label"] = self.query_labels[pairs.query_P]
+        if self.train_labels is not None:
+            columns["train_label"] = self.train_labels[pairs.train_P]
+        return columns
+
+
+def _column(name: str, value: Any, count: int) -> Any:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.shape != (count,):
+        raise ValueError(f"{name} of shape {array.shape}: give one value for each of {count}")
+    return array
+
+
+def _listed(column: np.ndarray | None) -> list | None:
+    return None if column is None else column.tolist()
+
+
+def _positive(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be a positive integer")
+    return number
+
+
+def _design(settings: Any) -> Mapping[str, Any]:
+    """The first design among nested settings."""
+    if isinstance(settings, Mapping):
+        if isinstance(design := settings.get("design"), Mapping):
+            return design
+        settings = list(settings.values())
+    if not isinstance(settings, list):
+        return {}
+    return next(filter(None, map(_design, settings)), {})
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    table, note = read_table(path)
+    needed = {"query_ids", "train_ids", "settings", "versions"}
+    if not isinstance(note, dict) or not needed <= set(note):
+        raise UnreadableFileError(
+            f"{path} holds no attribution: Attribution.save did not write it; give the path of a "
+            "file that it wrote"
+        )
+    if (number := note.get("format", _FORMAT)) != _FORMAT:
+        raise UnreadableFileError(
+            f"{path} has format {number}, where this library reads {_FORMAT}: read it with the "
+            f"stride-jax that wrote it, {note['versions'].get('stride-jax')}"
+        )
+    return table, note
+
+
+def _positions(ids: np.ndarray, wanted: np.ndarray) -> list[int]:
+    place = {name: i for i, name in enumerate(ids.tolist())}
+    return [place[name] for name in wanted.tolist()]
 
 
 def save(
@@ -192,47 +334,13 @@ def save(
     *,
     all_ids: bool = True,
 ) -> None:
-    """Write an attribution as Parquet (`to_table`), atomically.
-
-    pandas and Hugging Face datasets read the file as it is.
-    """
-    with atomic_path(path) as temporary:
-        pq.write_table(to_table(attribution, top_k, all_ids=all_ids), temporary)
+    """`Attribution.save`."""
+    attribution.save(path, top_k, all_ids=all_ids)
 
 
 def load(path: str | os.PathLike[str]) -> Attribution:
-    """Read an attribution back; pairs that were not stored have score 0.
-
-    A file of all scores (`top_k=None`) comes back bit for bit, in compressed rows. A file without
-    the list of all ids comes back with the training examples that it names.
-
-    Raises:
-      UnreadableFileError: not Parquet, or not written by `save`.
-    """
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # pyarrow raises many kinds
-        raise UnreadableFileError(f"{path} can't be read as Parquet ({error})") from error
-    meta = (table.schema.metadata or {}).get(_KEY)
-    if meta is None:
-        raise UnreadableFileError(f"{path} holds no stride_jax metadata: it was not written by us")
-    meta = json.loads(meta)
-    query_ids = np.array(meta["query_ids"])
-    named = table["train_id"].to_numpy(zero_copy_only=False).astype(str)
-    train_ids = np.unique(named) if meta["train_ids"] is None else np.array(meta["train_ids"])
-    rows = _positions(query_ids, table["query_id"].to_pylist())
-    columns = _positions(train_ids, named.tolist())
-    scores = scipy.sparse.csr_array(
-        (table["score"].to_numpy(), (rows, columns)), shape=(len(query_ids), len(train_ids))
-    )
-    return Attribution(query_ids, train_ids, scores, meta["settings"], meta["versions"])
-
-
-def _positions(ids: np.ndarray, wanted: Sequence[str]) -> list[int]:
-    place = {str(name): i for i, name in enumerate(ids)}
-    return [place[name] for name in wanted]
+    """`Attribution.load`."""
+    return Attribution.load(path)
 
 
 def ensemble(attributions: Sequence[Attribution]) -> Attribution:
@@ -242,6 +350,9 @@ def ensemble(attributions: Sequence[Attribution]) -> Attribution:
 
     Args:
       attributions: of the same queries and training examples, in the same order.
+
+    Returns:
+      Sparse scores if all are sparse; labels of the first, no diagnostics.
 
     Raises:
       ValueError: none given, or ids that differ.
@@ -253,6 +364,11 @@ def ensemble(attributions: Sequence[Attribution]) -> Attribution:
         for axis in ("query_ids", "train_ids"):
             if not np.array_equal(getattr(first, axis), getattr(other, axis)):
                 raise ValueError(f"attributions 0 and {i} differ in their {axis}")
-    mean = np.asarray(np.mean([a.scores_QxN for a in attributions], axis=0), np.float32)
-    settings = {"ensemble": [dict(a.settings) for a in attributions]}
-    return Attribution(first.query_ids, first.train_ids, mean, settings)
+    return Attribution(
+        first.query_ids,
+        first.train_ids,
+        mean([a.scores for a in attributions]),
+        {"ensemble": [dict(a.settings) for a in attributions]},
+        query_labels=first.query_labels,
+        train_labels=first.train_labels,
+    )

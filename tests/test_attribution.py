@@ -1,15 +1,23 @@
-"""Files of attributions: lossless, and readable by others."""
+"""Attributions as tables, answers by name and files: lossless, and readable by others."""
 
 import dataclasses
+import json
 
 import datasets
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 
-from stride_jax.attribution import Attribution, load, save
+from stride_jax.attribution import Attribution, ensemble
 from stride_jax.runtime.files import UnreadableFileError
+
+
+def ids(letter, count):
+    return np.array([f"{letter}{i}" for i in range(count)])
 
 
 @pytest.fixture
@@ -18,81 +26,197 @@ def attribution():
     scores = rng.normal(size=(4, 30)).astype(np.float32) * (rng.random((4, 30)) < 0.4)
     scores[3] = 0
     return Attribution(
-        np.array([f"q{i}" for i in range(4)]),
-        np.array([f"t{i}" for i in range(30)]),
-        scores,
-        {"design": {"num_subsets": 9}},
+        ids("q", 4), ids("t", 30), scores, {"index": {"design": {"num_subsets": 9, "degree": 2}}}
     )
 
 
-def test_all_scores_come_back_bit_for_bit(attribution, tmp_path):
-    save(tmp_path / "a.parquet", attribution)
-    back = load(tmp_path / "a.parquet")
-    np.testing.assert_array_equal(back.scores_QxN, attribution.scores_QxN)
-    np.testing.assert_array_equal(back.query_ids, attribution.query_ids)
-    np.testing.assert_array_equal(back.train_ids, attribution.train_ids)
-    assert back.settings == attribution.settings
-    assert back.versions == attribution.versions
-    assert back.versions["jax"].count(".") == 2
+@pytest.fixture
+def labelled(attribution):
+    """The same with all that an attribution may know, its scores sparse."""
+    return dataclasses.replace(
+        attribution,
+        scores=scipy.sparse.coo_array(attribution.scores),
+        query_labels=[3, 1, 0, 2],
+        train_labels=jnp.arange(30) % 4,
+        diagnostics={
+            "fraction": np.array([0.1, 0.02, 0.5, 1]),
+            "signal": np.array([True, True, True, False]),
+            "held_out_r2": np.array([0.3, 0.2, 1 / 3, np.nan], np.float32),
+        },
+    )
 
 
-def test_top_k_keeps_the_strongest_of_either_sign(attribution, tmp_path):
-    save(tmp_path / "a.parquet", attribution, top_k=3)
-    frame = pd.read_parquet(tmp_path / "a.parquet")
-    for q, name in enumerate(attribution.query_ids):
-        rows = frame[frame.query_id == name].set_index("rank")
-        scores = attribution.scores_QxN[q]
-        for side, best in ((1, np.sort(scores)[::-1]), (-1, np.sort(scores))):
-            expected = [s for s in best[:3] if s * side > 0]
-            assert rows.score[rows.index * side > 0].tolist() == expected
-        listed = attribution.proponents(name, 3)
-        assert [s for _, s in listed] == rows.score[rows.index > 0].tolist()
-        assert [t for t, _ in attribution.opponents(name, 3)] == (
-            rows.train_id[rows.index < 0].tolist()
-        )
-    back = load(tmp_path / "a.parquet")
-    kept = back.scores_QxN != 0
-    np.testing.assert_array_equal(back.scores_QxN[kept], attribution.scores_QxN[kept])
+def expected_pairs(scores, k):
+    """Query, example, rank and score, by plain loops."""
+    for q, row in enumerate(scores):
+        for sign in (1, -1):
+            order = sorted(np.flatnonzero(sign * row > 0), key=lambda i: (-sign * row[i], i))
+            for place, i in enumerate(order[:k], start=1):
+                yield q, i, sign * place, row[i]
 
 
-def test_sparse_scores_answer_like_dense_ones_and_from_the_support_alone(attribution, tmp_path):
-    dense = attribution.scores_QxN
-    sparse = dataclasses.replace(attribution, scores=scipy.sparse.csr_array(dense))
+@pytest.mark.parametrize("k", [1, 3, 100])
+def test_the_top_is_a_table_of_all_queries(attribution, labelled, k):
+    table = labelled.top(k)
+    assert list(table) == [
+        "query_id", "query_row", "train_id", "train_row", "rank", "score", "query_label",
+        "train_label",
+    ]  # fmt: skip
+    pairs = list(expected_pairs(attribution.scores, k))
+    columns = ["query_row", "train_row", "rank", "score"]
+    assert list(table[columns].itertuples(index=False, name=None)) == pairs
+    assert table.query_id.tolist() == [f"q{q}" for q, *_ in pairs]
+    assert table.train_id.tolist() == [f"t{i}" for _, i, *_ in pairs]
+    assert table.query_label.tolist() == [[3, 1, 0, 2][q] for q, *_ in pairs]
+    assert table.train_label.tolist() == [i % 4 for _, i, *_ in pairs]
+    plain = attribution.top(k)
+    pd.testing.assert_frame_equal(plain, table.drop(columns=["query_label", "train_label"]))
+    if k == 100:
+        pd.testing.assert_frame_equal(attribution.to_pandas(), plain)
     for name in attribution.query_ids:
-        assert sparse.proponents(name, 40) == attribution.proponents(name, 40)
-        assert sparse.opponents(name, 3) == attribution.opponents(name, 3)
-    chosen = attribution.train_ids[[3, 7, 20, 21]]
-    for a in (attribution, sparse):
+        own = plain[plain.query_id == name]
+        for side, asked in ((1, labelled.proponents), (-1, labelled.opponents)):
+            rows = own[own["rank"] * side > 0]
+            assert asked(name, k) == list(zip(rows.train_id, rows.score, strict=True))
+
+
+def test_numpy_and_people_can_read_it(attribution, labelled):
+    dense = attribution.scores
+    for a in (attribution, labelled):
+        np.testing.assert_array_equal(np.asarray(a), dense)
+        assert np.asarray(a, np.float64).dtype == np.float64
+        assert np.array(a) is not dense
+    assert np.asarray(attribution) is dense
+    with pytest.raises(ValueError, match="need a copy"):
+        np.array(labelled, copy=False)
+    share = 100 * np.count_nonzero(dense) / 120
+    shown = f"Attribution(4 queries x 30 training examples, {share:.3g} % non-zero; K=9, d=2)"
+    assert repr(labelled) == repr(attribution) == shown
+
+
+def test_sparse_scores_answer_like_dense_ones(attribution, labelled):
+    dense, chosen = attribution.scores_QxN, attribution.train_ids[[3, 7, 20, 21]]
+    for a in (attribution, labelled):
         np.testing.assert_allclose(a.subset_sums(chosen), dense[:, [3, 7, 20, 21]].sum(axis=1))
+        assert a.subset_sums([]).tolist() == [0] * 4
         assert [a.score("q1", t) for t in attribution.train_ids] == dense[1].tolist()
         with pytest.raises(ValueError, match=r"1 ids are not among the 30 .* first 'nobody'"):
             a.subset_sums(["t1", "nobody"])
-    save(tmp_path / "dense.parquet", attribution)
-    save(tmp_path / "sparse.parquet", sparse)
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(tmp_path / "sparse.parquet"), pd.read_parquet(tmp_path / "dense.parquet")
-    )
-    save(tmp_path / "short.parquet", sparse, top_k=1, all_ids=False)
-    short = load(tmp_path / "short.parquet")
+
+
+def assert_same(back, attribution):
+    np.testing.assert_array_equal(back.scores_QxN, attribution.scores_QxN)
+    for name in ("query_ids", "train_ids", "query_labels", "train_labels"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(attribution, name))
+    assert back.settings == attribution.settings
+    assert back.versions == attribution.versions
+    assert set(back.diagnostics) == set(attribution.diagnostics)
+    for name, value in attribution.diagnostics.items():
+        np.testing.assert_array_equal(back.diagnostics[name], value)
+        assert back.diagnostics[name].dtype == value.dtype
+
+
+def test_all_that_is_known_comes_back_bit_for_bit(attribution, labelled, tmp_path):
+    for a in (attribution, labelled):
+        a.save(tmp_path / "a.parquet")
+        assert_same(Attribution.load(tmp_path / "a.parquet"), a)
+    assert attribution.versions["jax"].count(".") == 2
+
+
+def test_the_file_holds_what_top_says_and_others_read_it(labelled, tmp_path):
+    for k in (None, 3):
+        labelled.save(tmp_path / "a.parquet", k)
+        table = labelled.to_pandas() if k is None else labelled.top(k)
+        expected = table.drop(columns=["query_row", "train_row"])
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), expected)
+        rows = datasets.Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path))
+        assert rows.column_names == list(expected)
+        assert rows["score"][:] == expected.score.tolist()
+    back = Attribution.load(tmp_path / "a.parquet")
+    stored = back.scores_QxN != 0
+    np.testing.assert_array_equal(back.scores_QxN[stored], labelled.scores_QxN[stored])
+    assert stored.sum() == len(expected)
+    labelled.save(tmp_path / "short.parquet", top_k=1, all_ids=False)
+    short = Attribution.load(tmp_path / "short.parquet")
     assert 1 < len(short.train_ids) <= 8
-    assert short.proponents("q0", 1) == attribution.proponents("q0", 1)
+    assert short.proponents("q0", 1) == labelled.proponents("q0", 1)
+    pd.testing.assert_frame_equal(
+        short.top(1).drop(columns="train_row"), labelled.top(1).drop(columns="train_row")
+    )
 
 
-def test_hugging_face_datasets_read_the_file(attribution, tmp_path):
-    save(tmp_path / "a.parquet", attribution)
-    table = datasets.Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path))
-    assert set(table.column_names) == {"query_id", "train_id", "score", "rank"}
-    assert len(table) == (attribution.scores_QxN != 0).sum()
-
-
-def test_bad_files_and_shapes_are_refused(attribution, tmp_path):
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UnreadableFileError, match=r"torn.parquet can't be read"):
-        load(tmp_path / "torn.parquet")
+def test_bad_files_are_named_and_left_alone(attribution, tmp_path):
+    attribution.save(tmp_path / "whole.parquet")
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    (tmp_path / "torn.parquet").write_bytes(whole[: len(whole) // 2])
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "foreign.parquet")
-    with pytest.raises(UnreadableFileError, match="no stride_jax metadata"):
-        load(tmp_path / "foreign.parquet")
-    with pytest.raises(ValueError, match=r"\(30, 4\) do not fit 4 queries and 30"):
-        Attribution(attribution.query_ids, attribution.train_ids, attribution.scores_QxN.T)
-    with pytest.raises(ValueError, match="no query 'q9'"):
+    noted = pa.table({"a": [1]}).replace_schema_metadata({b"stride_jax": b'{"x": 1}'})
+    pq.write_table(noted, tmp_path / "noted.parquet")
+    newer = pq.read_table(tmp_path / "whole.parquet")
+    note = json.loads(newer.schema.metadata[b"stride_jax"]) | {"format": 99}
+    newer = newer.replace_schema_metadata({b"stride_jax": json.dumps(note)})
+    pq.write_table(newer, tmp_path / "newer.parquet")
+    (tmp_path / "folder.parquet").mkdir()
+    expected = {
+        "torn": "can't be read as Parquet", "foreign": "holds no attribution",
+        "noted": "holds no attribution", "newer": "has format 99, where this library reads 1",
+        "folder": "can't be read as Parquet",
+    }  # fmt: skip
+    for name, words in expected.items():
+        with pytest.raises(UnreadableFileError, match=rf"{name}.parquet {words}") as caught:
+            Attribution.load(tmp_path / f"{name}.parquet")
+        assert "delete" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Attribution.load(tmp_path / "nowhere.parquet")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"scores": np.ones((30, 4))}, r"\(30, 4\) do not fit 4 queries and 30"),
+        ({"query_ids": ["a", "b", "a", "a"]}, "2 of 4 query_ids repeat another, first 'a'"),
+        ({"train_ids": ids("t", 15).tolist() * 2}, "15 of 30 train_ids repeat"),
+        ({"query_labels": [1, 2]}, r"query_labels of shape \(2,\): .* each of 4"),
+        ({"train_labels": np.ones((30, 2))}, "train_labels of shape"),
+        ({"diagnostics": {"r2": [1.0]}}, r"r2 of shape \(1,\)"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(attribution, changed, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(attribution, **changed)
+
+
+def test_scores_ids_and_counts_that_mean_nothing_are_refused(attribution, tmp_path):
+    for bad in (np.nan, np.inf):
+        scores = attribution.scores.copy()
+        scores[2, 5] = bad
+        for form in (scores, scipy.sparse.csr_array(scores)):
+            with pytest.raises(
+                ValueError, match="of 1 of 4 queries are not finite, first of row 2"
+            ):
+                dataclasses.replace(attribution, scores=form)
+    with pytest.raises(ValueError, match="no query 'q9' among the 4"):
         attribution.proponents("q9")
+    for k in (0, -1, 2.5, True, "3"):
+        for asked in (attribution.top, lambda k: attribution.proponents("q0", k)):
+            with pytest.raises(ValueError, match=f"k={k!r} must be a positive integer"):
+                asked(k)
+        with pytest.raises(ValueError, match=f"top_k={k!r} must"):
+            attribution.save(tmp_path / "a.parquet", top_k=k)
+
+
+def test_an_ensemble_is_the_mean_and_stays_sparse(attribution, labelled, monkeypatch):
+    other = dataclasses.replace(labelled, scores=scipy.sparse.csr_array(labelled.scores[:, ::-1]))
+    expected = (attribution.scores + attribution.scores[:, ::-1]) / 2
+    mixed = ensemble([attribution, other])
+    np.testing.assert_allclose(mixed.scores, expected, rtol=1e-6)
+    monkeypatch.setattr(scipy.sparse.csr_array, "toarray", lambda _: pytest.fail("densified"))
+    both = ensemble([labelled, other])
+    monkeypatch.undo()
+    np.testing.assert_allclose(both.scores_QxN, expected, rtol=1e-6)
+    assert both.train_labels.tolist() == labelled.train_labels.tolist()
+    assert "K=9" in repr(both)
+    with pytest.raises(ValueError, match="attributions 0 and 1 differ in their train_ids"):
+        ensemble([labelled, dataclasses.replace(labelled, train_ids=ids("u", 30))])
+    with pytest.raises(ValueError, match="at least one"):
+        ensemble([])
