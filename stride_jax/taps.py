@@ -1,9 +1,13 @@
 """Activation hooks: any model as `(params, inputs) -> (logits, {tap: activation})`.
 
-The whole library is typed against this one form, so a model of any framework plugs in through a
-constructor below or a few lines of its own. The `suffix` form is the rest of the network as a
-function of a tapped activation, which residual-site steering needs; the `shifted` form, where there
-is one, gives a tap's gradients in the same forward pass.
+The whole library is typed against this one form; `stride_jax.adapters` makes it of a model of each
+framework, and `from_function` of any pure function. The `suffix` form is the rest of the network as
+a function of a tapped activation, which residual-site steering needs (docs/method.md §3); the
+`shifted` form, where there is one, gives a tap's gradients in the same forward pass.
+
+A **tap** is a floating array with one row per example, and per token where the logits have tokens:
+`[N, …]` beside logits `[N, C]`, `[N, T, …]` beside `[N, T, C]`. Whatever else a model hands out
+(tokens, position tables, attention maps) is no tap and is left out.
 """
 
 import dataclasses
@@ -12,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from flax import linen as nn
-from flax import nnx
+import jax.numpy as jnp
 
 Params = Any
 Activations = dict[str, jax.Array]
@@ -21,10 +24,12 @@ Forward = Callable[[Params, Any], tuple[jax.Array, Activations]]
 Suffix = Callable[[Params, Any, Activations], jax.Array]
 Shifted = Callable[[Params, Any, Activations], tuple[jax.Array, Activations]]
 
+_RULE = "a tap is a floating array with a row per example, and per token where the logits have them"
+
 
 @dataclasses.dataclass(frozen=True)
 class TappedModel:
-    """A frozen model seen through its taps.
+    """A frozen model with its taps.
 
     Attributes:
       forward: pure, jitted `(params, inputs) -> (logits, {tap: activation})`.
@@ -46,19 +51,6 @@ class TappedModel:
         return self.forward(params, inputs)
 
 
-def select(activations: Mapping[str, Any], taps: Sequence[str] | None) -> Activations:
-    """Keep the named taps, in that order; all of them for None.
-
-    Raises:
-      ValueError: an unknown tap; lists those there are.
-    """
-    if taps is None:
-        return dict(activations)
-    if unknown := [name for name in taps if name not in activations]:
-        raise ValueError(f"unknown tap {unknown[0]!r}: this model has {sorted(activations)}")
-    return {name: activations[name] for name in taps}
-
-
 def from_function(
     function: Callable[[Params, Any], tuple[jax.Array, Mapping[str, Any]]],
     taps: Sequence[str] | None = None,
@@ -68,19 +60,30 @@ def from_function(
     """Tap any pure function that returns its logits and named activations.
 
     Args:
-      function: `(params, inputs) -> (logits, {tap: activation})`.
+      function: `(params, inputs) -> (logits, {tap: activation})`; activations that are no taps,
+        such as integer inputs, are left out.
       taps: which to keep; all by default.
-      suffix: `(params, inputs, {tap: activation}) -> logits`, for residual-site operators.
+      suffix: `(params, inputs, {tap: activation}) -> logits`, for residual-site operators and for
+        choosing taps.
       shifted: `(params, inputs, {tap: shift}) -> (logits, {tap: activation})`, which makes them
         cheaper to fit.
+
+    Raises:
+      ValueError: `taps` that are no list of distinct names; when the model is first traced, an
+        output that is not `(logits, activations)`, or a named tap that is not there.
+
+    >>> tapped = from_function(lambda p, x: (p[x], {"input": x, "embedding": p[x]}))
+    >>> sorted(tapped(jnp.eye(2), jnp.array([0, 1]))[1])
+    ['embedding']
     """
+    names = check_names(taps)
 
-    def keeping(made: Callable[..., tuple[jax.Array, Mapping[str, Any]]]) -> Any:
-        def kept(*args: Any) -> tuple[jax.Array, Activations]:
-            logits, activations = made(*args)
-            return logits, select(activations, taps)
+    def keeping(run: Callable[..., tuple[jax.Array, Mapping[str, Any]]]) -> Any:
+        def tapped(*args: Any) -> tuple[jax.Array, Activations]:
+            logits, activations = _checked(run(*args))
+            return logits, _named(logits, activations, names)
 
-        return jax.jit(kept)
+        return jax.jit(tapped)
 
     return TappedModel(
         keeping(function),
@@ -89,136 +92,65 @@ def from_function(
     )
 
 
-def from_model(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
-    """Tap one of our linen models, which hand out every layer and let it be replaced."""
+def check_names(taps: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of taps as a tuple; None for None.
 
-    def function(params: Params, inputs: Any) -> Any:
-        return module.apply({"params": params}, inputs)
+    Raises:
+      ValueError: a single string, no name at all, something that is no name, or a name twice.
 
-    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
-        logits, activations = module.apply({"params": params}, inputs, replace=replace)
-        select(activations, list(replace))
-        return logits
-
-    def shifted(params: Params, inputs: Any, shifts: Activations) -> Any:
-        return module.apply({"params": params}, inputs, replace=_adding(shifts))
-
-    return from_function(function, taps, suffix, shifted)
-
-
-def _adding(shifts: Activations) -> dict[str, Any]:
-    """Replacements that add."""
-
-    def plus(shift: jax.Array, value: jax.Array) -> jax.Array:
-        return value + shift.astype(value.dtype)
-
-    return {name: functools.partial(plus, shift) for name, shift in shifts.items()}
+    >>> check_names(["input", "hidden0"])
+    ('input', 'hidden0')
+    """
+    if taps is None:
+        return None
+    if isinstance(taps, str):
+        raise ValueError(f"taps={taps!r} is one string: give a list of names, taps=({taps!r},)")
+    names = tuple(taps)
+    if not names:
+        raise ValueError("taps is empty: leave it out (None) to keep every tap")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"taps={names!r} holds {name!r}: a tap is named by a string")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"taps={names!r} names {twice[0]!r} {names.count(twice[0])} times: once")
+    return names
 
 
-def from_linen(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
-    """Tap any linen module that returns logits: the outputs of its submodules.
+def select(activations: Mapping[str, Any], taps: Sequence[str] | None) -> Activations:
+    """Keep the named taps, in that order; all of them for None.
 
-    Taps are submodule paths such as `Dense_0` or `block1/mlp`, read by `capture_intermediates`;
-    the inputs are the tap `input`. A submodule called several times is tapped at its last call.
+    Raises:
+      ValueError: an unknown tap; lists those there are.
+    """
+    if taps is None:
+        return dict(activations)
+    if unknown := [name for name in taps if name not in activations]:
+        raise ValueError(
+            f"unknown tap {unknown[0]!r}: this model has {sorted(activations)} ({_RULE})"
+        )
+    return {name: activations[name] for name in taps}
+
+
+def tap_names(tapped: TappedModel, params: Params, inputs: Any) -> tuple[str, ...]:
+    """The taps that a model has at every batch size, sorted. Nothing is computed.
+
+    Batches of two sizes are traced, so that an array whose leading axis equals the number of
+    examples by chance, such as a table of positions, is not taken for a tap.
+
+    Args:
+      tapped, params: the model.
+      inputs: `[N, ...]`; only shapes and dtypes are read.
+
+    >>> table = lambda p, x: (x @ p, {"input": x, "table": jnp.ones((2, 5))})
+    >>> tap_names(from_function(table), jnp.eye(2), jnp.ones((2, 2)))
+    ('input',)
     """
 
-    def function(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
-        logits, state = module.apply({"params": params}, inputs, capture_intermediates=True)
-        activations = {"input": inputs}
-        for path, value in jax.tree_util.tree_leaves_with_path(
-            state["intermediates"], is_leaf=lambda x: isinstance(x, tuple)
-        ):
-            names = [entry.key for entry in path[:-1]]
-            if names and isinstance(value[-1], jax.Array):
-                activations["/".join(names)] = value[-1]
-        return logits, activations
+    def names(rows: int) -> set[str]:
+        batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype), inputs)
+        return set(jax.eval_shape(tapped.forward, params, batch)[1])
 
-    def intercepted(params: Params, inputs: Any, replace: Activations, run: Any) -> Any:
-        """`run(params, inputs)` with layers' outputs replaced, or what a function makes of them."""
-        found: set[str] = set()
-
-        def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            path = "/".join(context.module.path)
-            if context.method_name == "__call__" and path in replace:
-                found.add(path)
-                new = replace[path]
-                return new(call(*args, **kwargs)) if callable(new) else new
-            return call(*args, **kwargs)
-
-        new = replace.get("input", inputs)
-        with nn.intercept_methods(interceptor):
-            out = run(params, new(inputs) if callable(new) else new)
-        _all_replaced(replace, found)
-        return out
-
-    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
-        return intercepted(params, inputs, replace, lambda p, x: module.apply({"params": p}, x))
-
-    def shifted(params: Params, inputs: Any, shifts: Activations) -> Any:
-        return intercepted(params, inputs, _adding(shifts), function)
-
-    return from_function(function, taps, suffix, shifted)
-
-
-def from_nnx(module: nnx.Module, taps: Sequence[str] | None = None) -> tuple[TappedModel, Params]:
-    """Tap an nnx module that returns logits; also returns its state, to pass as `params`.
-
-    Taps are submodule paths such as `linear` or `blocks/0`, read by `nnx.capture`; the inputs are
-    the tap `input`.
-    """
-    graph, state = nnx.split(module)
-
-    def function(params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
-        merged = nnx.merge(graph, params)
-        run = nnx.capture(merged, nnx.Intermediate, method_outputs=nnx.Intermediate)
-        logits, captured = run(inputs)
-        activations = {"input": inputs}
-        for path, value in nnx.to_flat_state(captured):
-            if path[-1] == "__call__" and len(path) > 1:
-                activations["/".join(map(str, path[:-1]))] = value.get_value()[-1]
-        return logits, activations
-
-    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
-        merged = nnx.merge(graph, params)
-        found = set()
-        for path, parent in list(nnx.iter_modules(merged)):
-            for name in replace:
-                *above, last = name.split("/")
-                here = tuple(map(str, path)) == tuple(above) and name != "input"
-                if here and _put(parent, last, replace[name]):
-                    found.add(name)
-        _all_replaced(replace, found)
-        return merged(replace.get("input", inputs))  # pyright: ignore[reportCallIssue]
-
-    return from_function(function, taps, suffix), state
-
-
-class _Constant(nnx.Module):
-    """Stands in for a submodule whose output is given."""
-
-    def __init__(self, value: jax.Array) -> None:
-        self.value = nnx.data(value)
-
-    def __call__(self, *_: Any, **__: Any) -> jax.Array:
-        return self.value
-
-
-def _put(parent: nnx.Module, name: str, value: jax.Array) -> bool:
-    """Replace a submodule by a constant; False where there is none of that name."""
-    if isinstance(parent, nnx.List):
-        there = name.isdigit() and int(name) < len(parent)
-        if there:
-            parent[int(name)] = _Constant(value)
-    else:
-        there = isinstance(getattr(parent, name, None), nnx.Module)
-        if there:
-            setattr(parent, name, _Constant(value))
-    return there
-
-
-def _all_replaced(replace: Mapping[str, Any], found: set[str]) -> None:
-    if missing := set(replace) - found - {"input"}:
-        raise ValueError(f"unknown tap {min(missing)!r}: no submodule of that name was called")
+    return tuple(sorted(names(2) & names(3)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -233,9 +165,9 @@ def only(tapped: TappedModel, taps: tuple[str, ...]) -> TappedModel:
 def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
     """The same model with its logits divided by a temperature (`models.calibrate`)."""
 
-    def cooled(made: Callable[..., tuple[jax.Array, Activations]]) -> Any:
+    def cooled(run: Callable[..., tuple[jax.Array, Activations]]) -> Any:
         def divided(*args: Any) -> tuple[jax.Array, Activations]:
-            logits, activations = made(*args)
+            logits, activations = run(*args)
             return logits / temperature, activations
 
         return jax.jit(divided)
@@ -251,3 +183,52 @@ def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
         None if inner is None else jax.jit(suffix),
         None if tapped.shifted is None else cooled(tapped.shifted),
     )
+
+
+def _named(
+    logits: jax.Array, activations: Mapping[str, Any], names: tuple[str, ...] | None
+) -> Activations:
+    """Those activations that are taps, or the named ones of them."""
+    taps = {name: value for name, value in activations.items() if _is_tap(value, logits)}
+    for name in names or ():
+        if name in activations and name not in taps:
+            raise ValueError(
+                f"{name!r} is {_described(activations[name])}, beside logits of shape "
+                f"{logits.shape}, and cannot be tapped ({_RULE}); this model has {sorted(taps)}"
+            )
+    if not taps:
+        shown = {name: _described(value) for name, value in activations.items()}
+        raise ValueError(
+            f"the model hands out no tap: {shown} beside logits of shape {logits.shape} ({_RULE})"
+        )
+    return select(taps, names)
+
+
+def _is_tap(value: Any, logits: jax.Array) -> bool:
+    rows = logits.shape[:-1]
+    return (
+        isinstance(value, jax.Array)
+        and jnp.issubdtype(value.dtype, jnp.floating)
+        and value.shape[: len(rows)] == rows
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return f"{value.dtype} of shape {value.shape}"
+    return f"a {type(value).__name__}"
+
+
+def _checked(output: Any) -> tuple[jax.Array, Mapping[str, Any]]:
+    """`(logits, activations)`, or a clear word where a model returns something else."""
+    pair = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
+    if not pair:
+        raise ValueError(
+            f"the model returns {_described(output)}, not (logits, {{tap: activation}}): return "
+            "both, or use the adapter of its framework (from_linen, from_nnx, from_equinox, "
+            "from_haiku), which takes modules that return logits alone"
+        )
+    logits, activations = output
+    if not isinstance(logits, jax.Array) or logits.ndim < 1:
+        raise ValueError(f"the model's logits are {_described(logits)}: an array [N, …, C]")
+    return logits, activations

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from stride_jax import taps
+from stride_jax.adapters import from_model
 from stride_jax.data import DataSettings, Examples, load_splits
 from stride_jax.models import MLP, TrainSettings, fit, initial_params
 
@@ -50,4 +51,4 @@ def trained(digits: dict[str, Examples]) -> Trained:
         )
     )
     params = run(params, train.inputs, train.labels, np.arange(400), key=jax.random.key(1))
-    return Trained(module, params, taps.from_model(module), train, digits["query"])
+    return Trained(module, params, from_model(module), train, digits["query"])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stride_jax import taps
+from stride_jax.adapters import from_model
 from stride_jax.index import StrideSettings
 from stride_jax.models import (
     GPTSettings,
@@ -53,7 +53,7 @@ def random_params(settings, seed=0):
 
 @functools.cache
 def tapped(settings):
-    return taps.from_model(make_model(settings, VOCAB))
+    return from_model(make_model(settings, VOCAB))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_configs_our_llama_lacks_are_refused(tmp_path):
 def assert_same_logits(imported, tokens, want, label):
     """Within 2e-4, of logits that are not small."""
     module = make_model(imported.settings, imported.num_classes)
-    logits, _ = taps.from_model(module)(imported.params, tokens)
+    logits, _ = from_model(module)(imported.params, tokens)
     difference, size = np.abs(np.asarray(logits) - want).max(), np.abs(want).max()
     print(f"{label}: max difference {difference:.2e}, largest logit {size:.2f}")
     assert want.shape == (2, 12, imported.num_classes)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from stride_jax import taps
+from stride_jax.adapters import from_linen, from_model, from_nnx
 from stride_jax.observed import forward_all, forward_and_pull, forward_batch
 from stride_jax.operators import logit_errors
 
@@ -47,13 +48,13 @@ def three(x):
     for ours, theirs in ((other.body[0], params["body"]), (other.head, params["head"])):
         ours.kernel.set_value(theirs["kernel"])
         ours.bias.set_value(theirs["bias"])
-    tapped_nnx, state = taps.from_nnx(other, ["input", "body/0"])
+    tapped_nnx, state = from_nnx(other, ["input", "body/0"])
 
     def suffix(params, x, replace):
         return jnp.tanh(replace["body"]) @ params["head"]["kernel"] + params["head"]["bias"][None]
 
     return [
-        (taps.from_linen(module, ["input", "body"]), params, "body"),
+        (from_linen(module, ["input", "body"]), params, "body"),
         (tapped_nnx, state, "body/0"),
         (taps.from_function(plain, suffix=suffix), params, "body"),
     ]
@@ -121,7 +122,7 @@ def test_unknown_taps_are_refused_with_those_there_are(trained, three, x):
     with pytest.raises(
         ValueError, match=r"unknown tap 'hiden0'.*\['hidden0', 'hidden1', 'input'\]"
     ):
-        taps.from_model(trained.module, ["hiden0"])(trained.params, trained.query.inputs[:2])
+        from_model(trained.module, ["hiden0"])(trained.params, trained.query.inputs[:2])
     for tapped, params, _ in three[:2]:
         with pytest.raises(ValueError, match="unknown tap 'nowhere'"):
             tapped.suffix(params, x, {"nowhere": x})

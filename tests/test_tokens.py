@@ -9,7 +9,8 @@ import pytest
 
 import stride_jax
 from stride_jax import operators as ops
-from stride_jax import stride, taps
+from stride_jax import stride
+from stride_jax.adapters import from_model
 from stride_jax.corpus import Corpus
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.measure import MeasureSettings
@@ -43,7 +44,7 @@ def language():
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [v + 0.3 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
-    return taps.from_model(module), jax.tree.unflatten(tree, leaves), inputs, labels
+    return from_model(module), jax.tree.unflatten(tree, leaves), inputs, labels
 
 
 def scores(language, settings, rows=slice(None)):

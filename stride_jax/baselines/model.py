@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from stride_jax.taps import TappedModel, from_model, with_temperature
+from stride_jax.adapters import from_model
+from stride_jax.taps import TappedModel, with_temperature
 
 Layers = dict[str, tuple[jax.Array, jax.Array]]
 """`{layer: (a_BxTxI, δ_BxTxO)}`; a has a column of ones where the layer has a bias."""

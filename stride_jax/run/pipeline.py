@@ -21,6 +21,7 @@ from stride_jax import attribution, evaluation, models, stride, taps
 from stride_jax import design as designs
 from stride_jax import index as indices
 from stride_jax import operators as ops
+from stride_jax.adapters import from_model
 from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.corpus import Corpus, choose_taps
@@ -224,7 +225,7 @@ class Run:
     @functools.cached_property
     def tapped(self) -> taps.TappedModel:
         """The calibrated base model with its taps: what every method sees."""
-        return taps.with_temperature(taps.from_model(self.module), self.model[1])
+        return taps.with_temperature(from_model(self.module), self.model[1])
 
     @functools.cached_property
     def stride_settings(self) -> StrideSettings:

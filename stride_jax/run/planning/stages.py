@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from stride_jax import measure as measures
 from stride_jax import models, stride, taps
 from stride_jax import operators as ops
+from stride_jax.adapters import from_model
 from stride_jax.corpus import Corpus, named_taps
 from stride_jax.evaluation import retrain
 from stride_jax.index import StrideSettings
@@ -164,7 +165,7 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     if settings.mesh.parameters == "replicated":
         rule = jax.tree.map(lambda _: meshes.replicated(mesh), params)
     params = jax.tree.map(lambda v, s: Shape(v.shape, v.dtype, sharding=s), params, rule)
-    tapped = taps.with_temperature(taps.from_model(module), 1.0)
+    tapped = taps.with_temperature(from_model(module), 1.0)
     shapes = jax.eval_shape(tapped.forward, params, one)[1]
     how = settings.stride
     if not how.taps:  # which one is chosen depends on the weights: the widest costs most

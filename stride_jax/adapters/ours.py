@@ -1,0 +1,36 @@
+"""Our own linen models, which return `(logits, activations)` and replace what they are given."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from stride_jax.adapters.layers import adding
+from stride_jax.taps import Activations, Params, TappedModel, from_function, select
+
+
+def from_model(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
+    """Tap one of our linen models, which hand out every layer and let it be replaced.
+
+    Args:
+      module: its call is `(x, replace={}) -> (logits, {tap: activation})`, as in
+        `models.recording`.
+      taps: which to keep; all by default.
+
+    >>> from stride_jax.models import MLP
+    >>> tapped = from_model(MLP(3, (4,)), taps=("hidden0",))
+    """
+
+    def function(params: Params, inputs: Any) -> Any:
+        return module.apply({"params": params}, inputs)
+
+    def suffix(params: Params, inputs: Any, replace: Activations) -> jax.Array:
+        logits, activations = module.apply({"params": params}, inputs, replace=replace)
+        select(activations, list(replace))
+        return logits
+
+    def shifted(params: Params, inputs: Any, shifts: Activations) -> Any:
+        return module.apply({"params": params}, inputs, replace=adding(shifts))
+
+    return from_function(function, taps, suffix, shifted)
