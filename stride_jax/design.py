@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.runtime.settings import check_types
+
 # Rows that one fused loop adds up.
 _UNROLL = 32
 _IN_BOUNDS = "promise_in_bounds"
@@ -38,6 +40,7 @@ class Design:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.num_subsets < 1 or self.degree < 1:
             raise ValueError(
                 f"num_subsets={self.num_subsets}, degree={self.degree}: both must be at least 1"

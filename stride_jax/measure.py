@@ -1,8 +1,7 @@
-"""Measurements: how each operator changes each query's loss."""
+"""Measurements: how each operator changes each query's loss (docs/method.md §5)."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,21 +10,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.observed import Observed
-from stride_jax.operators.curvature import View, given
+from stride_jax.observed import Context, Forward, Observed, Source
+from stride_jax.operators.basis import example_features
 from stride_jax.operators.gradients import steering_gradients, token_groups
 from stride_jax.operators.losses import loss_drop
-from stride_jax.operators.steering import (
-    Context,
-    Operators,
-    Site,
-    all_logit_shifts,
-    example_features,
-    with_params,
-)
+from stride_jax.operators.sites import Site
+from stride_jax.operators.steering import Operators, shardings
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.keep import Keep, nowhere
-from stride_jax.runtime.progress import Progress, silent
+from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shapes_like
+from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Params
 
 
@@ -34,143 +28,156 @@ class MeasureSettings:
     """How queries are measured.
 
     Attributes:
-      form: `exact` steers the model; `first_order` takes the derivative at zero, one product a
-        query and subset; `auto` is exact while one query under all subsets fits `max_bytes`.
+      form: `exact` steers the model; `first_order` takes the derivative at zero, one product per
+        query and subset; `auto` is exact while K operators' shifts of one query stay below
+        `exact_limit`.
       scale: factor on the steering matrices before an exact measurement, divided out again
         afterwards; additivity holds to first order, so a small factor reads the derivative, and
         the exact identity reads it without cancellation. 1 reads operators as published.
-      max_bytes: largest temporary; queries and subsets are taken in chunks to stay below it.
+      exact_limit: largest K T C, numbers in the shifts of one query, that `auto` measures exactly.
       tolerance: where `auto` goes first-order, largest relative difference from exact
         measurements of a sample.
       group: tokens read together, each group with K measurements of its own; 0 for whole sequences.
-        A group's influences are sparser than a sequence's, so the sketch loses less (method §5).
+        A group's influences are sparser than a sequence's, so the sketch loses less.
     """
 
     form: str = "auto"
     scale: float = 0.01
-    max_bytes: int = 1 << 28
+    exact_limit: int = 2**24
     tolerance: float = 0.05
     group: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.form not in ("auto", "exact", "first_order"):
             raise ValueError(f"form={self.form!r}: use 'auto', 'exact' or 'first_order'")
         if self.group < 0:
             raise ValueError(f"group={self.group} tokens: use at least 1, or 0 for all of them")
-        if self.scale <= 0 or self.max_bytes < 1 or self.tolerance <= 0:
+        if self.scale <= 0 or self.exact_limit < 0 or self.tolerance <= 0:
             raise ValueError(
-                f"scale={self.scale}, max_bytes={self.max_bytes}, tolerance={self.tolerance}: "
-                "must be positive"
+                f"scale={self.scale}, exact_limit={self.exact_limit}, tolerance={self.tolerance}: "
+                "scale and tolerance must be positive, exact_limit 0 or more"
             )
 
 
-class _How(NamedTuple):
+class Step(NamedTuple):
     """What a compiled step depends on besides shapes.
 
     Attributes:
+      forward: the frozen model; traced.
       first_order: else exact.
       scale: of the steering matrices.
       group: tokens read together.
       subsets: taken at a time on a device, where exact.
+      mesh: devices.
     """
 
+    forward: Forward
     first_order: bool
     scale: float
     group: int
     subsets: int
+    mesh: Mesh
 
 
 class _Queries(NamedTuple):
-    """What measuring needs of some queries."""
+    """What steering a batch of queries needs."""
 
+    params: Params
     b_BxTxR: jax.Array
     observed: Observed
     context: Context
 
 
-def _exact(site: Site, a_kxRxO: jax.Array, queries: _Queries, how: _How) -> jax.Array:
+def _exact(site: Site, a_kxRxO: jax.Array, queries: _Queries, step: Step) -> jax.Array:
     """Measurements under a few operators, `[B, k]`, or of token groups, `[B G, k]`."""
-    shift_kxBxTxC = all_logit_shifts(site, a_kxRxO * how.scale, queries.b_BxTxR, queries.context)
-    seen = queries.observed
-    drop_kxBxT = loss_drop(shift_kxBxTxC, seen.logits_NxTxC[None], seen.labels_NxT[None])
-    drop_BxTxk = jnp.moveaxis(drop_kxBxT * seen.weights_NxT[None], 0, -1)
-    grouped = token_groups(drop_BxTxk, how.group) if how.group else drop_BxTxk
+    params, b_BxTxR, observed, context = queries
+    shift_kxBxTxC = site.shifts(params, a_kxRxO * step.scale, b_BxTxR, context)
+    drop_kxBxT = loss_drop(shift_kxBxTxC, observed.logits_NxTxC[None], observed.labels_NxT[None])
+    drop_BxTxk = jnp.moveaxis(drop_kxBxT * observed.weights_NxT[None], 0, -1)
+    grouped = token_groups(drop_BxTxk, step.group) if step.group else drop_BxTxk
     return grouped.sum(axis=1)
 
 
-def _exact_all(site: Site, a_KxRxO: jax.Array, queries: _Queries, how: _How) -> jax.Array:
-    """`_exact`, a block of subsets after the other; the last one is filled up."""
+def _exact_all(site: Site, a_KxRxO: jax.Array, queries: _Queries, step: Step) -> jax.Array:
+    """`_exact`, one block of subsets after another; the last is padded."""
     k = len(a_KxRxO)
-    blocks = -(-k // how.subsets)
-    missing = blocks * how.subsets - k
-    a = jnp.pad(a_KxRxO, ((0, missing), (0, 0), (0, 0)))
-    a = a.reshape(blocks, how.subsets, *a.shape[1:])
-    out_bxBxk = jax.lax.map(lambda some: _exact(site, some, queries, how), a)
+    blocks = -(-k // step.subsets)
+    a = jnp.pad(a_KxRxO, ((0, blocks * step.subsets - k), (0, 0), (0, 0)))
+    a = a.reshape(blocks, step.subsets, *a.shape[1:])
+    out_bxBxk = jax.lax.map(lambda some: _exact(site, some, queries, step), a)
     return jnp.moveaxis(out_bxBxk, 0, 1).reshape(out_bxBxk.shape[1], -1)[:, :k]
 
 
-@functools.partial(jax.jit, static_argnames=("view", "how", "mesh"))
+@functools.partial(jax.jit, static_argnames="step")
 def measure_batch(
-    params: Params,
-    site: Site,
-    operators: Operators,
-    batch: Any,
-    view: View,
-    how: _How,
-    mesh: Mesh,
+    params: Params, site: Site, operators: Operators, batch: Any, step: Step
 ) -> jax.Array:
     """Measurements of a batch, queries over `data` and subsets over `subset`."""
-    site = with_params(site, params)
-    observed, context = view(params, site, batch)
-    b_BxTxR = example_features(operators, observed.activations)
-    queries = _Queries(b_BxTxR, dataclasses.replace(observed, activations={}), context)
+    observed, context = step.forward(params, site, batch)
+    b_BxTxR = example_features(operators.basis, observed.activations)
     own, rows = P(meshes.SUBSET), P(meshes.DATA)
     over = functools.partial(
-        jax.shard_map, mesh=mesh, out_specs=P(meshes.DATA, meshes.SUBSET), check_vma=False
+        jax.shard_map, mesh=step.mesh, out_specs=P(meshes.DATA, meshes.SUBSET), check_vma=False
     )
-    if how.first_order:
+    if step.first_order:
         # Each device takes its own queries' gradients; a row of devices shares them.
-        g_BxRxO = steering_gradients(site, b_BxTxR, observed, context, how.group)
+        g_BxRxO = steering_gradients(site, params, b_BxTxR, observed, context, step.group)
         flat = g_BxRxO.reshape(len(g_BxRxO), -1)
         product = over(lambda g, a: g @ a.reshape(len(a), -1).T, in_specs=(rows, own))
         y_BxK = product(flat, operators.a_KxRxO)
     else:
-        needed = {name: v for name, v in context.items() if name != "errors"}
-        queries = queries._replace(context=needed)
+        context = {name: v for name, v in context.items() if name != "errors"}
+        needed = params if site.reads_params else None
+        queries = _Queries(needed, b_BxTxR, observed.without_taps(), context)
+        specs = _Queries(P(), rows, rows, rows)  # pyright: ignore[reportArgumentType]
         steered = over(
-            lambda site, a, queries: _exact_all(site, a, queries, how), in_specs=(P(), own, rows)
+            lambda site, a, queries: _exact_all(site, a, queries, step),
+            in_specs=(P(), own, specs),
         )
-        y_BxK = steered(site, operators.a_KxRxO, queries) / how.scale
+        y_BxK = steered(site, operators.a_KxRxO, queries) / step.scale
     return y_BxK * operators.size_K[None]
 
 
-def block_sizes(
-    num_queries: int, num_subsets: int, bytes_each: int, max_bytes: int
-) -> tuple[int, int]:
-    """Queries and subsets of a block so that `queries * subsets * bytes_each <= max_bytes`.
+def program(
+    site: Site,
+    operators: Operators,
+    source: Source,
+    count: int,
+    settings: MeasureSettings,
+    execution: Execution,
+) -> Program:
+    """The compiled step that measures `count` queries like the source's.
 
-    >>> block_sizes(400, 1000, 1000, 50_000_000)
-    (50, 1000)
+    Args:
+      site, operators: arrays, or their shapes.
+      source: queries, one at least.
+      count: Q.
+      settings: form, scale, group.
+      execution: devices and memory.
     """
-    cells = max(1, max_bytes // bytes_each)
-    subsets = min(num_subsets, cells)
-    return min(num_queries, max(1, cells // subsets)), subsets
+    matrices = operators.a_KxRxO.shape
+    mesh = execution.mesh_for(matrices[0])
+    size, step = batch_sizes(matrices, source.extent(site), count, settings, execution)
+    examples, whole = meshes.over_examples(mesh), meshes.replicated(mesh)
+    batch = jax.tree.map(lambda v: shape((size, *v.shape[1:]), v.dtype, examples), source.data)
+    args = (
+        *shapes_everywhere((source.params, site), whole),
+        shapes_like(operators, shardings(operators, mesh)),
+        batch,
+    )
+    step = Step(source.forward, *step, mesh)
+    return Program(measure_batch, args, {"step": step}, -(-count // size), size)
 
 
 def measure(
     site: Site,
     operators: Operators,
-    data: Any,
+    source: Source,
     settings: MeasureSettings = MeasureSettings(),
-    *,
-    view: View = given,
-    params: Params = None,
-    mesh: Mesh | None = None,
-    progress: Progress = silent,
-    keep: Keep = nowhere,
-    loop: str = "measure",
+    execution: Execution = Execution(),
 ) -> np.ndarray:
-    """Measurements of all queries under all operators.
+    """Measurements of all queries under all operators of one site.
 
     Exact: `y_{x,k} = Σ_t omega_t [Loss(o_x) − Loss(õ_k(x))]_t / s` with steering matrices `s a_k`,
     by the identity of `losses.loss_drop`. First order: `y_{x,k} = Σ_t omega_t <e_t, b_t a_k>`, with
@@ -178,115 +185,113 @@ def measure(
 
     Args:
       site: where the operators act.
-      operators: the index.
-      data: the queries, arrays of Q rows each; what `view` takes. By default the frozen model's
-        `Observed` and the site's `context`.
-      settings: form, scale and memory.
-      view: how the frozen model sees a batch; traced.
-      params: the first argument of `view`.
-      mesh: queries are split over all devices, operators over `subset`.
-      progress: wraps the batches.
-      keep: where measurements are kept on the way.
-      loop: the name they are kept under.
+      operators: K of them.
+      source: Q queries; `observed_source` for ones that were observed before.
+      settings: form, scale and group.
+      execution: queries are split over all devices, operators over `subset`.
 
     Returns:
       `[Q, K]` float32 nats; positive: the subset helps the query. With token groups `[Q G, K]`, a
-      query's groups one after the other, G of them.
+      query's G groups one after the other.
 
     Raises:
       ValueError: where `auto` chose first order, and a sample of exact measurements disagrees.
     """
-    mesh = meshes.mesh_for(len(operators)) if mesh is None else mesh
-    params, site = meshes.everywhere((params, site), mesh)
+    mesh, count, k = execution.mesh_for(len(operators)), source.num_rows, len(operators)
+    params, site = meshes.everywhere((source.params, site), mesh)
+    source = source._replace(params=params)
     operators = jax.tree.map(meshes.place, operators, shardings(operators, mesh))
-    measured = functools.partial(measure_batch, params, site, view=view, mesh=mesh)
-    count, k = len(jax.tree.leaves(data)[0]), len(operators)
-    one = jax.tree.map(lambda v: v[:1], data)
-    _, tokens, classes = jax.eval_shape(view, params, site, one)[0].logits_NxTxC.shape
-    each = operators.a_KxRxO[0].size
-    size, how = batch_sizes(k, each, count, tokens, classes, settings, mesh)
-    if settings.form == "auto" and how.first_order:
-        _check_first_order(measured, operators, data, settings, mesh)
-    groups = -(-tokens // how.group) if how.group else 1
+    step = program(site, operators, source, count, settings, execution)
+    if settings.form == "auto" and step.statics["step"].first_order:
+        _check_first_order(site, operators, source, settings, step.statics["step"])
+    tokens = source.extent(site)[0]
+    groups = -(-tokens // settings.group) if settings.group else 1
+    keep, loop, size = execution.keep, site.name, step.batch
     begin, y_QxGxK = keep.resume(loop, np.zeros((count, groups, k), np.float32))
-    for first in progress(range(begin, count, size), desc="measure"):
+    for first in execution.progress(range(begin, count, size), desc="measure"):
         rows = np.minimum(np.arange(first, first + size), count - 1)  # one shape for every batch
-        batch = meshes.place(data, meshes.over_examples(mesh), rows)
-        found = meshes.fetch(measured(operators, batch, how=how)).reshape(size, groups, k)
-        y_QxGxK[first : first + size] = found[: count - first]
+        batch = meshes.place(source.data, meshes.over_examples(mesh), rows)
+        y_BxGxK = meshes.fetch(step(params, site, operators, batch)).reshape(size, groups, k)
+        y_QxGxK[first : first + size] = y_BxGxK[: count - first]
         keep.step(loop, min(first + size, count), lambda: y_QxGxK)
     return y_QxGxK.reshape(-1, k)
 
 
-def shardings(operators: Operators, mesh: Mesh) -> Operators:
-    """Where an index lives: its K matrices over `subset`, the basis on every device."""
-    meshes.check_divisible("num_subsets", len(operators), mesh, meshes.SUBSET)
-    split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
-    everywhere = jax.tree.map(lambda _: whole, operators)
-    return dataclasses.replace(everywhere, a_KxRxO=split, size_K=split)
-
-
 def batch_sizes(
-    k: int,
-    each: int,
+    matrices: tuple[int, ...],
+    extent: tuple[int, int],
     count: int,
-    tokens: int,
-    classes: int,
     settings: MeasureSettings,
-    mesh: Mesh,
-) -> tuple[int, _How]:
-    """Queries a batch, of all devices, and how they are measured, as `max_bytes` lets them.
+    execution: Execution,
+) -> tuple[int, tuple[bool, float, int, int]]:
+    """Queries per batch, of all devices, and the choices of a `Step`, as the memory allows.
 
     Args:
-      k: subsets.
-      each: numbers in a steering matrix.
+      matrices: K, R and O.
+      extent: T tokens and C classes.
       count: Q.
-      tokens, classes: T and C.
-      settings: form, group and memory.
-      mesh: devices.
+      settings: form and group.
+      execution: a quarter of the memory holds shifts, or gradients of queries.
     """
+    (k, rank, outputs), (tokens, classes) = matrices, extent
+    mesh, memory = execution.mesh_for(k), execution.memory // 4
     own = k // mesh.shape[meshes.SUBSET]
     # About three arrays of shifts are alive at once.
     shifts = 3 * 4 * tokens * classes
     first_order = settings.form == "first_order" or (
-        settings.form == "auto" and k * shifts > settings.max_bytes
+        settings.form == "auto" and k * tokens * classes > settings.exact_limit
     )
     if first_order:
         groups = -(-tokens // settings.group) if settings.group else 1
-        gradient = 2 * 4 * each * groups
-        queries, subsets = settings.max_bytes // max(gradient, shifts), own
+        gradient = 2 * 4 * rank * outputs * groups
+        queries, subsets = memory // max(gradient, shifts), own
     else:
-        queries, subsets = block_sizes(count, own, shifts, settings.max_bytes)
-    # A row of devices holds the same queries together, each of them a share while looking.
+        queries, subsets = block_sizes(count, own, shifts, memory)
+    # A row of devices holds the same queries together; each runs the model on a share of them.
     queries = meshes.even(-(-count // mesh.shape[meshes.DATA]), max(1, queries))
     queries = -(-queries // mesh.shape[meshes.SUBSET]) * mesh.size
     scale = 1.0 if first_order else settings.scale
-    return queries, _How(first_order, scale, settings.group, subsets)
+    return queries, (first_order, scale, settings.group, subsets)
+
+
+def block_sizes(
+    num_queries: int, num_subsets: int, bytes_each: int, memory: int
+) -> tuple[int, int]:
+    """Queries and subsets of a block so that `queries * subsets * bytes_each <= memory`.
+
+    >>> block_sizes(400, 1000, 1000, 50_000_000)
+    (50, 1000)
+    """
+    cells = max(1, memory // bytes_each)
+    subsets = min(num_subsets, cells)
+    return min(num_queries, max(1, cells // subsets)), subsets
 
 
 def _check_first_order(
-    measured: Callable[..., jax.Array],
+    site: Site,
     operators: Operators,
-    data: Any,
+    source: Source,
     settings: MeasureSettings,
-    mesh: Mesh,
+    step: Step,
     sample: int = 8,
 ) -> None:
-    """Refuse to go first-order where steering for real says something else."""
-    total, k = len(jax.tree.leaves(data)[0]), len(operators)
+    """Refuse to go first-order where real steering disagrees with the derivative."""
+    mesh, k = step.mesh, len(operators)
 
     def some(count: int, multiple: int) -> np.ndarray:
-        """A few rows of `count`, over and over until the devices can share them evenly."""
+        """A few rows of `count`, repeated until the devices can share them evenly."""
         return np.resize(np.arange(min(sample, count)), -(-sample // multiple) * multiple)
 
-    batch = meshes.place(data, meshes.over_examples(mesh), some(total, mesh.size))
+    rows = some(source.num_rows, mesh.size)
+    batch = meshes.place(source.data, meshes.over_examples(mesh), rows)
     subsets = some(k, mesh.shape[meshes.SUBSET])
     few = dataclasses.replace(
         operators, a_KxRxO=operators.a_KxRxO[subsets], size_K=operators.size_K[subsets]
     )
+    steps = (step._replace(first_order=form, scale=settings.scale, subsets=1)
+             for form in (True, False))  # fmt: skip
     linear, exact = (
-        meshes.fetch(measured(few, batch, how=_How(form, settings.scale, settings.group, 1)))
-        for form in (True, False)
+        meshes.fetch(measure_batch(source.params, site, few, batch, step=one)) for one in steps
     )
     difference = np.linalg.norm(linear - exact) / max(np.linalg.norm(exact), 1e-30)
     if not difference <= settings.tolerance:

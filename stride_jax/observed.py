@@ -1,26 +1,29 @@
-"""The frozen model as the method reads it: taps, logits and labels of a batch or of many examples."""
+"""What the frozen model says about examples: taps, logits and labels, of a batch or of them all."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
+from stride_jax.examples import Examples
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.progress import Progress, silent
+from stride_jax.runtime.execution import Execution
 from stride_jax.taps import Activations, Params, TappedModel
 
 PullBack = Callable[[jax.Array], jax.Array]
+
+Context = dict[str, jax.Array]
+"""What a site needs of each example besides its features, `{name: [N, ...]}`."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """What the frozen model said about a set of examples; cached once, since it never changes.
+    """The frozen model's output on a set of examples; cached once, since it never changes.
 
     Attributes:
       activations: `{tap: [N, T, D_tap]}`; a classifier has T = 1.
@@ -37,90 +40,80 @@ class Observed:
     def __len__(self) -> int:
         return self.labels_NxT.shape[0]
 
+    def without_taps(self) -> "Observed":
+        """The same without activations, once features are made of them."""
+        return dataclasses.replace(self, activations={})
 
-def forward_all(
-    tapped: TappedModel,
-    params: Params,
-    inputs: np.ndarray,
-    labels: np.ndarray,
-    weights: np.ndarray | None = None,
-    *,
-    batch_size: int = 512,
-    mesh: Mesh | None = None,
-    progress: Progress = silent,
-) -> Observed:
-    """Run the frozen model once over all examples and keep its activations and logits.
 
-    Args:
-      tapped: the model.
-      params: its parameters.
-      inputs: `[N, ...]`.
-      labels: `[N]` for a classifier (logits `[N, C]`), `[N, T]` for tokens (logits `[N, T, C]`);
-        −1 does not count, as if of weight 0.
-      weights: like `labels`, float32; ones by default.
-      batch_size: examples a step; rounded up to a multiple of the devices.
-      mesh: examples are split over all its devices; this process's by default.
-      progress: wraps the batches.
+Forward = Callable[[Params, Any, Any], tuple[Observed, Context]]
+"""`(params, site, batch) -> (Observed, Context)`, traced inside the programs that read examples."""
 
-    Returns:
-      `Observed`, float32, a classifier's arrays with T = 1 and activations flattened.
 
-    Raises:
-      ValueError: lengths that differ, labels outside the classes, or logits that are not finite.
+class Source(NamedTuple):
+    """Examples as a compiled program reads them.
+
+    Attributes:
+      forward: traced; runs the frozen model on a batch.
+      params: its first argument.
+      data: arrays with one row per example, what `forward` takes as a batch.
     """
-    mesh = meshes.local_mesh() if mesh is None else mesh
-    params = meshes.everywhere(params, mesh)
-    labels = np.asarray(labels)
-    weights = np.ones(labels.shape, np.float32) if weights is None else np.asarray(weights)
-    check_examples(tapped, params, inputs, labels, weights)
-    devices = mesh.devices.size
-    batch_size = -(-min(batch_size, len(inputs)) // devices) * devices
-    placed = meshes.over_examples(mesh)
-    parts = []
-    for start in progress(range(0, len(inputs), batch_size), desc="forward"):
-        rows = meshes.pad_rows(np.asarray(inputs[start : start + batch_size]), batch_size)
-        seen = tapped(params, meshes.place(rows, placed))
-        parts.append(jax.tree.map(lambda v: meshes.fetch(v).astype(np.float32), seen))
-    logits, activations = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(inputs)], *parts)
-    if not np.isfinite(logits).all():
-        bad = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
-        raise ValueError(
-            f"the model's logits are not finite for {bad} of {len(logits)} examples; compute them "
-            "in float32 and check the checkpoint"
-        )
-    return _as_tokens(*jax.tree.map(jnp.asarray, (logits, activations, labels, weights)))
+
+    forward: Forward
+    params: Params
+    data: Any
+
+    @property
+    def num_rows(self) -> int:
+        """N, rows of the data."""
+        return jax.tree.leaves(self.data)[0].shape[0]
+
+    def extent(self, site: Any) -> tuple[int, int]:
+        """T tokens and C classes of one example."""
+        one = jax.tree.map(lambda v: jax.ShapeDtypeStruct((1, *v.shape[1:]), _dtype(v)), self.data)
+        return jax.eval_shape(self.forward, self.params, site, one)[0].logits_NxTxC.shape[1:]  # pyright: ignore[reportReturnType]
+
+
+def _dtype(v: Any) -> Any:
+    return jax.dtypes.canonicalize_dtype(v.dtype)
+
+
+def _as_given(params: Params, site: Any, batch: Any) -> tuple[Observed, Context]:
+    del params, site
+    return batch
+
+
+def observed_source(observed: Observed, context: Context, params: Params = None) -> Source:
+    """A source of examples that were observed before; `params` serve a residual site."""
+    return Source(_as_given, params, (observed, context))
 
 
 def forward_batch(
     tapped: TappedModel, params: Params, inputs: Any, labels: jax.Array, weights: jax.Array
 ) -> Observed:
-    """What the frozen model says about a batch: the pure form of `forward_all`, for use within `jit`.
+    """The frozen model on a batch: the pure form of `forward_all`, for use within `jit`.
 
     Args:
       tapped, params: the model.
-      inputs, labels, weights: as in `forward_all`; labels are not checked.
+      inputs, labels, weights: as in `Examples`; labels are not checked.
     """
     return _as_tokens(*tapped.forward(params, inputs), labels, weights)
 
 
 def forward_and_pull(
-    tapped: TappedModel,
-    params: Params,
-    inputs: Any,
-    labels: jax.Array,
-    weights: jax.Array,
-    tap: str,
+    tapped: TappedModel, params: Params, batch: dict[str, jax.Array], tap: str
 ) -> tuple[Observed, PullBack]:
     """`forward_batch`, and what takes gradients of the logits back to a tap.
 
     Args:
-      tapped, params, inputs, labels, weights: as in `forward_batch`; the model has a `suffix` or `shifted`.
+      tapped, params: the model; it has a `suffix` or `shifted`.
+      batch: `inputs`, `labels`, `weights`.
       tap: its name.
 
     Returns:
-      What the model says, and `[N, T, C] -> [N, T, D]`: `Jᵀ v` of the layers after the tap, in the
-      model's own dtype. With `shifted` its layers run once for both, else those after it run twice.
+      The output, and `[N, T, C] -> [N, T, D]`: `Jᵀ v` of the layers after the tap, in the model's
+      own dtype. With `shifted` its layers run once for both, else those after it run twice.
     """
+    inputs = batch["inputs"]
     if tapped.shifted is not None:
         shift = jax.eval_shape(tapped.forward, params, inputs)[1][tap]
         run = lambda z: tapped.shifted(params, inputs, {tap: z})  # noqa: E731  # pyright: ignore[reportOptionalCall]
@@ -132,7 +125,7 @@ def forward_and_pull(
         assert tapped.suffix is not None, "a residual site has a suffix"
         rest = functools.partial(tapped.suffix, params, inputs)
         _, pull_back = jax.vjp(lambda z: rest({tap: z}), activations[tap])
-    observed = _as_tokens(logits, activations, labels, weights)
+    observed = _as_tokens(logits, activations, batch["labels"], batch["weights"])
 
     def pulled(errors_NxTxC: jax.Array) -> jax.Array:
         z = pull_back(errors_NxTxC.reshape(logits.shape).astype(logits.dtype))[0]
@@ -141,31 +134,121 @@ def forward_and_pull(
     return observed, pulled
 
 
-def check_examples(
-    tapped: TappedModel, params: Params, inputs: Any, labels: np.ndarray, weights: np.ndarray
-) -> None:
-    """Refuse examples that do not fit each other or the model, before anything runs.
+def forward_all(
+    tapped: TappedModel,
+    params: Params,
+    examples: Examples,
+    execution: Execution = Execution(),
+    *,
+    batch_size: int = 512,
+) -> Observed:
+    """Run the frozen model once over all examples and hold its activations and logits.
+
+    Args:
+      tapped, params: the model.
+      examples: N of them.
+      execution: examples are split over all devices of its mesh; this process's by default.
+      batch_size: examples per step; rounded up to a multiple of the devices.
+
+    Returns:
+      `Observed`, float32, a classifier's arrays with T = 1 and activations flattened.
 
     Raises:
-      ValueError: lengths or shapes that don't fit, or labels outside the classes.
+      ValueError: examples that do not fit the model, or logits that are not finite.
     """
-    if not len(inputs) == len(labels) == len(weights) or len(inputs) == 0:
+    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
+    params = meshes.everywhere(params, mesh)
+    check_fit(tapped, params, examples)
+    size = -(-min(batch_size, len(examples)) // mesh.size) * mesh.size
+    placed = meshes.over_examples(mesh)
+    parts = []
+    for start in execution.progress(range(0, len(examples), size), desc="forward"):
+        rows = meshes.pad_rows(np.asarray(examples.inputs[start : start + size]), size)
+        output = tapped(params, meshes.place(rows, placed))
+        parts.append(jax.tree.map(lambda v: meshes.fetch(v).astype(np.float32), output))
+    logits, activations = jax.tree.map(lambda *v: np.concatenate(v)[: len(examples)], *parts)
+    refuse_not_finite(logits)
+    labels, weights = examples.labels, token_weights(examples)
+    return _as_tokens(*jax.tree.map(jnp.asarray, (logits, activations, labels, weights)))
+
+
+def token_weights(examples: Examples) -> np.ndarray:
+    """Weights omega like the labels, float32; ones where the examples have none of their own."""
+    if examples.weights is None:
+        # One number that stands for all of them.
+        return np.broadcast_to(np.float32(1), np.shape(examples.labels))
+    return examples.weights
+
+
+def refuse_not_finite(values: np.ndarray) -> None:
+    """Refuse logits, or what is made of them, that are not finite.
+
+    Args:
+      values: `[N, ...]`.
+
+    Raises:
+      ValueError: with the number of examples, and the first.
+    """
+    bad_N = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if bad_N.any():
         raise ValueError(
-            f"inputs, labels and weights need one row an example and at least one: got "
-            f"{len(inputs)}, {len(labels)}, {len(weights)}"
+            f"the model's logits are not finite for {int(bad_N.sum())} of {len(bad_N)} examples, "
+            f"first of row {int(bad_N.argmax())}; compute them in float32 and check the checkpoint"
         )
-    shape = jax.eval_shape(tapped.forward, params, inputs[:1])[0].shape
-    if len(shape) == labels.ndim or (1, *labels.shape[1:]) != shape[: labels.ndim]:
+
+
+def check_fit(tapped: TappedModel, params: Params, examples: Examples) -> None:
+    """Refuse examples that do not fit the model, before anything runs.
+
+    Raises:
+      ValueError: inputs that the model can't read, labels of another shape than the logits call
+        for, a single class, or labels outside the classes.
+    """
+    one, labels = np.asarray(examples.inputs[:1]), examples.labels
+    try:
+        shape = jax.eval_shape(tapped.forward, params, one)[0].shape
+    except Exception as error:  # each framework raises its own kinds
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"the model can't read inputs of shape {examples.inputs.shape} and dtype "
+            f"{examples.inputs.dtype} (one row per example): {first}"
+        ) from error
+    if len(shape) != labels.ndim + 1 or (1, *labels.shape[1:]) != shape[:-1]:
         raise ValueError(
             f"logits of shape {shape} for one example do not fit labels of shape {labels.shape}: a "
             "classifier gives [N, C] and [N], a language model [N, T, C] and [N, T]"
         )
-    counted = labels[labels != -1]
-    if counted.size and (counted.min() < 0 or counted.max() >= shape[-1]):
+    if shape[-1] < 2:
         raise ValueError(
-            f"labels run from {counted.min()} to {counted.max()}, but the model has {shape[-1]} "
-            "classes"
+            f"the model has {shape[-1]} class: a cross-entropy needs 2 or more; give a binary "
+            "classifier two logits, such as (0, o)"
         )
+    if (high := int(labels.max())) >= shape[-1]:
+        raise ValueError(
+            f"labels run up to {high}, but the model has {shape[-1]} classes, 0 … {shape[-1] - 1}; "
+            "the last axis of its logits must be the classes"
+        )
+
+
+def as_training(observed: Observed, doubt: float) -> Observed:
+    """Training examples as the closed form reads them: in doubt of the model's own certainty.
+
+    `p' = (1 − eps) p + eps / C`. A network that fits its training set exactly has residuals
+    `e_y − p` of all but a few examples at zero, as if the others had no influence; held-out
+    examples like them are less certain.
+
+    Args:
+      observed: the frozen model on the training examples.
+      doubt: eps, in [0, 1).
+
+    Returns:
+      The same with other logits.
+    """
+    if doubt:
+        p = jax.nn.softmax(observed.logits_NxTxC)
+        p = (1 - doubt) * p + doubt / p.shape[-1]
+        observed = dataclasses.replace(observed, logits_NxTxC=jnp.log(p))
+    return observed
 
 
 def _as_tokens(
@@ -183,5 +266,5 @@ def _as_tokens(
         activations,
         logits,
         jnp.where(counted, labels, 0).astype(jnp.int32),
-        weights.astype(jnp.float32) * counted,
+        weights.astype(jnp.float32) * counted.astype(jnp.float32),
     )

@@ -6,7 +6,6 @@ completion, the contrast of the two is read instead.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,10 @@ import numpy as np
 
 from stride_jax import stride
 from stride_jax.attribution import top_rows
-from stride_jax.corpus import Corpus
 from stride_jax.data.tokens import Tokenizer
+from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
-from stride_jax.recovery import LassoState
-from stride_jax.recovery.selection import SelectionSettings, recover
+from stride_jax.recovery import LassoState, SelectionSettings, recover
 from stride_jax.run.pipeline import Run
 
 
@@ -126,7 +124,7 @@ def go_on(run: Run, prompt: str, settings: AskSettings) -> str:
     for i in range(min(settings.new_tokens, length + 1 - start)):
         inputs = np.full((1, length), tokenizer.bos_id, np.int32)
         inputs[0, : len(tokens)] = tokens
-        logits_C = np.asarray(run.tapped(run.model[0], inputs)[0][0, len(tokens) - 1])
+        logits_C = np.asarray(run.tapped(run.model.params, inputs)[0][0, len(tokens) - 1])
         if settings.temperature > 0:
             draw = jax.random.categorical(
                 jax.random.fold_in(key, i), jnp.asarray(logits_C) / settings.temperature
@@ -147,7 +145,7 @@ def go_on(run: Run, prompt: str, settings: AskSettings) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _state(run: Run) -> LassoState:
-    return stride.lasso_state(run.settings.stride, run.train.ids, run.operators[1])
+    return stride.lasso_state(run.index, run.settings.read)
 
 
 def ask(
@@ -178,25 +176,28 @@ def ask(
             [y_GxK, -_measure(run, *question(tokenizer, prompt, contrast, length))[0]]
         )
     y_GxK = y_GxK[np.abs(y_GxK).max(axis=1) > 0]  # groups of the prompt alone say nothing
-    found, seen = recover(
-        _state(run), y_GxK, run.settings.stride.lasso, SelectionSettings(rule="best")
+    recovery, diagnostics = recover(
+        _state(run), y_GxK, run.settings.read.lasso, SelectionSettings(rule="best")
     )
-    scores_N = stride.by_query(found, 1).toarray()[0]
+    assert diagnostics is not None, "a rule that holds measurements out has them"
+    scores_N = stride.by_query(recovery, 1).toarray()[0]
     y_K = y_GxK.sum(axis=0)
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
     proponents, opponents = ([_passage(run, i, scores_N[i], y_K) for i in rows] for rows in picks)
     return Answer(
         prompt, said, contrast, generated, loss, proponents, opponents,
-        support=int((scores_N != 0).sum()), held_out_r2=float(seen.held_out_r2_Q.mean()),
-        relative_gap=float(seen.relative_gap_Q.max()), signal=float(seen.signal_Q.mean()),
+        support=int((scores_N != 0).sum()),
+        held_out_r2=float(np.mean(diagnostics.held_out_r2_Q)),
+        relative_gap=float(np.max(diagnostics.relative_gap_Q)),
+        signal=float(np.mean(diagnostics.signal_Q)),
     )  # fmt: skip
 
 
 def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Measurements of one question's token groups, `[G, K]`, and its loss."""
-    corpus = Corpus(run.tapped, run.model[0], inputs, labels)
-    y_GxK = stride.measure_all(run.stride_settings, run.operators[0], corpus)
-    logits = run.tapped(run.model[0], jnp.asarray(inputs))[0]
+    query = Examples(inputs, labels)
+    y_GxK = stride.measure_all(run.frozen, run.index.operators, query, run.settings.read.measure)
+    logits = run.tapped(run.model.params, jnp.asarray(inputs))[0]
     log_p = np.asarray(jax.nn.log_softmax(logits))[0]
     places = np.flatnonzero(labels[0] >= 0)
     return y_GxK, float(-log_p[places, labels[0, places]].sum())
@@ -208,18 +209,14 @@ def _passage(run: Run, row: int, score: float, y_K: np.ndarray) -> Passage:
     `<y_t, y_x>` over the K operators: the token's own measurements against the question's.
     """
     text, tokenizer = run.text.train, run.text.tokenizer
-    single: Any = dataclasses.replace(
-        run.stride_settings, measure=MeasureSettings("first_order", group=1)
-    )
-    examples = run.train.inputs[[row]], run.train.labels[[row]]
-    y_TxK = stride.measure_all(
-        single, run.operators[0], Corpus(run.tapped, run.model[0], *examples)
-    )
+    example = run.train.take([row])
+    single = MeasureSettings("first_order", group=1)
+    y_TxK = stride.measure_all(run.frozen, run.index.operators, example, single)
     share_T = y_TxK @ (y_K - y_K.mean())
     share_T = share_T / max(np.abs(share_T).max(), 1e-30)
     size = int(text.sizes_N[row])
     # What is learnt at a token is the prediction of the next one.
-    tokens = [*examples[0][0, 1:size], max(examples[1][0, size - 1], 0)]
+    tokens = [*example.inputs[0, 1:size], max(example.labels[0, size - 1], 0)]
     pieces = tokenizer.pieces(tokens)
     return Passage(
         str(run.train.ids[row]), float(score), text.references(row), pieces,

@@ -24,7 +24,7 @@ def proponents(run: Run, path: str | os.PathLike[str], rows: int = 8, columns: i
 
     Half of the rows are the queries the model gets most wrong, the others are spread over classes.
     """
-    logits = np.asarray(run.tapped(run.model[0], jnp.asarray(run.query.inputs))[0])
+    logits = np.asarray(run.tapped(run.model.params, jnp.asarray(run.query.inputs))[0])
     truth, guess = run.query.labels, logits.argmax(axis=1)
     probability = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
     of_truth = probability[np.arange(len(truth)), truth]

@@ -108,7 +108,9 @@ def fill_bank(
         model = np.minimum(np.arange(start, start + size), total - 1)
         subset, seed = model // settings.num_seeds, model % settings.num_seeds
         keys = model_keys(settings.seed, subset, seed)
-        out = train_and_score(module, training, data, members_MxS[subset], keys, mesh)
+        out = train_and_score(
+            data, members_MxS[subset], keys, module=module, training=training, mesh=mesh
+        )
         losses, margins = (np.asarray(values)[: stop - start] for values in out)
         seconds = (clock() if clock else 0.0) - began
         write_arrays(path, losses=losses, margins=margins, seconds=seconds)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings, cross_entropy, fit, initial_params, margin
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.progress import Progress, silent
 
 
@@ -49,11 +50,12 @@ def device_data(train: Examples, query: Examples) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames=("module", "training", "mesh"))
 def train_and_score(
-    module: Any,
-    training: TrainSettings,
     data: dict[str, jax.Array],
     members_BxS: jax.Array,
     keys_B: jax.Array,
+    *,
+    module: Any,
+    training: TrainSettings,
     mesh: Mesh,
 ) -> Outputs:
     """Train a model on each row of `members_BxS` and ask every one about every query.
@@ -87,6 +89,30 @@ def train_and_score(
         jax.vmap(one, in_axes=(None, 0, 0)), mesh=mesh, in_specs=(P(), own, own), out_specs=own,
         check_vma=False,
     )(data, members_BxS, keys_B)  # fmt: skip
+
+
+def program(
+    module: Any,
+    training: TrainSettings,
+    data: dict[str, Any],
+    members: tuple[int, int],
+    devices: int,
+    total: int,
+) -> Program:
+    """The compiled step that trains and asks models, on one of so many devices that share them.
+
+    Args:
+      module, training: as in `train_and_score`.
+      data: what `device_data` returns, or its shapes.
+      members: models together on one device, and members of a subset.
+      devices: each trains as many.
+      total: models of the bank.
+    """
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members[0]))
+    args = shapes_like(data), shape(members, jnp.int32), keys
+    statics = {"module": module, "training": training, "mesh": meshes.single_mesh()}
+    calls = -(-total // (members[0] * devices))
+    return Program(train_and_score, args, statics, calls, members[0])
 
 
 def mesh_of_models(models_at_once: int) -> Mesh:
@@ -128,7 +154,7 @@ def retrain(
     for start, stop in progress(pieces, desc=desc, total=len(pieces)):
         rows = np.minimum(np.arange(start, start + size), total - 1)
         out = train_and_score(
-            module, training, data, jnp.asarray(members_JxS[rows]), keys_J[rows],
-            mesh_of_models(size),
+            data, jnp.asarray(members_JxS[rows]), keys_J[rows],
+            module=module, training=training, mesh=mesh_of_models(size),
         )  # fmt: skip
         yield Outputs(*(np.asarray(values)[: stop - start] for values in out))

@@ -1,45 +1,37 @@
-"""Steering operators: basis, the pytree and how it shifts, losses, joint training, closed form."""
+"""Steering operators: sites, basis, losses, joint training, closed form."""
 
-from stride_jax.operators.basis import Basis, BasisSettings, fit_basis
+from stride_jax.operators.basis import Basis, BasisSettings, example_features, fit_basis
 from stride_jax.operators.closed_form import (
     ClosedFormSettings,
-    as_training,
     closed_form,
     direct_scores,
     directions,
 )
-from stride_jax.operators.curvature import View, accumulate
-from stride_jax.operators.gradients import logit_errors, squared_errors
-from stride_jax.operators.joint import JointSettings, train_jointly
-from stride_jax.operators.moments import Moments, add, eigenbases
+from stride_jax.operators.joint import train_jointly
+from stride_jax.operators.joint_losses import JointSettings
+from stride_jax.operators.moments import Curvature, Moments, add, eigenbases
 from stride_jax.operators.outputs import draw_signs, fold, unfold
+from stride_jax.operators.passes import accumulate
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
-from stride_jax.operators.steering import (
-    Context,
-    Operators,
-    Site,
-    context,
-    example_features,
-    logit_site,
-    residual_site,
-)
+from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site, logit_errors
+from stride_jax.operators.steering import Operators, shardings
 
 __all__ = [
     "Basis",
     "BasisSettings",
     "ClosedFormSettings",
-    "Context",
+    "Curvature",
+    "FoldedSite",
     "JointSettings",
+    "LogitSite",
     "Moments",
     "Operators",
+    "ResidualSite",
     "Site",
-    "View",
     "accumulate",
     "add",
-    "as_training",
     "choose_tap",
     "closed_form",
-    "context",
     "direct_scores",
     "directions",
     "draw_signs",
@@ -48,9 +40,7 @@ __all__ = [
     "fit_basis",
     "fold",
     "logit_errors",
-    "logit_site",
-    "residual_site",
-    "squared_errors",
+    "shardings",
     "tap_energies",
     "train_jointly",
     "unfold",

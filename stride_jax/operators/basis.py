@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Activations
 
 
@@ -36,6 +37,7 @@ class BasisSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.rank < 1:
             raise ValueError(f"rank={self.rank} must be at least 1")
         if self.kind not in ("linear", "random", "mlp"):
@@ -98,6 +100,11 @@ def features(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         bias = weights["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         b += jax.nn.relu(x @ weights["inner"] + bias) @ weights["outer"]
     return jnp.concatenate([b, jnp.ones((*b.shape[:-1], 1), b.dtype)], axis=-1)
+
+
+def example_features(basis: Basis, activations: Activations) -> jax.Array:
+    """Features of examples under a basis, `[N, T, R]`, the constant among them."""
+    return features(basis.weights, standardise(basis, activations))
 
 
 def _principal_components(x: np.ndarray, rank: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Operators in closed form: one factorisation instead of training.
 
 To first order around `a_k = 0` the objective of joint training is quadratic, with a Hessian that
-all subsets share (method §4.2):
+all subsets share (docs/method.md §4):
 
     a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / s̄,    s̄ = N d / K, the mean subset size
 
@@ -19,13 +19,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.observed import Observed
-from stride_jax.operators.basis import Basis, features, standardise
+from stride_jax.observed import Context, Observed, Source
+from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
-from stride_jax.operators.moments import FORMS, Moments, pairs, shardings
-from stride_jax.operators.steering import Context, Operators, Site
+from stride_jax.operators.moments import FORMS, Curvature, Moments, pairs, shardings, zeros
+from stride_jax.operators.sites import Site
+from stride_jax.operators.steering import Operators
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.programs import Program, shapes_like
+from stride_jax.runtime.settings import check_types
+from stride_jax.taps import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +40,12 @@ class ClosedFormSettings:
       damping: gamma relative to the mean eigenvalue of the Fisher; 1 – 3 was best on every dataset
         tried (docs/lab.md).
       doubt: share of the uniform distribution mixed into predictions on training examples, see
-        `as_training`.
+        `observed.as_training`.
       output_damping: with plain Kronecker factors, that of the output side; `damping` is then the
         feature side's.
       fisher: `exact`, `eigen` (Kronecker factors with corrected eigenvalues), `kronecker`, or
         `auto`: exact at the logit site while R·O is at most `exact_limit`, else eigen.
       exact_limit: largest side of an exact Fisher.
-      batch_size: examples a step of the pass, of each row of devices along `subset`.
     """
 
     damping: float = 2.0
@@ -50,9 +53,9 @@ class ClosedFormSettings:
     output_damping: float = 1.0
     fisher: str = "auto"
     exact_limit: int = 4096
-    batch_size: int = 2048
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.fisher not in ("auto", *FORMS):
             raise ValueError(f"fisher={self.fisher!r}: use 'auto' or one of {FORMS}")
         if self.damping <= 0 or self.output_damping <= 0:
@@ -63,32 +66,12 @@ class ClosedFormSettings:
         if not 0 <= self.doubt < 1:
             raise ValueError(f"doubt={self.doubt} must lie in [0, 1)")
 
-    def form(self, rank: int, width: int, residual: bool) -> str:
-        """Which curvature is used at these sizes."""
+    def form(self, rank: int, site: Site) -> str:
+        """Which curvature is summed at a site, with R = `rank` features."""
         if self.fisher != "auto":
             return self.fisher
-        return "exact" if not residual and rank * width <= self.exact_limit else "eigen"
-
-
-def as_training(observed: Observed, settings: ClosedFormSettings) -> Observed:
-    """Training examples as the closed form reads them: in doubt of the model's own certainty.
-
-    `p' = (1 − eps) p + eps / C`. A network that fits its training set exactly has residuals
-    `e_y − p` of all but a few examples at zero, as if the others had no influence; held-out
-    examples like them are less certain.
-
-    Args:
-      observed: the frozen model on the training examples.
-      settings: eps is its `doubt`.
-
-    Returns:
-      The same with other logits.
-    """
-    if settings.doubt:
-        p = jax.nn.softmax(observed.logits_NxTxC)
-        p = (1 - settings.doubt) * p + settings.doubt / p.shape[-1]
-        observed = dataclasses.replace(observed, logits_NxTxC=jnp.log(p))
-    return observed
+        small = rank * site.width <= self.exact_limit
+        return "exact" if site.has_exact_fisher and small else "eigen"
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"))
@@ -101,7 +84,7 @@ def precondition(
     `F ≈ E[b bᵀ] ⊗ E[diag p − p pᵀ]`, each factor damped relative to its own mean eigenvalue.
 
     Args:
-      moments: from `curvature.accumulate`, one set or several added up.
+      moments: from `passes.accumulate`, one set or several added up.
       v_BxRxO: right-hand sides.
       settings: damping.
       mesh: where it is called inside `jax.shard_map`, that one's.
@@ -162,6 +145,20 @@ def solve_steps(
     )(moments, mean_size(moments))
 
 
+def solve_program(
+    num_subsets: int, rank: int, width: int, form: str, settings: ClosedFormSettings, mesh: Mesh
+) -> Program:
+    """The compiled solution for moments of these sizes."""
+
+    def fresh() -> Moments:
+        rotation = (jnp.zeros((rank, rank)), jnp.zeros((width, width))) if form == "eigen" else None
+        return zeros(num_subsets, rank, width, Curvature(form, rotation))
+
+    moments = jax.eval_shape(fresh)
+    moments = shapes_like(moments, shardings(moments, mesh))
+    return Program(solve_steps, (moments,), {"settings": settings, "mesh": mesh}, 1)
+
+
 def closed_form(
     basis: Basis,
     moments: Moments,
@@ -175,59 +172,70 @@ def closed_form(
 
     Args:
       basis: the one the moments were made with.
-      moments: from `curvature.accumulate`, one set or several added up.
+      moments: from `passes.accumulate`, one set or several added up.
       settings: damping.
       signs_C: of the site's folding, if it has one.
+
+    Raises:
+      ValueError: a Fisher that is zero or not finite.
     """
     mesh = meshes.mesh_of(moments.sizes_K[0]) or meshes.single_mesh()
     a_KxRxO, size_K = solve_steps(moments, settings, mesh)
+    if not np.isfinite(meshes.fetch(size_K)).all():
+        raise ValueError(
+            "the closed form has no finite solution: the Fisher of the model's predictions is zero "
+            "or not finite, as saturated logits make it; calibrate the model with "
+            f"taps.with_temperature, or mix in doubt (doubt={settings.doubt})"
+        )
     return Operators(basis, a_KxRxO, size_K, signs_C)
 
 
 @jax.jit
-def _gradients(site: Site, basis: Basis, observed: Observed, context: Context) -> jax.Array:
-    b_BxTxR = features(basis.weights, standardise(basis, observed.activations))
-    return steering_gradients(site, b_BxTxR, observed, context)
+def _gradients(
+    site: Site, params: Params, basis: Basis, observed: Observed, context: Context
+) -> jax.Array:
+    b_BxTxR = example_features(basis, observed.activations)
+    return steering_gradients(site, params, b_BxTxR, observed, context)
 
 
 def directions(
     moments: Moments,
     basis: Basis,
     site: Site,
-    observed: Observed,
-    context: Context,
+    source: Source,
     settings: ClosedFormSettings,
 ) -> jax.Array:
-    """`(F + gamma I)^{-1} g_x / s̄` of queries, `[Q, R, O]`: what an example's gradient meets."""
-    v_QxRxO = precondition(moments, _gradients(site, basis, observed, context), settings)
-    return v_QxRxO / mean_size(moments)
+    """`(F + gamma I)^{-1} g_x / s̄` of queries, `[Q, R, O]`: what an example's gradient meets.
+
+    Args:
+      moments, basis, site: of the index.
+      source: the queries, observed (`observed_source`).
+      settings: damping.
+    """
+    g_QxRxO = _gradients(site, source.params, basis, *source.data)
+    return precondition(moments, g_QxRxO, settings) / mean_size(moments)
 
 
 def direct_scores(
-    v_QxRxO: np.ndarray,
-    basis: Basis,
-    site: Site,
-    observed: Observed,
-    context: Context,
-    max_bytes: int = 1 << 28,
+    v_QxRxO: np.ndarray, basis: Basis, site: Site, source: Source, memory: int = 1 << 30
 ) -> np.ndarray:
     """`w_i = <g_x, (F + gamma I)^{-1} g_i> / s̄`, what the K measurements sum over subsets.
 
     Args:
       v_QxRxO: `directions` of the queries.
       basis, site: of the index.
-      observed, context: the frozen model on n training examples as `as_training` gives them.
-      max_bytes: of the examples' gradients in memory.
+      source: n training examples, observed as `observed.as_training` gives them.
+      memory: `Execution.memory`; a quarter holds the examples' gradients.
 
     Returns:
       `[Q, n]` float32 nats.
     """
     v = v_QxRxO.reshape(len(v_QxRxO), -1)
-    size = max(1, max_bytes // (4 * v.shape[1]))
-    scores = np.empty((len(v), len(observed)), np.float32)
-    for start in range(0, len(observed), size):
+    size = max(1, memory // (16 * v.shape[1]))
+    scores = np.empty((len(v), source.num_rows), np.float32)
+    for start in range(0, source.num_rows, size):
         rows = slice(start, start + size)
-        part, own = jax.tree.map(lambda x: x[rows], (observed, context))  # noqa: B023
-        g = np.asarray(_gradients(site, basis, part, own))
+        part = jax.tree.map(lambda x: x[rows], source.data)  # noqa: B023
+        g = np.asarray(_gradients(site, source.params, basis, *part))
         scores[:, rows] = v @ g.reshape(len(g), -1).T
     return scores

@@ -1,12 +1,13 @@
-"""Joint training of the basis and all K operators, with the published losses.
+"""Joint training of the basis and all K operators, with the published losses (docs/method.md §3).
 
-As published (method §2), with the remedies that make the members' effect visible above the noise
-(method §4.1): fidelity over all members at every step, from cached features; one stability batch,
-the same for all subsets, at each step; an optimiser without per-subset randomness.
+With the remedies that make the members' effect visible above the noise: fidelity over all members
+at every step, from cached features; one stability batch, the same for all subsets, at each step; an
+optimiser without per-subset randomness.
 """
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from stride_jax.design import Design, members
-from stride_jax.observed import Observed
+from stride_jax.observed import Source
 from stride_jax.operators.basis import Basis, features, standardise
 from stride_jax.operators.joint_losses import (
     JointSettings,
@@ -25,10 +26,12 @@ from stride_jax.operators.joint_losses import (
     num_chunks,
     total_loss,
 )
-from stride_jax.operators.steering import Context, Operators, Site
+from stride_jax.operators.sites import Site
+from stride_jax.operators.steering import Operators
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.keep import Keep, nowhere
-from stride_jax.runtime.progress import Progress, silent
+from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.keep import Keep
+from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shapes_like
 
 
 def shardings(problem: Problem, mesh: Mesh) -> Problem:
@@ -38,12 +41,12 @@ def shardings(problem: Problem, mesh: Mesh) -> Problem:
     return dataclasses.replace(everywhere, rows_KxS=split, mask_KxS=split)
 
 
-class Program(NamedTuple):
+class Training(NamedTuple):
     """Compiled training.
 
     Attributes:
       start: `(basis weights) -> state`.
-      step: `(state, problem, site, key) -> (state, terms)`; takes the state over.
+      step: `(state, problem, site, key) -> (state, terms)`; the state is donated.
       state: its shapes, with where they live.
     """
 
@@ -52,15 +55,9 @@ class Program(NamedTuple):
     state: Any
 
 
-def program(
-    num_subsets: int,
-    width: int,
-    basis: Basis,
-    settings: JointSettings,
-    chunks: int,
-    mesh: Mesh,
-    start_KxRxO: jax.Array | None = None,
-) -> Program:
+def training(
+    num_subsets: int, width: int, basis: Basis, settings: JointSettings, chunks: int, mesh: Mesh
+) -> Training:
     """Adam on `total_loss`; matrices and their moments split over `subset`.
 
     Args:
@@ -70,9 +67,8 @@ def program(
       settings: losses and optimiser.
       chunks: from `num_chunks`.
       mesh: devices.
-      start_KxRxO: where the steering matrices start; zero by default.
     """
-    shape = num_subsets, basis.rank, width
+    size = num_subsets, basis.rank, width
     tx = optax.partition(
         {
             "a": optax.adam(settings.learning_rate),
@@ -82,14 +78,14 @@ def program(
     )
 
     def start(weights: dict[str, jax.Array]) -> tuple[Any, Any]:
-        tree: dict[str, Any] = {"a": jnp.zeros(shape) if start_KxRxO is None else start_KxRxO}
+        tree: dict[str, Any] = {"a": jnp.zeros(size, jnp.float32)}
         if settings.basis_learning_rate > 0:
             tree["basis"] = weights
         return tree, tx.init(tree)
 
     split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
     shapes = jax.eval_shape(start, basis.weights)
-    where = jax.tree.map(lambda v: split if v.shape == shape else whole, shapes)
+    where = jax.tree.map(lambda v: split if v.shape == size else whole, shapes)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(where, whole))
     def step(state: Any, problem: Problem, site: Site, key: jax.Array) -> Any:
@@ -104,10 +100,68 @@ def program(
         updates, moments = tx.update(grads, moments, tree)
         return (optax.apply_updates(tree, updates), moments), terms
 
-    state = jax.tree.map(
-        lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s), shapes, where
+    return Training(jax.jit(start, out_shardings=where), step, shapes_like(shapes, where))
+
+
+def program(
+    design: Design,
+    site: Site,
+    basis: Basis,
+    source: Source,
+    settings: JointSettings,
+    execution: Execution,
+) -> Program:
+    """The compiled step of training on all the source's examples, or on their shapes.
+
+    The largest of K random subsets has about `mean + 4 sqrt(mean)` members; training knows it.
+    """
+    mesh, k, count = execution.mesh_for(design.num_subsets), design.num_subsets, source.num_rows
+    mean = count * design.degree / k
+    largest = min(count, math.ceil(mean + 4 * mean**0.5))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def made(source: Source, subsets_Nxd: jax.Array, rows: Any, mask: Any, key: Any) -> Problem:
+        return _problem(design, subsets_Nxd, (rows, mask), basis, source, (settings, key))
+
+    tables = shape((k, largest), jnp.int32), shape((k, largest))
+    problem = jax.eval_shape(
+        lambda data, *rest: made(source._replace(data=data), *rest),
+        shapes_like(source.data), shape((count, design.degree), jnp.int32), *tables, key,
+    )  # fmt: skip
+    problem = shapes_like(problem, shardings(problem, mesh))
+    own = k // mesh.shape[meshes.SUBSET]
+    chunks = num_chunks(
+        own, largest, problem, basis.rank, settings.stability_batch, execution.memory
     )
-    return Program(jax.jit(start, out_shardings=where), step, state)
+    compiled = training(k, site.width, basis, settings, chunks, mesh)
+    site = shapes_everywhere(site, meshes.replicated(mesh))
+    return Program(compiled.step, (compiled.state, problem, site, key), {}, settings.steps)
+
+
+def _problem(
+    design: Design,
+    subsets_Nxd: jax.Array,
+    tables: tuple[Any, Any],
+    basis: Basis,
+    source: Source,
+    drawn: tuple[JointSettings, jax.Array],
+) -> Problem:
+    """What the losses read; `tables` are from `design.members`, `drawn` makes the sketch."""
+    settings, key = drawn
+    observed, context = source.data
+    x_NxTxD = standardise(basis, observed.activations)
+    return Problem(
+        source.params,
+        observed.without_taps(),
+        context,
+        x_NxTxD if settings.basis_learning_rate > 0 else features(basis.weights, x_NxTxD),
+        subsets_Nxd,
+        jnp.asarray(tables[0]),
+        jnp.asarray(tables[1]),
+        jl_sketch(
+            subsets_Nxd, design.num_subsets, settings.sketch if settings.linearity else 1, key
+        ),
+    )
 
 
 def train_jointly(
@@ -115,15 +169,9 @@ def train_jointly(
     subsets_Nxd: jax.Array,
     site: Site,
     basis: Basis,
-    observed: Observed,
-    context: Context,
+    source: Source,
     settings: JointSettings,
-    *,
-    start_KxRxO: jax.Array | None = None,
-    mesh: Mesh | None = None,
-    progress: Progress = silent,
-    keep: Keep = nowhere,
-    loop: str = "training",
+    execution: Execution = Execution(),
 ) -> tuple[Operators, dict[str, np.ndarray]]:
     """Train K operators on cached features of the frozen model.
 
@@ -132,16 +180,12 @@ def train_jointly(
     Args:
       design: K.
       subsets_Nxd: membership of the training examples.
-      site: logit or residual.
+      site: where operators act.
       basis: where psi starts.
-      observed: the frozen model on the training examples.
-      context: `steering.context` of the site for the same examples.
+      source: the training examples, observed (`observed_source`).
       settings: losses and optimiser.
-      start_KxRxO: where the steering matrices start; zero by default.
-      mesh: the K axis is split over `subset`.
-      progress: wraps the steps.
-      keep: where parameters, optimiser and losses are kept on the way.
-      loop: the name they are kept under.
+      execution: the K axis is split over `subset`; parameters, optimiser and losses are kept on
+        the way.
 
     Returns:
       The operators, and the losses by term, each `[steps]`.
@@ -149,49 +193,21 @@ def train_jointly(
     Raises:
       ValueError: K not divisible by the mesh axis; a loss that is not finite (names the step).
     """
-    mesh = meshes.mesh_for(design.num_subsets) if mesh is None else mesh
-    meshes.check_divisible("num_subsets", design.num_subsets, mesh, meshes.SUBSET)
-    rows, mask = members(subsets_Nxd, design.num_subsets)
+    mesh, k = execution.mesh_for(design.num_subsets), design.num_subsets
+    meshes.check_divisible("num_subsets", k, mesh, meshes.SUBSET)
     draw_key, sketch_key = jax.random.split(jax.random.key(settings.seed))
-    x_NxTxD = standardise(basis, observed.activations)
-    learn_basis = settings.basis_learning_rate > 0
-    q = settings.sketch if settings.linearity else 1
-    problem = Problem(
-        dataclasses.replace(observed, activations={}),
-        context,
-        x_NxTxD if learn_basis else features(basis.weights, x_NxTxD),
-        subsets_Nxd,
-        jnp.asarray(rows),
-        jnp.asarray(mask),
-        jl_sketch(subsets_Nxd, design.num_subsets, q, sketch_key),
-    )
+    tables = members(subsets_Nxd, k)
+    problem = _problem(design, subsets_Nxd, tables, basis, source, (settings, sketch_key))
     problem = meshes.place(problem, shardings(problem, mesh))
     site, basis = meshes.everywhere((site, basis), mesh)
+    own, largest = k // mesh.shape[meshes.SUBSET], tables[0].shape[1]
     chunks = num_chunks(
-        design.num_subsets // mesh.shape[meshes.SUBSET], rows.shape[1], observed, basis.rank,
-        settings,
-    )  # fmt: skip
-    start, step, _ = program(
-        design.num_subsets, site.width, basis, settings, chunks, mesh, start_KxRxO
+        own, largest, problem, basis.rank, settings.stability_batch, execution.memory
     )
-    state = start(basis.weights)
-    names = ("fidelity", "stability", *(("linearity",) if settings.linearity else ()))
-    log = {name: np.zeros(settings.steps, np.float32) for name in names}
-    begin, (state, log) = keep.resume(loop, (state, log))
-    late: list[tuple[int, dict[str, jax.Array]]] = []
-
-    def kept() -> tuple[Any, dict[str, np.ndarray]]:
-        while late:
-            i, terms = late.pop()
-            for name, value in terms.items():
-                log[name][i] = float(value)
-        return state, log
-
-    for i in progress(range(begin, settings.steps), desc="operators"):
-        state, terms = step(state, problem, site, jax.random.fold_in(draw_key, i))
-        late.append((i, terms))
-        keep.step(loop, i + 1, kept, terms)
-    state, log = kept()
+    start, step, _ = training(k, site.width, basis, settings, chunks, mesh)
+    step = functools.partial(step, problem=problem, site=site)
+    keys = functools.partial(jax.random.fold_in, draw_key)
+    state, log = _minimise(start(basis.weights), step, keys, settings, execution, site.name)
     for name, values in log.items():
         if not np.isfinite(values).all():
             raise ValueError(
@@ -199,6 +215,29 @@ def train_jointly(
                 f"on; lower learning_rate={settings.learning_rate}"
             )
     tree = state[0]
-    weights = tree.get("basis", basis.weights)
-    ones_K = jnp.ones(design.num_subsets)
-    return Operators(dataclasses.replace(basis, weights=weights), tree["a"], ones_K), log
+    basis = dataclasses.replace(basis, weights=tree.get("basis", basis.weights))
+    return Operators(basis, tree["a"], jnp.ones(k, jnp.float32)), log
+
+
+def _minimise(
+    state: Any, step: Any, keys: Any, settings: JointSettings, execution: Execution, loop: str
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """All steps, resumed where they were stopped; the losses by term."""
+    names = ("fidelity", "stability", *(("linearity",) if settings.linearity else ()))
+    log = {name: np.zeros(settings.steps, np.float32) for name in names}
+    keep: Keep = execution.keep
+    begin, (state, log) = keep.resume(loop, (state, log))
+    late: list[tuple[int, dict[str, jax.Array]]] = []
+
+    def complete() -> tuple[Any, dict[str, np.ndarray]]:
+        while late:
+            i, terms = late.pop()
+            for name, value in terms.items():
+                log[name][i] = float(value)
+        return state, log
+
+    for i in execution.progress(range(begin, settings.steps), desc="operators"):
+        state, terms = step(state, key=keys(i))
+        late.append((i, terms))
+        keep.step(loop, i + 1, complete, terms)
+    return complete()

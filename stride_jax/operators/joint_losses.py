@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from stride_jax.design import subset_sum
-from stride_jax.observed import Observed
+from stride_jax.observed import Context, Observed
 from stride_jax.operators.basis import features
 from stride_jax.operators.losses import fidelity, linearity, loss_drop, stability
-from stride_jax.operators.steering import Context, Site, all_logit_shifts, logit_shift
+from stride_jax.operators.sites import Site
+from stride_jax.runtime.settings import check_types
+from stride_jax.taps import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class JointSettings:
-    """Losses, optimiser and memory of joint training.
+    """Losses and optimiser of joint training.
 
     Attributes:
       steps: Adam steps.
@@ -27,7 +29,6 @@ class JointSettings:
       stability_batch: examples in the batch that all subsets share at a step.
       sketch: q, columns of the Johnson-Lindenstrauss sketch.
       gamma: ridge of the linearity loss, relative to the sketch's mean squared singular value.
-      max_bytes: largest temporary; subsets are taken in chunks to stay below it.
       seed: of batches and sketch.
     """
 
@@ -40,10 +41,10 @@ class JointSettings:
     stability_batch: int = 256
     sketch: int = 64
     gamma: float = 1e-3
-    max_bytes: int = 1 << 30
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.steps < 1 or self.learning_rate <= 0 or self.stability_batch < 1:
             raise ValueError(
                 f"steps={self.steps}, learning_rate={self.learning_rate}, "
@@ -58,6 +59,7 @@ class JointSettings:
 class Problem:
     """Everything the loss reads and no step changes."""
 
+    params: Params  # of the layers after a residual site's tap
     observed: Observed
     context: Context
     x_NxTxD: jax.Array  # standardised activations, or the features where the basis is kept
@@ -73,10 +75,11 @@ def jl_sketch(subsets_Nxd: jax.Array, num_subsets: int, q: int, key: jax.Array) 
     The rows of R are drawn and added up one chunk of examples at a time.
     """
     chunk = 65_536
-    total = jnp.zeros((num_subsets, q))
+    total = jnp.zeros((num_subsets, q), jnp.float32)
     for i, start in enumerate(range(0, subsets_Nxd.shape[0], chunk)):
         part = subsets_Nxd[start : start + chunk]
-        noise = jax.random.normal(jax.random.fold_in(key, i), (part.shape[0], q)) / math.sqrt(q)
+        noise = jax.random.normal(jax.random.fold_in(key, i), (part.shape[0], q), jnp.float32)
+        noise = noise / math.sqrt(q)
         total += subset_sum(part, noise, num_subsets)
     return total
 
@@ -86,23 +89,22 @@ def _chunk_losses(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Fidelity `[c]`, stability `[c]` and batch measurements `[c, B]` of a chunk of subsets."""
     a_cxRxO, rows_cxS, mask_cxS, subset_c = subset_args
-    seen = problem.observed
+    params, observed = problem.params, problem.observed
 
     def member_loss(a: jax.Array, rows: jax.Array, mask: jax.Array) -> jax.Array:
         own = {name: value[rows] for name, value in problem.context.items()}
-        shift = logit_shift(site, a, b_NxTxR[rows], own)
-        return fidelity(
-            shift, seen.logits_NxTxC[rows], seen.labels_NxT[rows], seen.weights_NxT[rows], mask
-        )
+        shift = site.shift(params, a, b_NxTxR[rows], own)
+        labels, weights = observed.labels_NxT[rows], observed.weights_NxT[rows]
+        return fidelity(shift, observed.logits_NxTxC[rows], labels, weights, mask)
 
     shared = {name: value[batch_B] for name, value in problem.context.items()}
-    logits_BxTxC, weights_BxT = seen.logits_NxTxC[batch_B], seen.weights_NxT[batch_B]
-    shift_cxBxTxC = all_logit_shifts(site, a_cxRxO, b_NxTxR[batch_B], shared)
+    logits_BxTxC, weights_BxT = observed.logits_NxTxC[batch_B], observed.weights_NxT[batch_B]
+    shift_cxBxTxC = site.shifts(params, a_cxRxO, b_NxTxR[batch_B], shared)
     outside_cxB = ~(problem.subsets_Nxd[batch_B][None] == subset_c[:, None, None]).any(axis=-1)
     kl_c = jax.vmap(lambda s, m: stability(s, logits_BxTxC, weights_BxT, m))(
         shift_cxBxTxC, outside_cxB.astype(jnp.float32)
     )
-    drop_cxBxT = jax.vmap(lambda s: loss_drop(s, logits_BxTxC, seen.labels_NxT[batch_B]))(
+    drop_cxBxT = jax.vmap(lambda s: loss_drop(s, logits_BxTxC, observed.labels_NxT[batch_B]))(
         shift_cxBxTxC
     )
     y_cxB = (drop_cxBxT * weights_BxT[None]).sum(axis=-1)
@@ -141,15 +143,23 @@ def total_loss(
 
 
 def num_chunks(
-    num_subsets: int, largest: int, observed: Observed, rank: int, settings: JointSettings
+    num_subsets: int, largest: int, problem: Problem, rank: int, batch: int, memory: int
 ) -> int:
-    """Into how many equal chunks the subsets must be cut for temporaries to stay in `max_bytes`.
+    """Into how many equal chunks the subsets are cut for temporaries to fit the memory.
 
     The temporaries of a subset: features of its members, and about four arrays of shifts of its
     members and of the shared batch.
+
+    Args:
+      num_subsets: of one device.
+      largest: members of the largest.
+      problem: the examples, or their shapes.
+      rank: R.
+      batch: `JointSettings.stability_batch`.
+      memory: `Execution.memory`.
     """
-    _, tokens, classes = observed.logits_NxTxC.shape
-    shifts = 4 * (largest + settings.stability_batch) * tokens * classes
+    _, tokens, classes = problem.observed.logits_NxTxC.shape
+    shifts = 4 * (largest + batch) * tokens * classes
     bytes_each = 4 * (largest * tokens * rank + shifts)
-    wanted = math.ceil(num_subsets * bytes_each / settings.max_bytes)
+    wanted = math.ceil(num_subsets * bytes_each / memory)
     return next(n for n in range(min(wanted, num_subsets), num_subsets + 1) if num_subsets % n == 0)

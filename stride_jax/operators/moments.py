@@ -4,6 +4,7 @@ Sums add up, so examples that come later update an index without a second pass o
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,19 @@ FORMS = ("exact", "eigen", "kronecker")
 
 Sum = tuple[jax.Array, jax.Array]
 """A float32 sum and its compensation (Kahan)."""
+
+
+class Curvature(NamedTuple):
+    """Which curvature a pass sums.
+
+    Attributes:
+      form: one of `FORMS`; `exact` at the plain logit site only.
+      rotation: eigenvectors for `eigen`, `([R, R], [O, O])`; None for those of the examples' own
+        factors, which takes one more pass. Moments that are to be added up need the same.
+    """
+
+    form: str
+    rotation: tuple[jax.Array, jax.Array] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -60,17 +74,12 @@ def pairs(width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(width)
 
 
-def zeros(
-    num_subsets: int,
-    rank: int,
-    width: int,
-    form: str,
-    rotation: tuple[jax.Array, jax.Array] | None = None,
-) -> Moments:
+def zeros(num_subsets: int, rank: int, width: int, curvature: Curvature) -> Moments:
     """Moments of no examples."""
+    form, rotation = curvature
 
     def pair(*shape: int) -> Sum:
-        return jnp.zeros(shape), jnp.zeros(shape)
+        return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
 
     return Moments(
         pair(rank, rank),
@@ -82,6 +91,17 @@ def zeros(
         pair(),
         rotation if form == "eigen" else None,
     )
+
+
+def empty(num_subsets: int, rank: int, width: int, curvature: Curvature, mesh: Mesh) -> Moments:
+    """`zeros`, made where they will live."""
+    meshes.check_divisible("num_subsets", num_subsets, mesh, meshes.SUBSET)
+
+    def fresh(rotation: tuple[jax.Array, jax.Array] | None) -> Moments:
+        return zeros(num_subsets, rank, width, curvature._replace(rotation=rotation))
+
+    where = shardings(jax.eval_shape(fresh, curvature.rotation), mesh)
+    return jax.jit(fresh, out_shardings=where)(curvature.rotation)
 
 
 def shardings(moments: Moments, mesh: Mesh) -> Moments:

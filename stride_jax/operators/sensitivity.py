@@ -38,15 +38,15 @@ def tap_energies(
     """How much the variation of each tap can move the logits.
 
     `tr Cov(h) · E ||∂o / ∂h||²_F`: the variance of the tap over the training set times the mean
-    squared Jacobian of the rest of the network (Hutchinson's estimate), one vjp a tap and probe.
+    squared Jacobian of the rest of the network (Hutchinson's estimate), one vjp per tap and probe.
 
     Args:
       tapped: model with a suffix form.
       params: its parameters.
-      observed: what it said about the training set, `{tap: [N, T, D_tap]}`.
+      observed: its output on the training set, `{tap: [N, T, D_tap]}`.
       inputs: `[N, ...]` the same examples.
       sample: examples drawn for the Jacobians.
-      probes: random directions an example.
+      probes: random directions per example.
       seed: of the draws.
 
     Returns:
@@ -65,6 +65,7 @@ def tap_energies(
     x = jnp.asarray(np.asarray(inputs)[rows])
     logits, activations = tapped(params, x)
     signs = jax.random.rademacher(jax.random.key(seed), (probes, *logits.shape), jnp.float32)
+    signs = signs.astype(logits.dtype)
 
     counted = np.asarray(observed.weights_NxT) > 0
     energies = {}

@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh, NamedSharding
@@ -20,11 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 from stride_jax import attribution, evaluation, models, stride, taps
 from stride_jax import design as designs
 from stride_jax import index as indices
-from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
-from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.data import (
     Examples,
     TextSplits,
@@ -36,20 +33,21 @@ from stride_jax.data import (
     planted_facts,
     write_splits,
 )
-from stride_jax.index import StrideSettings
-from stride_jax.measure import MeasureSettings
-from stride_jax.recovery import lasso
-from stride_jax.recovery.result import joined
+from stride_jax.frozen import FrozenModel, freeze
+from stride_jax.model_checks import parameters_fingerprint
+from stride_jax.recovery import Recovery
+from stride_jax.run import stages
+from stride_jax.run.base_model import restore_base, train_base
 from stride_jax.run.planning import model_speed, with_speed
 from stride_jax.run.products import Arrays, Products
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.recovering import recover_in_blocks
+from stride_jax.run.settings import RunSettings, used
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.files import plain, read_arrays, write_arrays
+from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.progress import Progress, silent
 
-# Queries that are recovered, and written, together.
-_BLOCK = 1024
+STAGES = stages.STAGES
 
 
 class Run:
@@ -68,36 +66,20 @@ class Run:
         self.progress = progress if processes.leads() else silent
         self.stop = durable.StopRequest() if stop is None else stop
         self.report = report if processes.leads() else None
-        self.products = Products(workdir, self._inputs())
+        self.products = Products(workdir, stages.inputs(settings))
 
-    def _inputs(self) -> dict[str, tuple[Any, tuple[str, ...]]]:
-        """Of each stage: its settings, and the stages before it."""
-        s = self.settings
-        return {
-            "data": ((s.verses or s.text, s.facts) if self.is_text else s.data, ()),
-            "model": ((s.model, s.train, s.num_checkpoints), ("data",)),
-            "operators": (
-                dataclasses.replace(
-                    s.stride, measure=MeasureSettings(), prior=0.0, lasso=lasso.LassoSettings()
-                ),
-                ("model",),
-            ),
-            "measurements": (s.stride.measure, ("operators",)),
-            "recovery": ((s.stride.prior, s.stride.lasso), ("measurements",)),
-            "random": ((), ("data",)),
-            "feature-cosine": ((), ("model",)),
-            "grad-dot": ((), ("model",)),
-        }
-
-    def _keep(self, stage: str) -> durable.Kept:
-        return durable.Kept(
-            self.products.partial(stage), self.mesh, time.monotonic, self.settings.keep, self.stop,
+    def execution(self, stage: str) -> Execution:
+        """Devices, bars, memory and checkpoints of one stage's loops."""
+        settings = self.settings.execution
+        keep = durable.Kept(
+            self.products.partial(stage), self.mesh, time.monotonic, settings.keep, self.stop,
             self._report(stage),
         )  # fmt: skip
+        return Execution(self.mesh, self.progress, keep, settings.memory, settings.batch_size)
 
     def _report(self, stage: str) -> durable.Report | None:
         """The report of a stage's loops, with what their speed means."""
-        if self.report is None or (stage, self.settings.stride.fit) == ("operators", "joint"):
+        if self.report is None or (stage, self.settings.index.fit) == ("operators", "joint"):
             return self.report
         steps = self.settings.train.batch_size if stage == "model" else None
         return with_speed(self.report, model_speed(self.module, self.train, steps))
@@ -105,14 +87,9 @@ class Run:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices of all processes."""
-        return meshes.mesh_for(self.settings.stride.design.num_subsets, self.settings.mesh)
+        return meshes.mesh_for(self.settings.index.design.num_subsets, self.settings.execution.mesh)
 
     # ── data and base model ──────────────────────────────────────────────────────────────────────
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the run is of a language model."""
-        return self.settings.text is not None or self.settings.verses is not None
 
     @functools.cached_property
     def text(self) -> TextSplits:
@@ -126,7 +103,8 @@ class Run:
         return plant(splits, planted_facts(seed=0, count=s.facts)) if s.facts else splits
 
     @functools.cached_property
-    def _data(self) -> tuple[dict[str, Examples], int]:
+    def data(self) -> tuple[dict[str, Examples], int]:
+        """The splits by role, and the number of classes."""
         began = time.monotonic()
         with processes.leader_first("data"):
             data = self._read_data()
@@ -143,7 +121,7 @@ class Run:
         return map_splits(folder)
 
     def _load_data(self) -> tuple[dict[str, Examples], int]:
-        if not self.is_text:
+        if not self.settings.is_text:
             return load_splits(self.settings.data, self.workdir / "data")
         roles = ("train", "calibration", "query")
         splits = {role: getattr(self.text, role).examples for role in roles}
@@ -152,47 +130,33 @@ class Run:
     @property
     def train(self) -> Examples:
         """The training split."""
-        return self._data[0]["train"]
+        return self.data[0]["train"]
 
     @property
     def query(self) -> Examples:
         """The query split."""
-        return self._data[0]["query"]
+        return self.data[0]["query"]
 
     @functools.cached_property
     def module(self) -> Any:
         """The linen module."""
-        return models.make_model(self.settings.model, self._data[1])
-
-    @property
-    def model(self) -> tuple[Any, float]:
-        """The base model's parameters and its temperature."""
-        base = self.base_model
-        return base.params, base.temperature
+        return models.make_model(self.settings.model, self.data[1])
 
     @functools.cached_property
-    def base_model(self) -> Model:
+    def model(self) -> Model:
         """The base model with its checkpoints and temperature, from disk or trained."""
         folder = self.products.path("model")
-        if checkpoint.latest(folder) is not None:
-            x = jnp.asarray(self.train.inputs[:1])
-            fresh = functools.partial(models.initial_params, self.module, inputs=x)
-            like = jax.eval_shape(fresh, jax.random.key(0))
-            like = jax.tree.map(self._on_every_device, [like] * self.settings.num_checkpoints)
-            params, config = checkpoint.restore(folder, like)
-            params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
-            self.products.tidy("model")
-        else:
-            params, config = self._train_base()
+        if checkpoint.latest(folder) is None:
+            params, config = train_base(
+                self.module, self.data[0], self.settings, self.execution("model")
+            )
             checkpoint.save(folder, meshes.everywhere(params, self.mesh), config)
-            self.products.forget("model")
-        self.products.seconds["model"] = config["seconds"]
-        return Model(
-            self.module, tuple(params), tuple(config["learning_rates"]), config["temperature"]
+            processes.wait("model written")
+        self.products.tidy("model")
+        model, self.products.seconds["model"] = restore_base(
+            folder, self.module, self.train.inputs[:1], self.settings.num_checkpoints, self.mesh
         )
-
-    def _on_every_device(self, v: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=meshes.replicated(self.mesh))
+        return model
 
     def another(self, i: int) -> "Run":
         """The same run with a base model of another seed, the i-th."""
@@ -200,132 +164,120 @@ class Run:
         settings = dataclasses.replace(self.settings, train=train)
         return Run(settings, self.workdir, self.progress, self.stop, self.report)
 
-    def _train_base(self) -> tuple[list[Any], dict[str, Any]]:
-        began = time.monotonic()
-        s, held_out = self.settings, self._data[0]["calibration"]
-        checkpoints, rates = models.pretrain(
-            self.module, self.train.inputs, self.train.labels, s.train, s.num_checkpoints,
-            progress=self.progress, keep=self._keep("model"),
-        )  # fmt: skip
-        forward = jax.jit(lambda params, x: self.module.apply({"params": params}, x)[0])
-        logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
-        logits = logits.reshape(-1, logits.shape[-1])
-        temperature = models.fit_temperature(logits, np.asarray(held_out.labels).reshape(-1))
-        config = {
-            "model": s.model,
-            "train": s.train,
-            "temperature": temperature,
-            "learning_rates": rates,
-            "seconds": time.monotonic() - began,
-        }
-        return checkpoints, config
-
     # ── STRIDE ───────────────────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
     def tapped(self) -> taps.TappedModel:
-        """The calibrated base model with its taps: what every method sees."""
-        return taps.with_temperature(from_model(self.module), self.model[1])
+        """The calibrated base model with its taps: what every method reads."""
+        return taps.with_temperature(from_model(self.module), self.model.temperature)
 
     @functools.cached_property
-    def stride_settings(self) -> StrideSettings:
-        """The method's settings, taps chosen."""
-        return choose_taps(self._corpus(self.train), self.settings.stride)
-
-    def _corpus(self, examples: Examples) -> Corpus:
-        """Examples as the calibrated base model sees them."""
-        return Corpus(
-            self.tapped, self._laid_out_params, examples.inputs, examples.labels, mesh=self.mesh,
-            progress=self.progress,
-        )  # fmt: skip
+    def frozen(self) -> FrozenModel:
+        """The calibrated base model with taps, sites and forms of curvature decided."""
+        params = self.model.params
+        if self.settings.execution.mesh.parameters == "sharded":
+            params = meshes.place(params, meshes.sharded_parameters(params, self.mesh))
+        execution = Execution(self.mesh, self.progress, memory=self.settings.execution.memory)
+        return freeze(self.tapped, params, self.train, self.settings.index, execution)
 
     @functools.cached_property
-    def _laid_out_params(self) -> Any:
-        params = self.model[0]
-        if self.settings.mesh.parameters == "replicated":
-            return params
-        return meshes.place(params, meshes.sharded_parameters(params, self.mesh))
-
-    @functools.cached_property
-    def operators(self) -> tuple[dict[str, ops.Operators], np.ndarray]:
-        """The index: basis and K steering matrices by site, and `||e_i||` of the examples.
-
-        Its K matrices live where their subsets do, in memory and on disk.
-        """
+    def index(self) -> indices.Index:
+        """The index: its K matrices live where their subsets do, in memory and on disk."""
         folder = self.products.path("operators")
         if checkpoint.latest(folder) is None:
-            settings, began = self.stride_settings, time.monotonic()
-            subsets = designs.membership(settings.design, self.train.ids)
-            made, _, residual_N = stride.make_operators(
-                settings, subsets, self._corpus(self.train), keep=self._keep("operators")
+            frozen, began = self.frozen, time.monotonic()
+            subsets_Nxd = designs.membership(frozen.settings.design, self.train.ids)
+            operators, _, residual_N = stride.fit_operators(
+                frozen, self.train, subsets_Nxd, self.execution("operators")
             )
-            arrays = indices.to_arrays(made) | {"residual_N": residual_N}
+            arrays = indices.to_arrays(operators) | {"residual_N": residual_N}
             note = {"seconds": time.monotonic() - began}
             placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
             checkpoint.save(folder, placed, note)
             processes.wait("operators written")
         self.products.tidy("operators")
-        like = {name: self._like(name, v) for name, v in checkpoint.shapes(folder).items()}
+        like = {
+            name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=self._where(name))
+            for name, v in checkpoint.shapes(folder).items()
+        }
         arrays, note = checkpoint.restore(folder, like)
         self.products.seconds["operators"] = note["seconds"]
         residual_N = meshes.fetch(arrays.pop("residual_N"))
-        return indices.from_arrays(arrays), residual_N
+        return indices.Index(
+            indices.from_arrays(arrays), self.train.ids, residual_N, self.frozen.settings,
+            model=parameters_fingerprint(self.frozen.params),
+        )  # fmt: skip
 
     def _where(self, name: str) -> NamedSharding:
         split = indices.by_subset(name)
         return meshes.over_subsets(self.mesh) if split else meshes.replicated(self.mesh)
-
-    def _like(self, name: str, v: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=self._where(name))
 
     @functools.cached_property
     def measurements(self) -> np.ndarray:
         """`y_QxK`, nats."""
 
         def compute() -> Arrays:
-            corpus, keep = self._corpus(self.query), self._keep("measurements")
-            return {
-                "y": stride.measure_all(self.stride_settings, self.operators[0], corpus, keep=keep)
-            }
+            measure, execution = self.settings.read.measure, self.execution("measurements")
+            operators = self.index.operators
+            return {"y": stride.measure_all(self.frozen, operators, self.query, measure, execution)}
 
-        return self.products.arrays("measurements", compute, lambda: self.operators)["y"]
+        return self.products.arrays("measurements", compute, lambda: self.index)["y"]
 
     @functools.cached_property
-    def recovery(self) -> lasso.Recovery:
-        """Influences with their certificates; processes share out the queries."""
+    def recovered(self) -> tuple[Recovery, dict[str, np.ndarray]]:
+        """Influences with their certificates, and diagnostics by query where lambda is chosen."""
 
         def compute() -> Arrays:
-            y_QxK = self.measurements
-            # Another number of processes shares the queries out differently.
-            folder = self.products.partial("recovery") / f"of-{processes.count()}"
-            state = stride.lasso_state(
-                self.settings.stride, self.train.ids, self.operators[1], mesh=meshes.local_mesh()
-            )
-            rows = processes.share(len(y_QxK))
+            folder = self.products.partial("recovery")
             progress = self.stop.between(self.progress)
-            for first in progress(range(0, len(rows), _BLOCK), desc="recovery"):
-                block = rows[first : first + _BLOCK]
-                path = folder / f"{block[0]:09d}-{block[-1]:09d}.npz"
-                if not path.exists():
-                    found = lasso.solve(state, y_QxK[block], self.settings.stride.lasso)
-                    write_arrays(path, **dataclasses.asdict(found))
-            processes.wait("recovery done")
-            parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]
-            return dataclasses.asdict(joined([lasso.Recovery(**part) for part in parts]))  # pyright: ignore[reportArgumentType]
+            memory = self.settings.execution.memory
+            execution = Execution(meshes.local_mesh(), progress, memory=memory)
+            state = stride.lasso_state(self.index, self.settings.read, execution)
+            return recover_in_blocks(
+                state, self.measurements, self.settings.read, folder, execution
+            )
 
-        found = self.products.arrays("recovery", compute, lambda: self.measurements)
-        return lasso.Recovery(**found)  # pyright: ignore[reportArgumentType]
+        arrays = self.products.arrays("recovery", compute, lambda: self.measurements)
+        names = [field.name for field in dataclasses.fields(Recovery)]
+        recovery = Recovery(**{name: arrays.pop(name) for name in names})  # pyright: ignore[reportArgumentType]
+        return recovery, arrays
+
+    @property
+    def recovery(self) -> Recovery:
+        """Influences with their certificates."""
+        return self.recovered[0]
 
     @property
     def influences(self) -> scipy.sparse.csr_array:
         """`[Q, N]` scores in compressed rows."""
         return stride.by_query(self.recovery, len(self.query))
 
+    def attribution(self) -> attribution.Attribution:
+        """STRIDE's scores with ids, labels and settings."""
+        classes = self.query.labels.ndim == 1
+        return attribution.Attribution(
+            self.query.ids, self.train.ids, self.influences, used(self.resolved),
+            query_labels=self.query.labels if classes else None,
+            train_labels=self.train.labels if classes else None,
+            diagnostics=self.recovered[1],
+        )  # fmt: skip
+
+    @property
+    def resolved(self) -> RunSettings:
+        """The settings, taps chosen."""
+        return dataclasses.replace(self.settings, index=self.frozen.settings)
+
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
     def bank(self) -> evaluation.Bank:
-        """Models retrained on random subsets."""
+        """Models retrained on random subsets.
+
+        Raises:
+          ValueError: the settings have no bank.
+        """
+        if self.settings.bank is None:
+            raise ValueError("this run has bank=None, so there is nothing to evaluate against")
         recipe = (
             self.module, self.train, self.query, self.settings.train, self.settings.bank,
             self.workdir / "bank",
@@ -343,7 +295,7 @@ class Run:
         """Scores of a baseline, `[Q, N]`."""
 
         def compute() -> Arrays:
-            both = self.base_model, self.train
+            both = self.model, self.train
             if name == "random":
                 scores = simple.score_random(None, *both, self.query, simple.RandomSettings())
             elif name == "feature-cosine":
@@ -356,14 +308,3 @@ class Run:
             return {"scores": scores}
 
         return self.products.arrays(name, compute, lambda: self.model, together=False)["scores"]
-
-    def attribution(self) -> attribution.Attribution:
-        """STRIDE's scores with ids and settings."""
-        return attribution.Attribution(
-            self.query.ids, self.train.ids, self.influences, plain(self.resolved)
-        )
-
-    @property
-    def resolved(self) -> RunSettings:
-        """The settings, taps chosen."""
-        return dataclasses.replace(self.settings, stride=self.stride_settings)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stride_jax.runtime import processes
-from stride_jax.runtime.files import fingerprint, read_arrays, write_arrays
+from stride_jax.runtime.files import UnreadableFileError, fingerprint, read_arrays, write_arrays
 from stride_jax.version import __version__
 
 Arrays = dict[str, np.ndarray]
@@ -24,8 +24,8 @@ class Products:
     """Files of one run, and the seconds that each stage took when it ran.
 
     Args:
-      workdir: a folder a stage in it.
-      inputs: `{stage: (its settings, the stages before it)}`.
+      workdir: a folder, with one folder per stage in it.
+      inputs: `{stage: (its settings, the stages it needs)}`, from `stages.inputs`.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class Products:
         return self.workdir / stage / self.key(stage)
 
     def partial(self, stage: str) -> pathlib.Path:
-        """Where a stage keeps what it has done so far."""
+        """Where a stage's unfinished work is."""
         return self.path(stage).with_suffix(".partial")
 
     def forget(self, stage: str) -> None:
-        """Remove what a stage kept on the way, once every process has its product."""
+        """Remove a stage's unfinished work, once every process has its product."""
         processes.wait(f"{stage} written")
         self.tidy(stage)
 
     def tidy(self, stage: str) -> None:
-        """Remove what a stage kept; also where a kill came between its product and this."""
+        """Remove a stage's unfinished work; also where a kill came between its product and this."""
         if processes.leads():
             shutil.rmtree(self.partial(stage), ignore_errors=True)
 
@@ -75,10 +75,19 @@ class Products:
           needs: brings in what they are made from, before the clock runs.
           together: all processes compute and have the same arrays, and the first one writes them;
             or the first one is alone.
+
+        Raises:
+          UnreadableFileError: the file is torn; names it and the remedy.
         """
         path = self.path(stage).with_suffix(".npz")
         if path.exists():
-            arrays = read_arrays(path)
+            try:
+                arrays = read_arrays(path)
+            except UnreadableFileError as error:
+                raise UnreadableFileError(
+                    f"{error}; it is the product of the stage {stage!r}: remove it to have the "
+                    "stage run again"
+                ) from error
             self.tidy(stage)
         else:
             needs()

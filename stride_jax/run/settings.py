@@ -9,12 +9,34 @@ from flax.traverse_util import flatten_dict
 
 from stride_jax.data import DataSettings, TextSettings, VerseSettings
 from stride_jax.evaluation import BankSettings
-from stride_jax.index import StrideSettings
 from stride_jax.models import ModelSettings, TrainSettings
-from stride_jax.runtime import durable, processes
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime import processes
+from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain, read_json, write_json
-from stride_jax.runtime.settings import build
+from stride_jax.runtime.keep import KeepSettings
+from stride_jax.runtime.settings import build, check_types
+from stride_jax.settings import IndexSettings, ReadSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionSettings:
+    """Where and in what pieces a run works; changes results by rounding at most.
+
+    Attributes:
+      mesh: how devices are arranged.
+      keep: when the state of long loops is written.
+      memory, batch_size: as in `Execution`.
+    """
+
+    mesh: meshes.MeshSettings = meshes.MeshSettings()
+    keep: KeepSettings = KeepSettings()
+    memory: int = Execution.memory
+    batch_size: int = Execution.batch_size
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        Execution(memory=self.memory, batch_size=self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +51,11 @@ class RunSettings:
       model: architecture.
       train: recipe of the base model and of the bank's models.
       num_checkpoints: of the base model along its training, the last one the model itself.
-      stride: the method.
-      bank: ground truth.
-      top_k: proponents and opponents stored a query; 0 stores every non-zero score.
-      mesh: how devices are arranged; like `keep`, it changes results by rounding at most.
-      keep: when the state of long loops is written.
+      index: what makes the index.
+      read: what reads it.
+      bank: ground truth; None for a run without evaluation.
+      top_k: proponents and opponents stored per query; 0 stores every non-zero score.
+      execution: devices, checkpoints and memory.
     """
 
     data: DataSettings = DataSettings()
@@ -43,16 +65,31 @@ class RunSettings:
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     num_checkpoints: int = 5
-    stride: StrideSettings = StrideSettings()
-    bank: BankSettings = BankSettings()
+    index: IndexSettings = IndexSettings()
+    read: ReadSettings = ReadSettings()
+    bank: BankSettings | None = None
     top_k: int = 100
-    mesh: meshes.MeshSettings = meshes.MeshSettings()
-    keep: durable.KeepSettings = durable.KeepSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.num_checkpoints < 1 or min(self.top_k, self.facts) < 0:
+            raise ValueError(
+                f"num_checkpoints={self.num_checkpoints}, top_k={self.top_k}, facts={self.facts}: "
+                "at least one checkpoint, and no negative number"
+            )
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the run is of a language model."""
+        return self.text is not None or self.verses is not None
 
 
-_OTHERS = ("leaderboard", "retrieval", "plan")
+OTHER_SECTIONS = ("leaderboard", "retrieval", "plan")
+"""Sections of a config that other programs read."""
+
 # Settings that change no product, or by rounding at most.
-_FREE = ("mesh.", "keep.", "bank.models_at_once")
+_FREE = ("execution.", "bank.models_at_once")
 
 
 def run_settings(values: Mapping[str, Any]) -> RunSettings:
@@ -61,15 +98,32 @@ def run_settings(values: Mapping[str, Any]) -> RunSettings:
     Raises:
       ValueError: an unknown key or a value of the wrong type.
     """
-    return build(RunSettings, {name: v for name, v in values.items() if name not in _OTHERS})
+    return build(RunSettings, {n: v for n, v in values.items() if n not in OTHER_SECTIONS})
+
+
+def used(settings: RunSettings) -> dict[str, Any]:
+    """The settings as JSON values, without the sections of parts that this run does not use.
+
+    >>> sorted(used(RunSettings())["model"]), "joint" in used(RunSettings())["index"]
+    (['kind', 'widths'], False)
+    """
+    values = plain(settings)
+    kind, index, read = settings.model.kind, values["index"], values["read"]
+    sections = {"mlp": ("widths",), "resnet9": ("width",), "gpt": ("gpt",), "llama": ("llama",)}
+    values["model"] = {n: v for n, v in values["model"].items() if n in ("kind", *sections[kind])}
+    if settings.index.fit != "joint":
+        del index["joint"]
+    if settings.read.selection.rule == "fixed":
+        del read["selection"]
+    # Of the three kinds of data one is used: verses before text before a dataset.
+    kinds = {"verses": settings.verses, "text": settings.text, "data": settings.data}
+    data = next(name for name, own in kinds.items() if own is not None)
+    unused = {*kinds} - {data} | (set() if settings.is_text else {"facts"})
+    return {name: v for name, v in values.items() if name not in unused}
 
 
 class ForeignWorkdirError(ValueError):
     """A folder that holds the products of other settings."""
-
-
-def _flat(settings: Any) -> dict[str, Any]:
-    return flatten_dict(plain(settings), keep_empty_nodes=True, sep=".")
 
 
 def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = False) -> None:
@@ -78,14 +132,14 @@ def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = Fa
     Args:
       workdir: the folder.
       settings: of the run.
-      reuse: take over a folder of other settings: stages that they do not touch are kept.
+      reuse: take a folder of other settings: stages that they do not touch are reused.
 
     Raises:
       ForeignWorkdirError: it belongs to other settings; names each that differs.
     """
-    path, ours = workdir / "settings.json", _flat(settings)
+    path, ours = workdir / "settings.json", _flat(used(settings))
     if path.exists() and not reuse:
-        theirs = _flat(read_json(path))
+        theirs = _flat(_known(read_json(path), path))
         differ = {
             name
             for name in ours.keys() | theirs.keys()
@@ -95,7 +149,40 @@ def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = Fa
             rows = [f"{n}: {theirs.get(n)!r} there, {ours.get(n)!r} here" for n in sorted(differ)]
             raise ForeignWorkdirError(
                 f"{workdir} holds a run of other settings ({'; '.join(rows)}): take another "
-                "--workdir, or go on here with --reuse, which keeps the stages that still fit"
+                "--workdir, or continue here with --reuse, which reuses the stages that still fit"
             )
     if processes.leads():
         write_json(path, plain(settings))
+
+
+def read_run_settings(workdir: pathlib.Path) -> RunSettings:
+    """The settings of the run that a folder holds.
+
+    Raises:
+      ValueError: no run was made there, or one of another version.
+    """
+    path = workdir / "settings.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir} holds no run: make one with stride-jax run --config=… --workdir={workdir}"
+        )
+    return _built(read_json(path), path)
+
+
+def _known(values: Any, path: pathlib.Path) -> dict[str, Any]:
+    """A folder's settings without unused sections; whatever is there, where it is of no version."""
+    try:
+        return used(_built(values, path))
+    except ValueError:
+        return values if isinstance(values, dict) else {}
+
+
+def _built(values: Any, path: pathlib.Path) -> RunSettings:
+    try:
+        return build(RunSettings, values)
+    except ValueError as error:
+        raise ValueError(f"{path} is not of a run of this version ({error})") from error
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    return flatten_dict(values, keep_empty_nodes=True, sep=".")

@@ -1,78 +1,177 @@
-"""A run's end: every method against retrained models, and what is written for people."""
+"""A run's end: what is written for people, as far as the run went."""
 
+import datetime
+import math
+import pathlib
+import shlex
+import sys
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import attribution, evaluation
 from stride_jax.models.train import cross_entropy
 from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import used
+from stride_jax.run.stages import BASELINES, through
 from stride_jax.runtime import processes
 from stride_jax.runtime.files import plain, read_json, write_json
+from stride_jax.runtime.machine import device_name
 
-_TOGETHER = ("stride_settings", "operators", "measurements", "recovery", "bank")
-"""Stages that all processes work on; the rest is the first one's."""
+# With fewer, intervals are wider than the differences between methods.
+_LEAST_SUBSETS, _LEAST_QUERIES = 30, 100
 
 
-def write(run: Run) -> dict[str, Any]:
-    """Run everything; write `attribution.parquet` and `summary.json`; return the summary."""
-    for stage in _TOGETHER:
-        getattr(run, stage)
+def write(run: Run, until: str | None = None) -> dict[str, Any]:
+    """Run the stages up to one of them, all by default; write and return `summary.json`.
+
+    `attribution.parquet` is written by the stage `attribution`. Figures that were not computed are
+    null.
+
+    Args:
+      run: the run.
+      until: its last stage, one of `stages.STAGES`.
+
+    Raises:
+      ValueError: no such stage.
+    """
+    wanted = through(until)
+    _work(run, wanted)
     if processes.leads():
-        summary = plain(summarise(run))
-        path = run.workdir / "attribution.parquet"
-        attribution.save(path, run.attribution(), run.settings.top_k or None)
-        write_json(run.workdir / "summary.json", summary)
+        write_json(run.workdir / "summary.json", _without_nan(plain(_summary(run, wanted))))
     processes.wait("summary written")
     return read_json(run.workdir / "summary.json")
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """Run everything and return what `summary.json` holds."""
+def _without_nan(value: Any) -> Any:
+    """JSON values, null in place of figures that could not be computed."""
+    if isinstance(value, dict):
+        return {name: _without_nan(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _work(run: Run, wanted: tuple[str, ...]) -> None:
+    """Every stage that all processes work on, and what the first one writes on the way."""
+    read = {
+        "data": lambda: run.data,
+        "model": lambda: run.model,
+        "operators": lambda: run.index,
+        "measurements": lambda: run.measurements,
+        "recovery": lambda: run.recovered,
+        "attribution": lambda: _write_attribution(run),
+        "evaluation": lambda: None if run.settings.bank is None else run.bank,
+    }
+    for stage in wanted:
+        read[stage]()
+
+
+def _write_attribution(run: Run) -> None:
+    if processes.leads():
+        path = run.workdir / "attribution.parquet"
+        run.attribution().save(path, run.settings.top_k or None)
+
+
+def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
+    figures = _figures(run) if "evaluation" in wanted and run.settings.bank else {}
+    model = _held_out(run) if "model" in wanted else {}
+    taps_known = "operators" in wanted
+    return {
+        "lds": figures.get("lds"),
+        "lds_ci95": figures.get("lds_ci95"),
+        "perfect_predictor": figures.get("perfect_predictor"),
+        "too_small": figures.get("too_small"),
+        "methods": figures.get("methods", {}),
+        "noise": figures.get("noise"),
+        "accuracy": model.get("accuracy"),
+        "held_out_loss": model.get("held_out_loss"),
+        "temperature": model.get("temperature"),
+        "recovery": _recovery(run) if "recovery" in wanted else None,
+        "until": wanted[-1],
+        "stages": run.products.seconds,
+        "seconds": sum(run.products.seconds.values()),
+        "products": _products(run, wanted),
+        "num_train": len(run.train),
+        "num_queries": len(run.query),
+        "settings": used(run.resolved if taps_known else run.settings),
+        "versions": attribution.versions(),
+        "device": device_name(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """Every method against the bank."""
     scores = {"stride": run.influences.toarray()}
-    scores |= {name: run.baseline(name) for name in ("grad-dot", "feature-cosine", "random")}
-    bank, noise = run.bank, evaluation.ceiling(run.bank)
-    ours = ("operators", "measurements", "recovery")
-    results = {}
+    scores |= {name: run.baseline(name) for name in BASELINES}
+    noise, methods = evaluation.ceiling(run.bank), {}
     for name, values in scores.items():
-        result = evaluation.lds(values, bank)
-        stages = ours if name == "stride" else (name,)
-        for stage in stages if name == "stride" else ():
-            getattr(run, stage)  # a stage read from its file knows what it took
-        results[name] = {
+        result = evaluation.lds(values, run.bank)
+        stages = ("operators", "measurements", "recovery") if name == "stride" else (name,)
+        methods[name] = {
             "lds": result.lds,
             "lds_ci95": result.ci95,
             "seconds": sum(run.products.seconds[stage] for stage in stages),
         }
     return {
-        "lds": results["stride"]["lds"],
-        "lds_ci95": results["stride"]["lds_ci95"],
-        "ceiling": noise.reliability,
-        "ceiling_detail": noise,
-        "methods": results,
-        "stages": run.products.seconds,
-        **_held_out(run),
-        "temperature": run.model[1],
-        "recovery": {
-            "max_relative_gap": float(run.recovery.relative_gap_Q.max()),
-            "mean_support": float(run.recovery.support_Q.mean()),
-            "mean_iterations": float(run.recovery.iterations_Q.mean()),
-        },
-        "settings": run.resolved,
-        "versions": attribution.versions(),
-        "device": str(jax.devices()[0].device_kind),
-        "num_train": len(run.train),
-        "num_queries": len(run.query),
+        "lds": methods["stride"]["lds"],
+        "lds_ci95": methods["stride"]["lds_ci95"],
+        "perfect_predictor": noise.perfect_predictor,
+        "noise": noise,
+        "too_small": too_small(len(run.bank.members_MxS), len(run.query)),
+        "methods": methods,
     }
 
 
+def too_small(num_subsets: int, num_queries: int) -> str | None:
+    """Why figures of a bank can't rank methods; None where they can.
+
+    >>> too_small(100, 400) is None
+    True
+    """
+    if num_subsets >= _LEAST_SUBSETS and num_queries >= _LEAST_QUERIES:
+        return None
+    return (
+        f"{num_subsets} retrained subsets and {num_queries} queries are too few to rank methods: "
+        f"use at least {_LEAST_SUBSETS} and {_LEAST_QUERIES}"
+    )
+
+
 def _held_out(run: Run) -> dict[str, float]:
-    """The base model on the queries: share of labels it gets right, nats a label it loses."""
-    logits = run.tapped(run.model[0], jnp.asarray(run.query.inputs))[0]
+    """The base model on the queries: share of labels it gets right, nats lost per label."""
+    logits = run.tapped(run.model.params, jnp.asarray(run.query.inputs))[0]
     labels = run.query.labels
     right = np.asarray(logits.argmax(axis=-1)) == labels
     loss = np.asarray(cross_entropy(logits, jnp.asarray(labels)))
-    return {"accuracy": float(right[labels >= 0].mean()),
-            "held_out_loss": float(loss[labels >= 0].mean())}  # fmt: skip
+    return {
+        "accuracy": float(right[labels >= 0].mean()),
+        "held_out_loss": float(loss[labels >= 0].mean()),
+        "temperature": run.model.temperature,
+    }
+
+
+def _recovery(run: Run) -> dict[str, float]:
+    recovery = run.recovery
+    return {
+        "max_relative_gap": float(recovery.relative_gap_Q.max()),
+        "mean_support": float(recovery.support_Q.mean()),
+        "mean_iterations": float(recovery.iterations_Q.mean()),
+    }
+
+
+def _products(run: Run, wanted: tuple[str, ...]) -> dict[str, str]:
+    """Where each stage's product is, relative to the workdir."""
+    products = {}
+    for stage in wanted:
+        if stage in ("model", "operators"):
+            products[stage] = run.products.path(stage)
+        elif stage in ("measurements", "recovery"):
+            products[stage] = run.products.path(stage).with_suffix(".npz")
+        elif stage == "attribution":
+            products[stage] = run.workdir / "attribution.parquet"
+        elif stage == "evaluation" and run.settings.bank is not None:
+            products["bank"] = run.workdir / "bank"
+    return {name: str(path.relative_to(run.workdir)) for name, path in products.items()}

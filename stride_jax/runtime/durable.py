@@ -4,7 +4,6 @@ A loop hands over its state after each step. All processes decide together wheth
 so that they stop at the same step; the next run, on this mesh or another, goes on from there.
 """
 
-import dataclasses
 import os
 import pathlib
 import signal
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.keep import KeepSettings
 from stride_jax.runtime.progress import Progress
 
 EXIT_CODE = os.EX_TEMPFAIL
@@ -61,26 +61,6 @@ class StopRequest:
                     raise Preempted
 
         return wrapped
-
-
-@dataclasses.dataclass(frozen=True)
-class KeepSettings:
-    """When the state of a long loop is written.
-
-    Attributes:
-      seconds: between two checkpoints of a loop, by the clock of the first process.
-      report_seconds: between two reports of its numbers, which wait for the device.
-    """
-
-    seconds: float = 300.0
-    report_seconds: float = 2.0
-
-    def __post_init__(self) -> None:
-        if min(self.seconds, self.report_seconds) < 0:
-            raise ValueError(
-                f"seconds={self.seconds} between checkpoints, report_seconds={self.report_seconds} "
-                "between reports: neither can be negative"
-            )
 
 
 Report = Callable[[str, int, Mapping[str, Any]], None]

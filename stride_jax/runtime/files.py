@@ -93,14 +93,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read what `write_json` wrote.
 
     Raises:
-      UnreadableFileError: the file is torn or not ours; the message names it and the remedy.
+      UnreadableFileError: the file is torn or no JSON; the message names it.
     """
     try:
         return json.loads(pathlib.Path(path).read_text())
     except ValueError as error:
-        raise UnreadableFileError(
-            f"{path} can't be read as JSON ({error}); delete it to have it made again"
-        ) from error
+        raise UnreadableFileError(f"{path} can't be read as JSON ({error})") from error
 
 
 def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
@@ -113,7 +111,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read what `write_arrays` wrote.
 
     Raises:
-      UnreadableFileError: the file is torn or not ours; the message names it and the remedy.
+      UnreadableFileError: the file is torn or no `.npz`; the message names it.
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -121,6 +119,4 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy and zipfile raise a different error for each kind of tear
-        raise UnreadableFileError(
-            f"{path} can't be read as arrays ({error}); delete it to have it made again"
-        ) from error
+        raise UnreadableFileError(f"{path} can't be read as arrays ({error})") from error

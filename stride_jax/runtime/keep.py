@@ -1,5 +1,6 @@
 """Where a long loop keeps its state, as a value: nowhere by default, in checkpoints for a run."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -39,3 +40,23 @@ class _Nowhere:
 
 nowhere: Keep = _Nowhere()
 """Keeps nothing: the library's default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepSettings:
+    """When the state of a long loop is written.
+
+    Attributes:
+      seconds: between two checkpoints of a loop, by the clock of the first process.
+      report_seconds: between two reports of its numbers, which wait for the device.
+    """
+
+    seconds: float = 300.0
+    report_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        if min(self.seconds, self.report_seconds) < 0:
+            raise ValueError(
+                f"seconds={self.seconds} between checkpoints, report_seconds={self.report_seconds} "
+                "between reports: neither can be negative"
+            )

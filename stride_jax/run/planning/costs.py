@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from stride_jax.run.planning.modules import work_of
+from stride_jax.runtime.programs import Program
 
 _FREE = {
     "broadcast_in_dim", "reshape", "transpose", "slice", "dynamic_slice", "dynamic_update_slice",
@@ -115,25 +116,22 @@ class StageCost:
         return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
-def cost(name: str, calls: int, program: Any, *args: Any, **statics: Any) -> StageCost:
-    """Compile a jitted program for abstract arguments and read what it takes.
+def cost(name: str, program: Program) -> StageCost:
+    """Compile a stage's program and read what it takes.
 
     Args:
       name: of the stage.
-      calls: how often it runs.
-      program: from `jax.jit`.
-      *args: `jax.ShapeDtypeStruct`s with shardings, pytrees of them, or static values.
-      **statics: static arguments by name.
+      program: its step, abstract arguments with shardings, and calls.
     """
-    compiled = program.lower(*args, **statics).compile()
+    compiled = program.step.lower(*program.args, **program.statics).compile()  # pyright: ignore[reportFunctionMemberAccess]
     memory, work = compiled.memory_analysis(), work_of(compiled.as_text())
     aliased = getattr(memory, "alias_size_in_bytes", 0)
     return StageCost(
         name,
-        calls,
-        count_flops(program, *args, **statics),
+        program.calls,
+        count_flops(program.step, *program.args, **program.statics),
         work.flops,
-        _held((args, statics)),
+        _held(program.args),
         int(memory.output_size_in_bytes - aliased),
         int(memory.temp_size_in_bytes),
         work.traffic,

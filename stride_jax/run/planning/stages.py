@@ -1,4 +1,8 @@
-"""The stages of a run as compiled programs over a mesh, from settings and shapes alone."""
+"""The stages of a run as compiled programs over a mesh, from settings and shapes alone.
+
+Every program is the one that the run itself asks for; what is estimated here is how much data there
+is, and which tap would be chosen.
+"""
 
 import dataclasses
 import functools
@@ -9,26 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from stride_jax import measure as measures
-from stride_jax import models, stride, taps
+from stride_jax import measure, models, recovery, taps
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
-from stride_jax.corpus import Corpus, named_taps
 from stride_jax.evaluation import retrain
-from stride_jax.index import StrideSettings
-from stride_jax.operators import curvature, joint, moments, steering
-from stride_jax.operators.closed_form import solve_steps
-from stride_jax.recovery import lasso, working_set
-from stride_jax.recovery.columns import LassoState, layout
+from stride_jax.examples import Examples
+from stride_jax.frozen import FrozenModel, resolve
+from stride_jax.observed import observed_source
+from stride_jax.operators import joint, passes
+from stride_jax.operators.closed_form import solve_program
 from stride_jax.run.planning.costs import StageCost, cost
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.programs import shape
 from stride_jax.runtime.settings import build
-
-Shape = jax.ShapeDtypeStruct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,12 @@ class Extent:
 
 
 def extent_of(values: Mapping[str, Any]) -> Extent:
-    """The section `plan` of a config, filled up with what the section `text` says.
+    """The section `plan` of a config, completed by the section `text`.
 
     Raises:
       ValueError: numbers that neither of them gives; names them.
     """
-    given, text = dict(values.get("plan", {})), values.get("text")
+    given, text = dict(values.get("plan") or {}), values.get("text")
     if text:
         given.setdefault("num_train", text.get("max_train"))
         given.setdefault("num_queries", text.get("num_query", 200))
@@ -75,260 +76,165 @@ def extent_of(values: Mapping[str, Any]) -> Extent:
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:
-    """What every stage is compiled from."""
+    """What every stage is compiled from: shapes in place of parameters and of one example."""
 
     settings: RunSettings
-    stride: StrideSettings
     extent: Extent
-    mesh: Mesh
-    corpus: Corpus
-    params: Any
+    execution: Execution
+    frozen: FrozenModel
+    one: Examples
     basis: ops.Basis
-    signs_C: jax.Array | None
 
-    def examples(self, data: dict[str, np.ndarray], count: int) -> dict[str, Shape]:
-        """Abstract examples, split over all devices."""
-        where = meshes.over_examples(self.mesh)
-        return {n: Shape((count, *v.shape[1:]), _dtype(v), sharding=where) for n, v in data.items()}
-
-    def everywhere(self, tree: Any) -> Any:
-        """Abstract arrays on every device; those that say where they are keep it."""
-        whole = meshes.replicated(self.mesh)
-        return jax.tree.map(
-            lambda v: (
-                Shape(v.shape, _dtype(v), sharding=getattr(v, "sharding", None) or whole)
-                if isinstance(v, Shape)
-                else Shape(np.shape(v), _dtype(v), sharding=whole)
-            ),
-            tree,
-        )
+    @property
+    def mesh(self) -> Mesh:
+        assert self.execution.mesh is not None
+        return self.execution.mesh
 
 
-def _dtype(v: Any) -> Any:
-    return jax.dtypes.canonicalize_dtype(v.dtype)
-
-
-def plan(
-    settings: RunSettings, extent: Extent, mesh: Mesh, *, with_bank: bool = True
-) -> list[StageCost]:
+def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
     """Compile every stage's program for a mesh of fake devices, and read what each takes.
 
     Args:
-      settings: of the run; its own `mesh` is not looked at, but for `parameters`.
+      settings: of the run; of its own `mesh` only `parameters` is read.
       extent: how much data.
       mesh: devices of the CPU that stand for the real ones.
-      with_bank: whether the ground truth is planned too.
 
     Returns:
       Costs of the pass over the training set and of the solution, or of joint training, site by
-      site; of measuring, recovery and the bank.
+      site; of measuring, recovery and, where the settings have one, the bank.
 
     Raises:
       ValueError: settings that do not go together, as in a real run.
     """
     scene = _scene(settings, extent, mesh)
-    out: list[StageCost] = []
-    if scene.stride.fit == "joint":
-        view, data, sites = scene.corpus.view(scene.stride)
-        out += [_training(scene, name, site, view, data) for name, site in sites.items()]
-    else:
-        view, data, sites = scene.corpus.view(scene.stride, scene.signs_C, training=True)
-        for name, site in sites.items():
-            out += _operators(scene, name, site, view, data)
-    view, data, sites = scene.corpus.view(scene.stride, scene.signs_C)
-    for name, site in sites.items():
-        out.append(_measurement(scene, name, site, view, data))
-    tokens = math.prod(data["labels"].shape[1:])
-    group = scene.stride.measure.group
-    rows = extent.num_queries * (-(-tokens // group) if group else 1)
-    out.append(_recovery(scene, rows))
-    return [*out, _bank(scene)] if with_bank else out
+    names = scene.frozen.sites
+    fitted = _training if settings.index.fit == "joint" else _closed_form
+    costs = [one for name in names for one in fitted(scene, name)]
+    costs += [_measurement(scene, name) for name in names]
+    costs.append(_recovery(scene))
+    return costs if settings.bank is None else [*costs, _bank(scene)]
 
 
 def index_bytes(settings: RunSettings, extent: Extent, mesh: Mesh) -> int:
     """Bytes of the K steering matrices of all sites, on all devices together."""
     scene = _scene(settings, extent, mesh)
-    sites = scene.corpus.view(scene.stride, scene.signs_C)[2].values()
-    return sum(
-        4 * scene.stride.design.num_subsets * (scene.basis.rank * site.width + 1) for site in sites
-    )
+    k = settings.index.design.num_subsets
+    return sum(4 * k * (scene.basis.rank * s.width + 1) for s in scene.frozen.sites.values())
 
 
 def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     module = models.make_model(settings.model, extent.num_classes)
     tokens = settings.model.kind in ("gpt", "llama")
-    one = np.zeros((1, *extent.input_shape), np.int32 if tokens else np.float32)
-    params = jax.eval_shape(
-        functools.partial(models.initial_params, module, inputs=jnp.asarray(one)), _key()
-    )
-    rule = meshes.sharded_parameters(params, mesh)
-    if settings.mesh.parameters == "replicated":
-        rule = jax.tree.map(lambda _: meshes.replicated(mesh), params)
-    params = jax.tree.map(lambda v, s: Shape(v.shape, v.dtype, sharding=s), params, rule)
-    tapped = taps.with_temperature(from_model(module), 1.0)
-    shapes = jax.eval_shape(tapped.forward, params, one)[1]
-    how = settings.stride
-    if not how.taps:  # which one is chosen depends on the weights: the widest costs most
-        widest = max(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
-        how = dataclasses.replace(how, taps=(widest,))
+    inputs = np.zeros((1, *extent.input_shape), np.int32 if tokens else np.float32)
     labels = np.zeros((1, *extent.input_shape) if tokens else (1,), np.int32)
-    corpus = Corpus(tapped, params, one, labels, mesh=mesh)
-    taps.select(dict.fromkeys(shapes), named_taps(how))
-    basis = _basis(how, {name: shapes[name].shape for name in how.taps}, labels.size)
-    return _Scene(settings, how, extent, mesh, corpus, params, basis, corpus.signs(how))
+    fresh = functools.partial(models.initial_params, module, inputs=jnp.asarray(inputs))
+    params = jax.eval_shape(fresh, jax.eval_shape(lambda: jax.random.key(0)))
+    rule = meshes.sharded_parameters(params, mesh)
+    if settings.execution.mesh.parameters == "replicated":
+        rule = jax.tree.map(lambda _: meshes.replicated(mesh), params)
+    params = jax.tree.map(lambda v, where: shape(v.shape, v.dtype, where), params, rule)
+    tapped = taps.with_temperature(from_model(module), 1.0)
+    shapes = jax.eval_shape(tapped.forward, params, inputs)[1]
+    own = settings.index
+    if not own.taps:  # which one is chosen depends on the weights: the widest costs most
+        widest = max(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
+        own = dataclasses.replace(own, taps=(widest,))
+    frozen = resolve(tapped, params, inputs, own)
+    basis = _basis(own, {name: shapes[name].shape for name in own.taps}, labels.size)
+    execution = Execution(
+        mesh, memory=settings.execution.memory, batch_size=settings.execution.batch_size
+    )
+    one = Examples.trusted(inputs, labels, np.array(["one"]), None)
+    return _Scene(settings, extent, execution, frozen, one, basis)
 
 
-def _key() -> jax.Array:
-    return jax.random.key(0)
+def _basis(settings: Any, shapes: dict[str, Any], tokens: int) -> ops.Basis:
+    """Shapes of a basis that has all the directions it may have."""
+    widths = {name: math.prod(size) // tokens for name, size in shapes.items()}
+    depth, rank = sum(widths.values()), min(settings.basis.rank, sum(widths.values()))
+    weights = {"projection": shape((depth, rank))}
+    if settings.basis.kind == "mlp":
+        hidden = settings.basis.hidden
+        weights |= {"inner": shape((depth, hidden)), "bias": shape((hidden,))}
+        weights |= {"outer": shape((hidden, rank))}
+    mean = {name: shape((width,)) for name, width in widths.items()}
+    return ops.Basis(mean, {name: shape(()) for name in widths}, weights)
 
 
-def _basis(how: StrideSettings, shapes: dict[str, Any], tokens: int) -> ops.Basis:
-    """Shapes of a basis that finds all the directions it may have."""
-    widths = {name: math.prod(shape) // tokens for name, shape in shapes.items()}
-    depth, rank = sum(widths.values()), min(how.basis.rank, sum(widths.values()))
-    f32 = functools.partial(Shape, dtype=jnp.float32)
-    weights = {"projection": f32((depth, rank))}
-    if how.basis.kind == "mlp":
-        hidden = how.basis.hidden
-        weights |= {"inner": f32((depth, hidden)), "bias": f32((hidden,))}
-        weights |= {"outer": f32((hidden, rank))}
-    mean, scale = {n: f32((w,)) for n, w in widths.items()}, {n: f32(()) for n in widths}
-    return ops.Basis(mean, scale, weights)  # pyright: ignore[reportArgumentType]
-
-
-def _operators(scene: _Scene, name: str, site: Any, view: Any, data: Any) -> list[StageCost]:
-    how, mesh, basis = scene.stride, scene.mesh, scene.basis
-    k, count = how.design.num_subsets, scene.extent.num_train
-    form = stride.curvature_form(how, site, basis)
-    _, tokens, classes = jax.eval_shape(view, scene.params, site, data)[0].logits_NxTxC.shape
-    size, parts, width = curvature.batch_sizes(
-        how.closed_form.batch_size, count, tokens, classes, basis.rank, site.width,
-        how.chunk_bytes // 8, mesh,
+def _closed_form(scene: _Scene, name: str) -> list[StageCost]:
+    frozen, site, rank = scene.frozen, scene.frozen.sites[name], scene.basis.rank
+    design, form = frozen.settings.design, frozen.forms[name]
+    rotation = (shape((rank, rank)), shape((site.width,) * 2)) if form == "eigen" else None
+    one_pass = passes.program(
+        design, site, scene.basis, frozen.source(scene.one, training=True),
+        ops.Curvature(form, rotation), scene.extent.num_train, scene.execution,
     )  # fmt: skip
-    f32 = functools.partial(Shape, dtype=jnp.float32)
-    rotation = (f32((basis.rank,) * 2), f32((site.width,) * 2)) if form == "eigen" else None
-    total = jax.eval_shape(
-        functools.partial(moments.zeros, k, basis.rank, site.width, form), rotation
+    solve = solve_program(
+        design.num_subsets, rank, site.width, form, frozen.settings.closed_form, scene.mesh
     )
-    where = moments.shardings(total, mesh)
-    total = jax.tree.map(lambda v, s: Shape(v.shape, v.dtype, sharding=s), total, where)
-    # The largest subset's share of a batch, as it falls out for a random one.
-    rng = np.random.default_rng(0)
-    members = np.stack([rng.choice(k, how.design.degree, replace=False) for _ in range(size)])
-    rows, sizes_K = curvature.sum_tables(members, k, size, mesh.shape[meshes.DATA])[0]
-    table = Shape(
-        rows.shape, jnp.int32, sharding=NamedSharding(mesh, P(meshes.DATA, None, meshes.SUBSET))
-    )
-    sizes = Shape(sizes_K.shape, jnp.float32, sharding=meshes.over_subsets(mesh))
-    batch = scene.examples(data, size)
-    mask = Shape((size,), jnp.float32, sharding=meshes.over_examples(mesh))
-    given = scene.everywhere((scene.params, site, basis))
-    return [
-        cost(
-            f"pass, {name}", -(-count // size), curvature.add_batch, total, *given, batch, table,
-            sizes, mask, view=view, parts=parts, width=width, mesh=mesh,
-        ),
-        cost(
-            f"solve, {name}", 1, solve_steps, total, settings=how.closed_form, mesh=mesh
-        ),
-    ]  # fmt: skip
+    return [cost(f"pass, {name}", one_pass), cost(f"solve, {name}", solve)]
 
 
-def _training(scene: _Scene, name: str, site: Any, view: Any, data: Any) -> StageCost:
-    """A step of joint training, on what the frozen model said about all examples."""
-    how, mesh, basis = scene.stride, scene.mesh, scene.basis
-    k, count, degree = how.design.num_subsets, scene.extent.num_train, how.design.degree
-    everyone = {n: Shape((count, *v.shape[1:]), _dtype(v)) for n, v in data.items()}
-    seen, context = jax.eval_shape(view, scene.params, site, everyone)
+def _training(scene: _Scene, name: str) -> list[StageCost]:
+    """A step of joint training, on the frozen model's output for all examples."""
+    frozen, site = scene.frozen, scene.frozen.sites[name]
+    source = frozen.source(scene.one)
+    count = scene.extent.num_train
+    data = jax.tree.map(lambda v: shape((count, *v.shape[1:]), v.dtype), source.data)
+    observed, context = jax.eval_shape(source.forward, source.params, site, data)
     context.pop("errors", None)
-    learns = how.joint.basis_learning_rate > 0
-    depth = basis.weights["projection"].shape[0] if learns else basis.rank
-    mean = count * degree / k
-    largest = min(count, math.ceil(mean + 4 * mean**0.5))  # of K random ones
-    f32, i32 = (functools.partial(Shape, dtype=t) for t in (jnp.float32, jnp.int32))
-    problem: Any = joint.Problem(
-        dataclasses.replace(seen, activations={}), context, f32((*seen.labels_NxT.shape, depth)),  # pyright: ignore[reportArgumentType]
-        i32((count, degree)), i32((k, largest)), f32((k, largest)),  # pyright: ignore[reportArgumentType]
-        f32((k, how.joint.sketch if how.joint.linearity else 1)),  # pyright: ignore[reportArgumentType]
+    params = frozen.params if site.reads_params else None
+    program = joint.program(
+        frozen.settings.design, site, scene.basis, observed_source(observed, context, params),
+        frozen.settings.joint, scene.execution,
     )  # fmt: skip
-    where = joint.shardings(problem, mesh)
-    problem = jax.tree.map(lambda v, at: Shape(v.shape, _dtype(v), sharding=at), problem, where)
-    own = k // mesh.shape[meshes.SUBSET]
-    chunks = joint.num_chunks(own, largest, seen, basis.rank, how.joint)
-    _, step, state = joint.program(k, site.width, basis, how.joint, chunks, mesh)
-    site = scene.everywhere(steering.with_params(site, scene.params))
-    return cost(
-        f"training, {name}", how.joint.steps, step, state, problem, site, jax.eval_shape(_key)
-    )
+    return [cost(f"training, {name}", program)]
 
 
-def _measurement(scene: _Scene, name: str, site: Any, view: Any, data: Any) -> StageCost:
-    how, mesh, basis = scene.stride, scene.mesh, scene.basis
-    k = how.design.num_subsets
-    f32 = functools.partial(Shape, dtype=jnp.float32)
-    signs = site.signs_C if name == "logit" else None
-    operators: Any = ops.Operators(basis, f32((k, basis.rank, site.width)), f32((k,)), signs)  # pyright: ignore[reportArgumentType]
-    _, tokens, classes = jax.eval_shape(view, scene.params, site, data)[0].logits_NxTxC.shape
-    size, form = measures.batch_sizes(
-        k, math.prod(operators.a_KxRxO.shape[1:]), scene.extent.num_queries, tokens, classes,
-        how.measure, mesh,
+def _measurement(scene: _Scene, name: str) -> StageCost:
+    frozen, site, rank = scene.frozen, scene.frozen.sites[name], scene.basis.rank
+    k = frozen.settings.design.num_subsets
+    signs = frozen.signs_C if name == "logit" else None
+    matrices = shape((k, rank, site.width))
+    operators = ops.Operators(scene.basis, matrices, shape((k,)), signs)
+    program = measure.program(
+        site, operators, frozen.source(scene.one), scene.extent.num_queries,
+        scene.settings.read.measure, scene.execution,
     )  # fmt: skip
-    where = measures.shardings(operators, mesh)
-    operators = jax.tree.map(lambda v, s: Shape(v.shape, _dtype(v), sharding=s), operators, where)
-    return cost(
-        f"measure, {name}", -(-scene.extent.num_queries // size), measures.measure_batch,
-        *scene.everywhere((scene.params, site)), operators, scene.examples(data, size),
-        view=view, how=form, mesh=mesh,
-    )  # fmt: skip
+    return cost(f"measure, {name}", program)
 
 
-def _recovery(scene: _Scene, rows: int) -> StageCost:
+def _recovery(scene: _Scene) -> StageCost:
     """A round for as many queries as one device takes together; devices share the queries."""
-    how, n = scene.stride.lasso, scene.extent.num_train
-    k, degree = scene.stride.design.num_subsets, scene.stride.design.degree
-    mesh = meshes.single_mesh()
-    padded, group, dtype = layout(n, k)
-    f32, i32 = (functools.partial(Shape, dtype=t) for t in (jnp.float32, jnp.int32))
-    weights = f32((padded,)) if scene.stride.prior else None
-    state: Any = LassoState(
-        Shape((padded, degree), dtype), weights, n, k, group, mesh, sharded=False  # pyright: ignore[reportArgumentType]
+    settings, group = scene.settings, scene.settings.read.measure.group
+    tokens = math.prod(scene.one.labels.shape[1:])
+    rows = scene.extent.num_queries * (-(-tokens // group) if group else 1)
+    program = recovery.program(
+        settings.index.design, scene.extent.num_train, settings.read.lasso,
+        has_prior=settings.read.prior > 0, queries=-(-rows // scene.mesh.size),
+        execution=dataclasses.replace(scene.execution, mesh=meshes.single_mesh()),
     )  # fmt: skip
-    own = -(-rows // scene.mesh.size)
-    slots = lasso.slots_for(state, how, own)
-    size = 1 << (min(how.working_set, n) - 1).bit_length()
-    working = working_set.WorkingSet(
-        i32((slots, size)), Shape((slots, size, degree), dtype), f32((slots, size)),
-        f32((slots, size)),
-    )  # fmt: skip
-    problem = working_set.Problem(f32((slots, k)), *(f32((slots,)) for _ in range(5)))
-    rounds = 6  # a few passes over all columns end most queries (docs/lab.md)
-    return cost(
-        "recovery, a round", rounds * -(-own // slots),
-        working_set.play_round, state, working, problem, penalty=how.penalty,
-        intercept=how.intercept, max_steps=min(how.max_iterations, lasso.STEPS_PER_ROUND),
-        one_by_one=jax.default_backend() == "cpu",
-    )  # fmt: skip
+    return cost("recovery, a round", program)
 
 
 def _bank(scene: _Scene) -> StageCost:
     """Models of the ground truth that one device trains together."""
-    s, extent = scene.settings, scene.extent
+    s, extent, one = scene.settings, scene.extent, scene.one
+    assert s.bank is not None
     devices = math.gcd(s.bank.models_at_once, scene.mesh.size)
-    own = s.bank.models_at_once // devices
-    i32 = functools.partial(Shape, dtype=jnp.int32)
-    one = scene.corpus.inputs
-    labels = np.asarray(scene.corpus.labels).shape[1:]
+
+    def rows(v: np.ndarray, count: int) -> Any:
+        return shape((count, *v.shape[1:]), v.dtype)
+
     data = {
-        "inputs": Shape((extent.num_train, *one.shape[1:]), _dtype(one)),
-        "labels": i32((extent.num_train, *labels)),
-        "query_inputs": Shape((extent.num_queries, *one.shape[1:]), _dtype(one)),
-        "query_labels": i32((extent.num_queries, *labels)),
+        "inputs": rows(one.inputs, extent.num_train),
+        "labels": rows(one.labels, extent.num_train),
+        "query_inputs": rows(one.inputs, extent.num_queries),
+        "query_labels": rows(one.labels, extent.num_queries),
     }
-    members = i32((own, round(s.bank.alpha * extent.num_train)))
-    keys = jax.eval_shape(lambda: jax.random.split(_key(), own))
-    total = s.bank.num_subsets * s.bank.num_seeds
-    return cost(
-        "bank, models together", -(-total // (own * scene.mesh.size)), retrain.train_and_score,
-        module=models.make_model(s.model, extent.num_classes), training=s.train, data=data,
-        members_BxS=members, keys_B=keys, mesh=meshes.single_mesh(),
+    program = retrain.program(
+        models.make_model(s.model, extent.num_classes), s.train, data,
+        (s.bank.models_at_once // devices, round(s.bank.alpha * extent.num_train)),
+        scene.mesh.size, s.bank.num_subsets * s.bank.num_seeds,
     )  # fmt: skip
+    return cost("bank, models together", program)

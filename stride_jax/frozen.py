@@ -1,0 +1,273 @@
+"""The frozen model: taps, sites and forms of curvature, resolved once and then only read."""
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from stride_jax import operators as ops
+from stride_jax.examples import Examples
+from stride_jax.model_checks import check_model
+from stride_jax.observed import (
+    Context,
+    Forward,
+    Observed,
+    Source,
+    as_training,
+    check_fit,
+    forward_all,
+    forward_and_pull,
+    forward_batch,
+    observed_source,
+    token_weights,
+)
+from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.progress import silent
+from stride_jax.settings import IndexSettings
+from stride_jax.taps import Params, TappedModel, only, select
+
+
+class Chunk(NamedTuple):
+    """What the frozen model says about some of the examples.
+
+    Attributes:
+      rows: which.
+      observed: taps, logits and labels.
+      contexts: `{site: what it needs of each example besides}`.
+    """
+
+    rows: slice
+    observed: Observed
+    contexts: dict[str, Context]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrozenModel:
+    """A trained model as the method reads it.
+
+    Attributes:
+      tapped: the model, with the taps that the basis or a site reads and no others.
+      params: its parameters, laid out over devices or not.
+      settings: what makes an index of it, the taps named.
+      sites: `{site: where operators act}`.
+      forms: `{site: form of the curvature}`, one of `operators.moments.FORMS`.
+    """
+
+    tapped: TappedModel
+    params: Params
+    settings: IndexSettings
+    sites: dict[str, ops.Site]
+    forms: dict[str, str]
+
+    @property
+    def signs_C(self) -> jax.Array | None:
+        """The signs of the logit site's folding, if it has one."""
+        site = self.sites.get("logit")
+        return site.signs_C if isinstance(site, ops.FoldedSite) else None
+
+    def source(self, examples: Examples, *, training: bool = False) -> Source:
+        """Examples for a program that runs the frozen model on batches of them.
+
+        Args:
+          examples: N of them.
+          training: whether predictions are doubted, as the closed form reads training examples.
+
+        Raises:
+          ValueError: examples that do not fit the model.
+        """
+        check_fit(self.tapped, self.params, examples)
+        data = {
+            "inputs": examples.inputs,
+            "labels": examples.labels,
+            "weights": token_weights(examples),
+        }
+        return Source(self.forward(training=training), self.params, data)
+
+    def forward(self, *, training: bool = False) -> Forward:
+        """The traced function that runs the model on a batch of a source."""
+        return _forward(self.tapped, self.settings.closed_form.doubt if training else 0.0)
+
+    def observe(self, examples: Examples, execution: Execution = Execution()) -> Chunk:
+        """One forward pass over all of these examples; what it says is held in memory."""
+        observed = forward_all(self.tapped, self.params, examples, execution)
+        contexts = {
+            name: site.context(observed, examples.inputs) for name, site in self.sites.items()
+        }
+        return Chunk(slice(0, len(examples)), observed, contexts)
+
+    def chunks(self, examples: Examples, execution: Execution, desc: str) -> Iterator[Chunk]:
+        """`observe`, in equal chunks that take half of the memory at most."""
+        shapes = jax.eval_shape(self.tapped.forward, self.params, np.asarray(examples.inputs[:1]))
+        each = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        most, count = max(1, execution.memory // 2 // each), len(examples)
+        size = -(-count // -(-count // most))
+        if size == count:
+            yield self.observe(examples, execution)
+            return
+        within = dataclasses.replace(execution, progress=silent)
+        for start in execution.progress(range(0, count, size), desc=desc):
+            rows = slice(start, min(start + size, count))
+            yield self.observe(examples.take(rows), within)._replace(rows=rows)
+
+    def observed_source(self, site: str, chunk: Chunk) -> Source:
+        """A chunk as the source of a program at one site; the model is not run again."""
+        params = self.params if self.sites[site].reads_params else None
+        return observed_source(chunk.observed, chunk.contexts[site], params)
+
+
+def freeze(
+    tapped: TappedModel,
+    params: Params,
+    examples: Examples,
+    settings: IndexSettings = IndexSettings(),
+    execution: Execution = Execution(),
+    *,
+    signs_C: jax.Array | None = None,
+) -> FrozenModel:
+    """Decide once where an index of this model reads and acts.
+
+    Args:
+      tapped: the model, from one of the constructors in `adapters`.
+      params: its parameters.
+      examples: some that it will read; taps are chosen on evenly spaced ones where none are named.
+      settings: what makes the index.
+      execution: devices.
+      signs_C: of an index made before; drawn from the design's seed by default.
+
+    Raises:
+      ValueError: examples that do not fit the model; a tap or site that it does not have; outputs
+        that are not finite, depend on the rest of the batch, or are probabilities.
+
+    >>> from stride_jax.taps import from_function
+    >>> model = from_function(lambda p, x: (x @ p, {"input": x}))
+    >>> rows = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    >>> frozen = freeze(model, np.eye(3, 2, dtype=np.float32), Examples(rows, np.arange(6) % 2),
+    ...                 IndexSettings(taps=("input",)))
+    >>> frozen.sites["logit"].width, frozen.forms
+    (2, {'logit': 'exact'})
+    """
+    check_fit(tapped, params, examples)
+    one = np.asarray(examples.inputs[:1])
+    names = list(jax.eval_shape(tapped.forward, params, one)[1])
+    select(dict.fromkeys(names), _needed(settings))
+    check_model(tapped, params, examples, execution)
+    if not settings.taps:
+        chosen = _chosen_taps(tapped, params, examples, execution, names)
+        settings = dataclasses.replace(settings, taps=chosen)
+    return resolve(tapped, params, one, settings, signs_C=signs_C)
+
+
+def resolve(
+    tapped: TappedModel,
+    params: Params,
+    one: np.ndarray,
+    settings: IndexSettings,
+    *,
+    signs_C: jax.Array | None = None,
+) -> FrozenModel:
+    """`freeze` from shapes alone: no parameter is read, nothing is checked or chosen.
+
+    Args:
+      tapped, settings, signs_C: as in `freeze`, the taps named.
+      params: arrays or their shapes.
+      one: a batch of one example's inputs.
+    """
+    wanted = only(tapped, _needed(settings))
+    logits, activations = jax.eval_shape(wanted.forward, params, one)
+    tokens, classes = math.prod(logits.shape[1:-1]), logits.shape[-1]
+    widths = {name: math.prod(v.shape) // tokens for name, v in activations.items()}
+    sites: dict[str, ops.Site] = {}
+    for name in settings.sites:
+        if name != "logit":
+            sites[name] = _residual_site(wanted, name, widths[name], activations[name].shape[1:])
+        elif 0 < settings.output_rank < classes:
+            signs = ops.draw_signs(classes, settings.design.seed) if signs_C is None else signs_C
+            sites[name] = ops.FoldedSite(settings.output_rank, signs)
+        else:
+            sites[name] = ops.LogitSite(classes)
+    rank = min(settings.basis.rank, sum(widths[name] for name in settings.taps)) + 1
+    forms = {name: settings.closed_form.form(rank, site) for name, site in sites.items()}
+    return FrozenModel(wanted, params, settings, sites, forms)
+
+
+def evenly_spaced(examples: Examples, tokens: int) -> Examples:
+    """Evenly spaced examples of about so many tokens altogether; all if there are fewer."""
+    each = math.prod(examples.labels.shape[1:])
+    count = min(len(examples), -(-tokens // each))
+    return examples.take(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)))
+
+
+def on_one_device(params: Params, execution: Execution) -> Execution:
+    """Small work whose rounding should not depend on the devices, unless the model is split."""
+    return dataclasses.replace(execution, mesh=meshes.mesh_of(params) or meshes.single_mesh())
+
+
+def _needed(settings: IndexSettings) -> tuple[str, ...]:
+    """Taps that the basis or a site reads, each once."""
+    residual = [site for site in settings.sites if site != "logit"]
+    return tuple(dict.fromkeys([*settings.taps, *residual]))
+
+
+def _residual_site(
+    tapped: TappedModel, tap: str, width: int, shape: tuple[int, ...]
+) -> ops.ResidualSite:
+    if tapped.suffix is None:
+        raise ValueError(
+            f"site {tap!r} needs the rest of the network as a function of the tap: give the tapped "
+            "model a suffix (from_model, from_linen and from_nnx do)"
+        )
+    return ops.ResidualSite(width, tap, tuple(shape), tapped.suffix)
+
+
+def _chosen_taps(
+    tapped: TappedModel,
+    params: Params,
+    examples: Examples,
+    execution: Execution,
+    names: list[str],
+    sample: int = 1024,
+) -> tuple[str, ...]:
+    """The tap whose variation moves the logits most, on evenly spaced training examples."""
+    if not names:
+        raise ValueError(
+            "the model has no taps to read: hand out named floating-point activations, such as "
+            "{'embedding': …}; inputs of integers are none"
+        )
+    if len(names) == 1:
+        return tuple(names)
+    if tapped.suffix is None:
+        warnings.warn(
+            f"this model has no suffix, so no tap can be chosen: the basis reads all of "
+            f"{sorted(names)}; name some with IndexSettings(taps=…)",
+            stacklevel=4,
+        )
+        return tuple(sorted(names))
+    few = evenly_spaced(examples, sample)
+    observed = forward_all(tapped, params, few, on_one_device(params, execution))
+    return (ops.choose_tap(ops.tap_energies(tapped, params, observed, few.inputs)),)
+
+
+@functools.lru_cache(maxsize=64)
+def _forward(tapped: TappedModel, doubt: float) -> Forward:
+    """Held, so that asking again costs no compilation."""
+
+    def forward(
+        params: Params, site: ops.Site, batch: dict[str, jax.Array]
+    ) -> tuple[Observed, Context]:
+        if isinstance(site, ops.ResidualSite):
+            observed, pull_back = forward_and_pull(tapped, params, batch, site.tap)
+        else:
+            observed, pull_back = forward_batch(tapped, params, **batch), None
+        read = as_training(observed, doubt)
+        context: dict[str, Any] = site.context(observed, batch["inputs"])
+        if pull_back is not None:
+            context["errors"] = pull_back(ops.logit_errors(read))
+        return read, context
+
+    return forward

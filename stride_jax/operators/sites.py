@@ -1,0 +1,218 @@
+"""Where operators act, one class per kind of site.
+
+Logit site:     `õ_k(x) = o_x + b_x a_k`,                          a_k in R^{R x C}.
+Folded site:    `õ_k(x) = o_x + b_x a_k Uᵀ`,                       a_k in R^{R x O}, U in R^{C x O}.
+Residual site:  `z̃_l = z_l + b_x a_k`, then the frozen layers after l,  a_k in R^{R x D}.
+
+An operator acts through its *logit shift* `s = õ_k(x) − o_x`; losses and measurements are written
+in s alone and do not know the site. Each class says how a steering matrix shifts the logits
+(`shift`, `shifts`), what the gradient of a token's loss in its outputs is (`errors`), and what the
+curvature of its outputs is (`fisher`, `variances`); whether the whole Fisher may be summed
+(`has_exact_fisher`), and whether a shift runs layers of the frozen model (`reads_params`).
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stride_jax.observed import Context, Observed
+from stride_jax.operators.outputs import fold, fold_classes, unfold
+from stride_jax.taps import Params, Suffix
+
+
+def logit_errors(observed: Observed) -> jax.Array:
+    """Minus the gradient of each token's loss in the logits, `e_y − p`, `[B, T, C]`."""
+    logits = observed.logits_NxTxC
+    return jax.nn.one_hot(observed.labels_NxT, logits.shape[-1], dtype=logits.dtype) - (
+        jax.nn.softmax(logits)
+    )
+
+
+def _products(a_KxRxO: jax.Array, b_BxTxR: jax.Array) -> jax.Array:
+    """`b a_k` of K matrices, `[K, B, T, O]`; one matrix product is faster than K small ones."""
+    k, r, o = a_KxRxO.shape
+    flat = b_BxTxR @ a_KxRxO.transpose(1, 0, 2).reshape(r, k * o)
+    return jnp.moveaxis(flat.reshape(*b_BxTxR.shape[:2], k, o), 2, 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LogitSite:
+    """Operators that add to the logits; their outputs are the classes, O = C.
+
+    Attributes:
+      width: O.
+    """
+
+    width: int = dataclasses.field(metadata={"static": True})
+    name: ClassVar[str] = "logit"
+    has_exact_fisher: ClassVar[bool] = True
+    reads_params: ClassVar[bool] = False
+
+    def context(self, observed: Observed, inputs: Any) -> Context:
+        """Nothing besides the features."""
+        del observed, inputs
+        return {}
+
+    def shift(
+        self, params: Params, a_RxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`s = b a`, `[B, T, C]`."""
+        del params, context
+        return b_BxTxR @ a_RxO
+
+    def shifts(
+        self, params: Params, a_KxRxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`shift` of K operators on the same examples, `[K, B, T, C]`."""
+        del params, context
+        return _products(a_KxRxO, b_BxTxR)
+
+    def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
+        """`e_y − p`, minus the gradient of each token's loss in the outputs, `[B, T, O]`."""
+        del params, context
+        return logit_errors(observed)
+
+    def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
+        """`Σ w (diag p − p pᵀ)`, the outputs' Kronecker factor, `[O, O]`."""
+        del e_nxTxO
+        diagonal_C = jnp.einsum("nt,ntc->c", w_nxT, p_nxTxC)
+        return jnp.diag(diagonal_C) - jnp.einsum("nt,nto,ntu->ou", w_nxT, p_nxTxC, p_nxTxC)
+
+    def variances(self, right_OxO: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array) -> jax.Array:
+        """`q_oᵀ (diag p − p pᵀ) q_o` of the columns q of `right_OxO`, `[n, O]`."""
+        del e_nxO
+        return p_nxC @ right_OxO**2 - (p_nxC @ right_OxO) ** 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FoldedSite:
+    """Operators that add to the logits through a shared basis U of O folded classes.
+
+    Attributes:
+      width: O, buckets.
+      signs_C: the signs of the folding (`operators.outputs`).
+    """
+
+    width: int = dataclasses.field(metadata={"static": True})
+    signs_C: jax.Array
+    name: ClassVar[str] = "logit"
+    has_exact_fisher: ClassVar[bool] = False
+    reads_params: ClassVar[bool] = False
+
+    def context(self, observed: Observed, inputs: Any) -> Context:
+        """Nothing besides the features."""
+        del observed, inputs
+        return {}
+
+    def shift(
+        self, params: Params, a_RxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`s = b a Uᵀ`, `[B, T, C]`."""
+        del params, context
+        return unfold(b_BxTxR @ a_RxO, self.signs_C)
+
+    def shifts(
+        self, params: Params, a_KxRxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`shift` of K operators on the same examples, `[K, B, T, C]`."""
+        del params, context
+        return unfold(_products(a_KxRxO, b_BxTxR), self.signs_C)
+
+    def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
+        """`Uᵀ (e_y − p)`, `[B, T, O]`."""
+        del params, context
+        # Two terms, so that the curvature can share the second.
+        folded = fold(jax.nn.softmax(observed.logits_NxTxC), self.signs_C, self.width)
+        return fold_classes(observed.labels_NxT, self.signs_C, self.width) - folded
+
+    def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
+        """`Σ w Uᵀ (diag p − p pᵀ) U`, `[O, O]`."""
+        del e_nxTxO
+        diagonal_C = jnp.einsum("nt,ntc->c", w_nxT, p_nxTxC)
+        # Buckets have no class in common, so Uᵀ diag(p) U is diagonal too.
+        diagonal_O = fold(diagonal_C * self.signs_C, self.signs_C, self.width)
+        diagonal_O *= (self.width / self.signs_C.shape[0]) ** 0.5
+        folded = fold(p_nxTxC, self.signs_C, self.width)
+        return jnp.diag(diagonal_O) - jnp.einsum("nt,nto,ntu->ou", w_nxT, folded, folded)
+
+    def variances(self, right_OxO: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array) -> jax.Array:
+        """`q_oᵀ Uᵀ (diag p − p pᵀ) U q_o` of the columns q of `right_OxO`, `[n, O]`."""
+        del e_nxO
+        right_CxO = unfold(right_OxO.T, self.signs_C).T
+        return p_nxC @ right_CxO**2 - (p_nxC @ right_CxO) ** 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ResidualSite:
+    """Operators that add to the activation of one tap; the frozen layers after it run as usual.
+
+    Attributes:
+      width: O = D of the tap.
+      tap: its name.
+      shape: the tap's own shape after the example axis, which `suffix` expects.
+      suffix: rest of the network as a function of the tap.
+    """
+
+    width: int = dataclasses.field(metadata={"static": True})
+    tap: str = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    suffix: Suffix = dataclasses.field(metadata={"static": True})
+    has_exact_fisher: ClassVar[bool] = False
+    reads_params: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The tap's."""
+        return self.tap
+
+    def context(self, observed: Observed, inputs: np.ndarray | jax.Array) -> Context:
+        """Activation, logits and inputs, `{name: [N, ...]}`."""
+        return {
+            "z": observed.activations[self.tap],
+            "logits": observed.logits_NxTxC,
+            "inputs": jnp.asarray(inputs),
+        }
+
+    def shift(
+        self, params: Params, a_RxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`s = suffix(z + b a) − o`, `[B, T, C]`."""
+        logits = self._rest(params, context, context["z"] + b_BxTxR @ a_RxO)
+        return logits - context["logits"]
+
+    def shifts(
+        self, params: Params, a_KxRxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`shift` of K operators on the same examples, `[K, B, T, C]`."""
+        return jax.vmap(lambda a: self.shift(params, a, b_BxTxR, context))(a_KxRxO)
+
+    def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
+        """`δ = Jᵀ (e_y − p)`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
+        if "errors" in context:
+            return context["errors"]
+        _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
+        return pull_back(logit_errors(observed))[0]
+
+    def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
+        """`Σ w δ δᵀ`, `[O, O]`."""
+        del p_nxTxC
+        return jnp.einsum("nt,nto,ntu->ou", w_nxT, e_nxTxO, e_nxTxO)
+
+    def variances(self, right_OxO: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array) -> jax.Array:
+        """`(q_oᵀ δ)²` of the columns q of `right_OxO`, `[n, O]`."""
+        del p_nxC
+        return (e_nxO @ right_OxO) ** 2
+
+    def _rest(self, params: Params, context: Context, z: jax.Array) -> jax.Array:
+        replaced = {self.tap: z.reshape(z.shape[0], *self.shape)}
+        logits = self.suffix(params, context["inputs"], replaced)
+        return logits.astype(jnp.float32).reshape(context["logits"].shape)
+
+
+Site = LogitSite | FoldedSite | ResidualSite

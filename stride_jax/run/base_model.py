@@ -1,0 +1,69 @@
+"""A run's base model: trained, calibrated on held-out examples, and restored."""
+
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from stride_jax import models
+from stride_jax.baselines.model import Model
+from stride_jax.data import Examples
+from stride_jax.run.settings import RunSettings
+from stride_jax.runtime import checkpoint
+from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.execution import Execution
+
+
+def train_base(
+    module: Any, splits: dict[str, Examples], settings: RunSettings, execution: Execution
+) -> tuple[list[Any], dict[str, Any]]:
+    """Train the base model and fit its temperature on the split `calibration`.
+
+    Returns:
+      Parameters of the checkpoints, the model itself last; and what is stored beside them.
+    """
+    began, held_out, train = time.monotonic(), splits["calibration"], splits["train"]
+    checkpoints, rates = models.pretrain(
+        module, train.inputs, train.labels, settings.train, settings.num_checkpoints,
+        progress=execution.progress, keep=execution.keep,
+    )  # fmt: skip
+    forward = jax.jit(lambda params, x: module.apply({"params": params}, x)[0])
+    logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
+    logits = logits.reshape(-1, logits.shape[-1])
+    temperature = models.fit_temperature(logits, np.asarray(held_out.labels).reshape(-1))
+    return checkpoints, {
+        "model": settings.model,
+        "train": settings.train,
+        "temperature": temperature,
+        "learning_rates": rates,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def restore_base(
+    folder: pathlib.Path, module: Any, one: np.ndarray, num_checkpoints: int, mesh: Mesh
+) -> tuple[Model, float]:
+    """The stored base model with its checkpoints, and the seconds that its training took.
+
+    Args:
+      folder: of the checkpoint.
+      module: linen module.
+      one: a batch of one example's inputs.
+      num_checkpoints: that were stored.
+      mesh: every device gets them.
+    """
+    fresh = functools.partial(models.initial_params, module, inputs=jnp.asarray(one))
+    whole = meshes.replicated(mesh)
+    like = jax.tree.map(
+        lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=whole),
+        [jax.eval_shape(fresh, jax.random.key(0))] * num_checkpoints,
+    )
+    params, config = checkpoint.restore(folder, like)
+    params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
+    rates = tuple(config["learning_rates"])
+    return Model(module, tuple(params), rates, config["temperature"]), config["seconds"]

@@ -1,0 +1,77 @@
+"""The stages of a run as a table: what each needs, which settings shape it, who works on it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from stride_jax.run.settings import RunSettings, used
+
+STAGES = (
+    "data",
+    "model",
+    "operators",
+    "measurements",
+    "recovery",
+    "attribution",
+    "evaluation",
+)
+"""In the order of the data flow; a run may end after any of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A product and where it comes from.
+
+    Attributes:
+      needs: stages whose products it is made from.
+      settings: the part of a run's settings that shapes it, as JSON values.
+      together: whether all processes work on it; else the first one alone.
+    """
+
+    needs: tuple[str, ...]
+    settings: Callable[[dict[str, Any]], Any]
+    together: bool = True
+
+
+def _data(values: dict[str, Any]) -> Any:
+    return {name: values[name] for name in ("data", "text", "verses", "facts") if name in values}
+
+
+PRODUCTS = {
+    "data": Stage((), _data, together=False),
+    "model": Stage(("data",), lambda v: (v["model"], v["train"], v["num_checkpoints"])),
+    "operators": Stage(("model",), lambda v: v["index"]),
+    "measurements": Stage(("operators",), lambda v: v["read"]["measure"]),
+    "recovery": Stage(
+        ("measurements",), lambda v: {n: own for n, own in v["read"].items() if n != "measure"}
+    ),
+    # Three baselines that cost little, for comparison.
+    "random": Stage(("data",), lambda _: (), together=False),
+    "feature-cosine": Stage(("model",), lambda _: (), together=False),
+    "grad-dot": Stage(("model",), lambda _: (), together=False),
+}
+"""Products named by a hash of all they depend on. The bank of retrained models names its own."""
+
+BASELINES = ("grad-dot", "feature-cosine", "random")
+
+
+def inputs(settings: RunSettings) -> dict[str, tuple[Any, tuple[str, ...]]]:
+    """`{stage: (the settings that shape it, the stages it needs)}`."""
+    values = used(settings)
+    return {name: (stage.settings(values), stage.needs) for name, stage in PRODUCTS.items()}
+
+
+def through(until: str | None) -> tuple[str, ...]:
+    """The stages up to one of them; all for None.
+
+    Raises:
+      ValueError: no such stage.
+
+    >>> through("model")
+    ('data', 'model')
+    """
+    if until is None:
+        return STAGES
+    if until not in STAGES:
+        raise ValueError(f"until={until!r}: use one of {', '.join(STAGES)}")
+    return STAGES[: STAGES.index(until) + 1]

@@ -1,0 +1,28 @@
+"""What this machine is, for results that travel."""
+
+import os
+import pathlib
+import platform
+
+import jax
+
+
+def device_name() -> str:
+    """Kind and number of the devices; of a CPU its model and cores.
+
+    >>> bool(device_name())
+    True
+    """
+    device, count = jax.devices()[0], jax.device_count()
+    if device.platform != "cpu":
+        return f"{device.device_kind} x {count}"
+    return f"{_cpu_model()}, {os.cpu_count()} cores" + (f" as {count} devices" if count > 1 else "")
+
+
+def _cpu_model() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
