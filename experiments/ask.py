@@ -1,8 +1,8 @@
 """`python -m experiments.ask`: the same as `stride-jax ask`."""
 
-from absl import app
+import sys
 
-from stride_jax.cli.ask import main
+from stride_jax.cli.main import main
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(["ask", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
 """`python -m experiments.launch`: the same as `stride-jax launch`."""
 
-from absl import app
+import sys
 
-from stride_jax.cli.launch import main
+from stride_jax.cli.main import main
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(["launch", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
 """`python -m experiments.plan`: the same as `stride-jax plan`."""
 
-from absl import app
+import sys
 
-from stride_jax.cli.plan import main
+from stride_jax.cli.main import main
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(["plan", *sys.argv[1:]]))

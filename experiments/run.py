@@ -1,8 +1,8 @@
 """`python -m experiments.run`: the same as `stride-jax run`."""
 
-from absl import app
+import sys
 
-from stride_jax.cli.run import main
+from stride_jax.cli.main import main
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -21,7 +21,7 @@ from stride_jax.run.launching.sweeps import expand
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = LaunchSettings(
-    str(ROOT / "configs/mnist5k.py"), "/mnt/runs/x", overrides=(("stride.sites", ("logit",)),)
+    str(ROOT / "configs/mnist5k.py"), "/mnt/runs/x", overrides=(("index.sites", ("logit",)),)
 )
 TPU = TpuVm("my-tpu", "us-central2-b", "my-project")
 XPK = Xpk("my-cluster", "v5litepod-16", 2, "gcr.io/my-project/stride:1", "my-bucket")
@@ -67,7 +67,7 @@ def test_quoting_survives_both_shells(name):
     there = shlex.split(words[-1].removeprefix("--command="))
     run = there[there.index(settings.python) :]
     assert run == launching.command(settings, "--multihost")
-    assert "--config.stride.sites=('logit',)" in run
+    assert "--config.index.sites=('logit',)" in run
 
 
 def test_one_process_needs_no_meeting_point():
@@ -109,28 +109,32 @@ def test_what_would_fail_later_is_refused_now(changes, message):
 def swept(tmp_path, body):
     path = tmp_path / "swept.py"
     path.write_text(
-        "from ml_collections import ConfigDict\n"
         "def get_config(arg=''):\n"
-        "    return ConfigDict({'train': {'seed': 0, 'rate': 0.1}, 'design': {'seed': 0}})\n" + body
+        "    return {'train': {'seed': 0}, 'index': {'design': {'num_subsets': 50}}}\n" + body
     )
-    return dataclasses.replace(BASE, config=f"{path}:small", overrides=(("train.rate", 1.0),))
+    overrides = (("train.learning_rate", "1.0"),)
+    return dataclasses.replace(BASE, config=f"{path}:small", overrides=overrides)
 
 
 def test_a_sweep_is_a_job_for_each_variant(tmp_path):
     body = (
         "def sweep(add):\n"
-        "    add(**{'train.seed': 1, 'design.seed': 2})\n"
-        "    add(**{'train.rate': 2, 'design.seed': 0})\n"
+        "    add(**{'train.seed': 1, 'index.design.seed': 2})\n"
+        "    add(**{'train.learning_rate': 2, 'index.design.seed': 0})\n"
     )
     first, second = expand(swept(tmp_path, body))
-    assert second.overrides == (("train.rate", 2), ("design.seed", 0)), (
+    assert second.overrides == (("train.learning_rate", 2), ("index.design.seed", 0)), (
         "a variant has the last word"
     )
-    assert first.overrides == (("train.rate", 1.0), ("train.seed", 1), ("design.seed", 2))
+    assert first.overrides == (
+        ("train.learning_rate", "1.0"),
+        ("train.seed", 1),
+        ("index.design.seed", 2),
+    )
     assert first.workdir == "/mnt/runs/x/train.seed=1,design.seed=2"
-    assert second.workdir == "/mnt/runs/x/rate=2,design.seed=0"
+    assert second.workdir == "/mnt/runs/x/learning_rate=2,design.seed=0"
     assert (first.job_name, second.job_name) == ("swept-small-0", "swept-small-1")
-    assert "--config.design.seed=2" in launching.command(first)
+    assert "--config.index.design.seed=2" in launching.command(first)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +142,13 @@ def test_a_sweep_is_a_job_for_each_variant(tmp_path):
     [
         ("", r"has no sweep\(add\)"),
         ("def sweep(add): pass", r"never calls add"),
-        ("def sweep(add): add(**{'train.sed': 1})", r"names 'train.sed': did you mean train.seed"),
-        ("def sweep(add): add(**{'train': {}})", r"names 'train'"),
-        ("def sweep(add): add(**{'train.seed': 'a'})", r"train.seed='a'.*value of type int"),
+        ("def sweep(add): add(**{'train.sed': 1})", r"no setting 'sed': did you mean 'seed'"),
+        ("def sweep(add): add(**{'train': {}})", r"names 'train', a section"),
+        ("def sweep(add): add(**{'train.seed': 'a'})", r"train.seed='a' must be of type int"),
+        (
+            "def sweep(add): add(**{'index.design.degree': 60})",
+            r"degree=60 exceeds num_subsets=50",
+        ),
         ("def sweep(add): [add(**{'train.seed': 1}) for _ in '12']", r"'seed=1' twice"),
     ],
 )
@@ -162,7 +170,7 @@ def launch(*words, path=None):
 def test_a_sweep_reaches_sbatch_script_by_script(tmp_path):
     words = [f"--workdir={tmp_path}/runs", "--target=slurm", "--sweep", "--python=python"]
     missing = launch(*words, path=tmp_path / "nothing")
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert "launch: sbatch is not on this machine's PATH" in missing.stderr
     assert "--dry_run" in missing.stderr
     shown = launch(*words, "--config.top_k=7", "--dry_run")
@@ -258,7 +266,7 @@ def test_a_preempted_run_says_how_to_go_on(tmp_path):
     assert done.returncode == 75
     assert "preempted, run the same command again to continue" in done.stdout
     first = (tmp_path / "runs/logs/process-0.log").read_text()
-    assert first.startswith("-m experiments.run --config=configs/mnist5k.py")
+    assert first.startswith("-m stride_jax run --config=configs/mnist5k.py")
     assert first.endswith("--num_processes=2 --process_id=0\n")
     assert first in done.stdout
 
@@ -285,7 +293,7 @@ def test_the_printed_local_script_behaves_like_the_launcher(tmp_path, second, co
     assert job.returncode == code
     if code == 75:
         assert all(path.read_text().endswith("saved\n") for path in paths)
-        assert "--config.stride.sites=('logit',)" in paths[1].read_text()
+        assert "--config.index.sites=('logit',)" in paths[1].read_text()
         assert "--coordinator=127.0.0.1:1234 --num_processes=2 --process_id=1" in (
             paths[1].read_text()
         )

@@ -1,51 +1,69 @@
-"""Ask a language model's run why it goes on like this.
+"""Ask a language model's run which training texts made it continue a prompt the way it does.
 
-python -m experiments.ask --workdir=runs/bible_gpt --prompt="And God said, Let there be"
+    stride-jax ask --workdir=runs/bible_gpt --prompt="And God said, Let there be"
+    echo "And God said" | stride-jax ask --workdir=runs/bible_gpt --json
+
+Without --prompt, prompts are read from the terminal or a pipe, one per line. The run must have its
+model and its operators: stride-jax run --until=operators makes them.
 """
 
 import json
 import pathlib
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 from rich.console import Console
 from rich.text import Text
 
 from stride_jax.applications.answer import Answer, AskSettings, Passage, ask
+from stride_jax.cli.doors import Parser, at_least
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import read_run_settings
+from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import plain
-from stride_jax.runtime.settings import build
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a text run.", required=True)
-_PROMPT = flags.DEFINE_string("prompt", None, "What the model goes on from; none: ask for it.")
-_COMPLETION = flags.DEFINE_string(
-    "completion", None, "What to explain; the model's own by default."
-)
-_CONTRAST = flags.DEFINE_string("contrast", None, "Explain the completion rather than this one.")
-_TOP = flags.DEFINE_integer("top", 3, "Proponents, and as many opponents.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the continuation.")
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.")
+_NEEDED = ("model", "operators")
+"""Stages whose checkpoints an answer reads."""
+
+
+def _parser() -> Parser:
+    parser = Parser("ask", __doc__)
+    parser.flag("workdir", "Folder of a run of text.", required=True)
+    parser.flag("prompt", "What the model continues; read from the input without it.")
+    parser.flag("completion", "What to explain; the model's own by default.")
+    parser.flag("contrast", "Explain the completion against this one.")
+    parser.flag("top", "Proponents, and the same number of opponents.", type=at_least(1), default=3)
+    parser.flag("seed", "Seed of the model's own completion.", type=int, default=0)
+    parser.switch("json", "Print JSON, one line per prompt.")
+    return parser
 
 
 def open_run(workdir: pathlib.Path) -> Run:
-    """The run that wrote a folder.
+    """The run that wrote a folder, ready to be asked.
 
     Raises:
-      ValueError: no run of text was made there.
+      ValueError: no run of text was made there, or its model or operators are not there yet.
     """
-    path = workdir / "settings.json"
-    if not path.exists():
-        raise ValueError(
-            f"{workdir} holds no run: make one with python -m experiments.run --config=… "
-            f"--workdir={workdir}"
-        )
-    settings = build(RunSettings, json.loads(path.read_text()))
-    run = Run(settings, workdir)
-    if not run.is_text:
+    settings = read_run_settings(workdir)
+    if not settings.is_text:
         raise ValueError(f"the run in {workdir} is not of text: there is nothing to ask it")
+    run = Run(settings, workdir)
+    if missing := missing_stages(run):
+        config = workdir / "settings.json"
+        words = ["stride-jax", "run", f"--config={config}", f"--workdir={workdir}"]
+        raise ValueError(
+            f"the run in {workdir} has no {' and no '.join(missing)} yet: make them with "
+            f"{shlex.join(words)} --until=operators"
+        )
     return run
+
+
+def missing_stages(run: Run) -> list[str]:
+    """Stages that an answer needs and whose product is not finished."""
+    return [name for name in _NEEDED if checkpoint.latest(run.products.path(name)) is None]
 
 
 def _shown(passage: Passage) -> Text:
@@ -82,38 +100,53 @@ def show(answer: Answer, console: Console) -> None:
     )
 
 
-def main(argv: Sequence[str]) -> None:
+def prompts(given: str | None, console: Console) -> Iterator[str]:
+    """The prompt that was given, or those typed or piped in, up to an empty line.
+
+    Raises:
+      ValueError: none was given, and the input ends before one comes.
+    """
+    if given is not None:
+        yield given
+        return
+    typed, count = sys.stdin.isatty(), 0
+    while True:
+        try:
+            prompt = console.input("[bold]prompt (empty to leave): [/bold]" if typed else "")
+        except EOFError:
+            if typed or count:
+                return
+            raise ValueError(
+                "the input ended before a prompt came: give --prompt, or pipe one in"
+            ) from None
+        if not prompt:
+            return
+        count += 1
+        yield prompt
+
+
+def main(words: Sequence[str]) -> int:
     """Answer one prompt, or one after the other."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    given, _ = _parser().read(words)
     logging.set_verbosity(logging.WARNING)
-    workdir = pathlib.Path(_WORKDIR.value)
-    # The second call finds its programs compiled.
+    workdir = pathlib.Path(given.workdir)
+    run = open_run(workdir)
+    # The second call reads its programs compiled.
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     console = Console(highlight=False)
-    settings = AskSettings(top=_TOP.value, seed=_SEED.value)
-
-    def respond(prompt: str) -> None:
-        answer = ask(run, prompt, _COMPLETION.value, _CONTRAST.value, settings)
-        if _JSON.value:
-            print(json.dumps(plain(answer), ensure_ascii=False))
+    settings = AskSettings(top=given.top, seed=given.seed)
+    keeps_asking = given.prompt is None and sys.stdin.isatty()
+    for prompt in prompts(given.prompt, console):
+        try:
+            answer = ask(run, prompt, given.completion, given.contrast, settings)
+        except ValueError as error:
+            if not keeps_asking:
+                raise
+            console.print(Text(str(error), style="red"))
+            continue
+        if given.json:
+            print(json.dumps(plain(answer), ensure_ascii=False), flush=True)
         else:
             show(answer, console)
-
-    try:
-        run = open_run(workdir)
-        if _PROMPT.value is not None:
-            respond(_PROMPT.value)
-            return
-    except ValueError as error:
-        raise SystemExit(f"ask: {error}") from error
-    while prompt := console.input("[bold]prompt (empty to leave): [/bold]"):
-        try:
-            respond(prompt)
-        except ValueError as error:
-            console.print(Text(str(error), style="red"))
-
-
-if __name__ == "__main__":
-    app.run(main)
+    return 0

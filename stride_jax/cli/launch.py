@@ -1,14 +1,14 @@
 """Run a config here on several processes, or hand it to Slurm, a Cloud TPU or xpk.
 
-    python -m experiments.launch --config=configs/mnist5k.py --workdir=runs/x --target=local \\
-        --processes=2
-    python -m experiments.launch --config=configs/mnist5k.py --workdir=runs/x --target=slurm \\
+    stride-jax launch --config=configs/mnist5k.py --workdir=runs/x --target=local --processes=2
+    stride-jax launch --config=configs/mnist5k.py --workdir=runs/x --target=slurm \\
         --nodes=2 --gpus_per_node=4 --sweep --dry_run
 
-`--dry_run` prints the job and starts nothing. A job that was preempted exits with code 75: the same
-command goes on where it stopped.
+--dry_run prints the job and starts nothing. A job that was preempted exits with code 75: the same
+command continues it.
 """
 
+import argparse
 import dataclasses
 import pathlib
 import shlex
@@ -16,62 +16,76 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
-
+from stride_jax.cli.doors import Parser, read_settings
 from stride_jax.run.launching.jobs import local_commands, render, submission
 from stride_jax.run.launching.settings import TARGETS, LaunchSettings, Slurm, TpuVm, Xpk
 from stride_jax.run.launching.supervise import PREEMPTED, supervise
 from stride_jax.run.launching.sweeps import expand
+from stride_jax.runtime.folders import local_folder
 
-config_flags.DEFINE_config_file("config", lock_config=True)
-flags.mark_flag_as_required("config")
-flags.DEFINE_string("workdir", None, "Folder of the run; all hosts must see it.", required=True)
-_TARGET = flags.DEFINE_enum("target", "local", TARGETS, "Where it runs.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the job; start nothing.")
-_SWEEP = flags.DEFINE_bool("sweep", False, "A job for each variant of the config's sweep(add).")
-flags.DEFINE_string("name", LaunchSettings.name, "Of the job; the config's by default.")
-flags.DEFINE_integer("processes", LaunchSettings.processes, "local: processes.")
-flags.DEFINE_integer("max_restarts", LaunchSettings.max_restarts, "slurm, xpk: if preempted.")
-_PYTHON = flags.DEFINE_string(
-    "python", None, "The interpreter there: this one, .venv/bin/python on a Cloud TPU, xpk: python."
-)
-flags.DEFINE_string("partition", Slurm.partition, "slurm: the cluster's default if empty.")
-flags.DEFINE_string("time", Slurm.time, "slurm: limit, [days-]hours:minutes:seconds.")
-flags.DEFINE_integer("nodes", Slurm.nodes, "slurm: machines.")
-flags.DEFINE_integer("gpus_per_node", Slurm.gpus_per_node, "slurm: one process each; 0: CPU.")
-flags.DEFINE_integer("cpus_per_task", Slurm.cpus_per_task, "slurm: cores of a process.")
-flags.DEFINE_string("zone", TpuVm.zone, "gcloud-tpu, xpk: zone.")
-flags.DEFINE_string("project", TpuVm.project, "gcloud-tpu, xpk: gcloud's current one if empty.")
-flags.DEFINE_string("tpu_name", TpuVm.tpu_name, "gcloud-tpu: name of the TPU.")
-flags.DEFINE_string("checkout", TpuVm.checkout, "gcloud-tpu: this repository on its workers.")
-flags.DEFINE_string("cluster", Xpk.cluster, "xpk: name of the cluster.")
-flags.DEFINE_string("tpu_type", Xpk.tpu_type, "xpk: of a slice.")
-flags.DEFINE_integer("num_slices", Xpk.num_slices, "xpk: of them.")
-flags.DEFINE_string("docker_image", Xpk.docker_image, "xpk: with this repository as its folder.")
-flags.DEFINE_string("storage", Xpk.storage, "xpk: attached storage that the workdir is in.")
-
-
-def _named(cls: Any, **given: Any) -> Any:
-    """A settings dataclass from the flags called like its fields."""
-    names = {field.name for field in dataclasses.fields(cls)} - set(given)
-    return cls(**given, **{n: flags.FLAGS[n].value for n in names if n in flags.FLAGS})
+_ABOUT = {
+    LaunchSettings: {
+        "name": "Name of the job; the config's by default.",
+        "processes": "local: number of processes.",
+        "max_restarts": "slurm, xpk: restarts of a preempted job.",
+    },
+    Slurm: {
+        "partition": "slurm: partition; the cluster's default if empty.",
+        "time": "slurm: limit, [days-]hours:minutes:seconds.",
+        "nodes": "slurm: machines.",
+        "gpus_per_node": "slurm: GPUs on each, one process per GPU; 0: one on the CPU.",
+        "cpus_per_task": "slurm: cores of a process.",
+    },
+    TpuVm: {
+        "zone": "gcloud-tpu, xpk: zone.",
+        "project": "gcloud-tpu, xpk: project; gcloud's current one if empty.",
+        "tpu_name": "gcloud-tpu: name of the TPU.",
+        "checkout": "gcloud-tpu: folder with the config on its workers.",
+    },
+    Xpk: {
+        "cluster": "xpk: name of the cluster.",
+        "tpu_type": "xpk: type of a slice.",
+        "num_slices": "xpk: number of slices.",
+        "docker_image": "xpk: image with the package, the config's folder as its working folder.",
+        "storage": "xpk: attached storage that the workdir is in.",
+    },
+}
 
 
-def _settings() -> LaunchSettings:
-    config = flags.FLAGS["config"]
+def _parser() -> Parser:
+    parser = Parser("launch", __doc__, config=True)
+    parser.flag("workdir", "Folder of the run; all hosts must see it.", required=True)
+    parser.flag("target", "Where it runs.", choices=TARGETS, default="local")
+    parser.switch("dry_run", "Print the job; start nothing.")
+    parser.switch("sweep", "One job for each variant of the config's sweep(add).")
+    parser.flag(
+        "python",
+        "The interpreter there: this one locally, .venv/bin/python on a Cloud TPU, python for xpk.",
+    )
+    for cls, flags in _ABOUT.items():
+        for name, about in flags.items():
+            default = getattr(cls, name)
+            parser.flag(name, about, type=type(default), default=default)
+    return parser
+
+
+def _settings(given: argparse.Namespace, changes: Mapping[str, str]) -> LaunchSettings:
     elsewhere = {"gcloud-tpu": ".venv/bin/python", "xpk": "python"}
-    return _named(
+
+    def named(cls: Any, **others: Any) -> Any:
+        names = {field.name for field in dataclasses.fields(cls)} - set(others)
+        return cls(**others, **{n: v for n, v in vars(given).items() if n in names})
+
+    return named(
         LaunchSettings,
-        config=config_flags.get_config_filename(config),
-        overrides=tuple(config_flags.get_override_values(config).items()),
-        python=_PYTHON.value or elsewhere.get(_TARGET.value, sys.executable),
-        slurm=_named(Slurm),
-        tpu_vm=_named(TpuVm),
-        xpk=_named(Xpk),
+        overrides=tuple(changes.items()),
+        python=given.python or elsewhere.get(given.target, sys.executable),
+        slurm=named(Slurm),
+        tpu_vm=named(TpuVm),
+        xpk=named(Xpk),
     )
 
 
@@ -90,7 +104,10 @@ def start(settings: LaunchSettings) -> int:
     return subprocess.run(words, input=script, text=True, check=False).returncode
 
 
-def _check_program(settings: LaunchSettings) -> None:
+def _check_here(settings: LaunchSettings) -> None:
+    """What this machine needs to start or submit the job."""
+    if settings.target in ("local", "slurm"):
+        local_folder(settings.workdir)
     if settings.target == "local":
         return
     program = submission(settings)[0]
@@ -101,29 +118,23 @@ def _check_program(settings: LaunchSettings) -> None:
         )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> int:
     """Check all jobs, then print, run or submit them one after the other."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    try:
-        settings = _settings()
-        jobs = expand(settings) if _SWEEP.value else [settings]
-        if not _DRY_RUN.value:
-            _check_program(settings)
-    except ValueError as error:
-        raise SystemExit(f"launch: {error}") from error
+    given, changes = _parser().read(words)
+    settings = _settings(given, changes)
+    read_settings(given.config, changes)  # a mistake is told here, not by every host
+    jobs = expand(settings) if given.sweep else [settings]
+    if not given.dry_run:
+        _check_here(settings)
     for job in jobs:
-        if _SWEEP.value:
+        if given.sweep:
             print(f"# {job.job_name}: {shlex.quote(job.workdir)}", flush=True)
-        if _DRY_RUN.value:
+        if given.dry_run:
             print(render(job))
             continue
         code = start(job)
         if code == PREEMPTED:
             print("preempted, run the same command again to continue")
         if code:
-            sys.exit(code)
-
-
-if __name__ == "__main__":
-    app.run(main)
+            return code
+    return 0

@@ -1,89 +1,78 @@
-"""Run a config from data to summary.
+"""Run a config from data to scores and their evaluation.
 
-    python -m experiments.run --config=configs/mnist5k.py --workdir=runs/quickstart
+    stride-jax run --config=configs/mnist5k.py --workdir=runs/quickstart
+    stride-jax run --config=configs/bible_gpt.py --workdir=runs/bible --until=operators
 
-On several hosts the same command runs on each with `--multihost` (`experiments.launch` writes it).
-Asked to stop by SIGTERM, it saves and exits with code 75; the same command goes on.
+Each stage's product is kept in the workdir and reused by the next run. Asked to stop by SIGTERM, a
+run saves and exits with code 75; the same command continues it. On several hosts the same command
+runs on each with --multihost (stride-jax launch writes it).
 """
 
 import contextlib
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import logging
 
-from stride_jax.cli import figures
+from stride_jax.cli.closing import table
+from stride_jax.cli.doors import USAGE, Parser, at_least, one_line, read_settings
 from stride_jax.run import summary
-from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import check_workdir, run_settings
+from stride_jax.run.pipeline import STAGES, Run
+from stride_jax.run.settings import check_workdir
 from stride_jax.runtime.durable import StopRequest
+from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.metrics import MetricsWriter
 from stride_jax.runtime.processes import Cluster, connect, leads, wait
 from stride_jax.runtime.progress import bars
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's products.", required=True)
-_REUSE = flags.DEFINE_bool("reuse", False, "Take over a folder of other settings; reuse stages.")
-_MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other processes of this job.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of the first process.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the whole job.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's.", lower_bound=0)
-_PROFILE = flags.DEFINE_enum(
-    "profile", None, ["operators", "measurements", "recovery", "bank"],
-    "Stage to write a profile of, into <workdir>/profile, if it has not run yet.",
-)  # fmt: skip
+_PROFILED = ("operators", "measurements", "recovery", "bank")
 
 
-def table(found: dict[str, Any]) -> str:
-    """The closing table: a line a method, then the ceiling and where the time went."""
-    lines = [f"{'method':<16}{'LDS':>8}{'95 % interval':>20}{'seconds':>10}"]
-    for name, row in sorted(found["methods"].items(), key=lambda item: -item[1]["lds"]):
-        low, high = row["lds_ci95"]
-        interval = f"[{low:.3f}, {high:.3f}]"
-        lines.append(f"{name:<16}{row['lds']:>8.3f}{interval:>20}{row['seconds']:>10.1f}")
-    detail, bank = found["ceiling_detail"], found["settings"]["bank"]
-    lines += [
-        f"ceiling: reliability {detail['reliability']:.3f}, a perfect predictor scores about "
-        f"{detail['perfect_predictor']:.3f}",
-        f"bank: m = {bank['num_subsets']}, alpha = {bank['alpha']}, {bank['num_seeds']} seeds; "
-        f"{found['num_train']} train, {found['num_queries']} queries; "
-        f"accuracy {found['accuracy']:.3f}, held-out loss {found['held_out_loss']:.3f} nats, "
-        f"temperature {found['temperature']:.2f}",
-        "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in found["stages"].items()),
-    ]
-    return "\n".join(lines)
+def _parser() -> Parser:
+    parser = Parser("run", __doc__, config=True)
+    parser.flag("workdir", "Folder of the run's products.", required=True)
+    parser.flag("until", "Last stage to run; all by default.", choices=STAGES)
+    parser.switch("reuse", "Take a folder of other settings; stages that still fit are reused.")
+    parser.switch("multihost", "Join the other processes of this job.")
+    parser.flag("coordinator", "With --multihost: host:port of the first process.")
+    parser.flag("num_processes", "With --multihost: of the whole job.", type=at_least(1))
+    parser.flag("process_id", "With --multihost: this one's.", type=at_least(0))
+    parser.flag(
+        "profile", "Stage to write a profile of, into <workdir>/profile, if it has not run yet.",
+        choices=_PROFILED,
+    )  # fmt: skip
+    return parser
 
 
-def main(argv: Sequence[str]) -> None:
-    """Build the settings, run the pipeline, print the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+def main(words: Sequence[str]) -> int:
+    """Check everything, run the pipeline, print the table."""
+    given, changes = _parser().read(words)
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
-    settings = run_settings(_CONFIG.value.to_dict())
-    cluster = Cluster(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if _MULTIHOST.value:
+    _, settings = read_settings(given.config, changes)
+    workdir = local_folder(given.workdir)
+    cluster = Cluster(given.coordinator, given.num_processes, given.process_id)
+    if given.multihost:
         connect(cluster)
     elif cluster != Cluster():
-        raise app.UsageError("--coordinator, --num_processes and --process_id need --multihost")
-    stop, workdir = StopRequest().listen(), pathlib.Path(_WORKDIR.value)
-    with leaving_others() if _MULTIHOST.value else contextlib.nullcontext():
-        check_workdir(workdir, settings, _REUSE.value)
+        raise ValueError("--coordinator, --num_processes and --process_id need --multihost")
+    stop = StopRequest().listen()
+    with leaving_others() if given.multihost else contextlib.nullcontext():
+        check_workdir(workdir, settings, given.reuse)
         wait("workdir checked")
         report = MetricsWriter(workdir / "metrics") if leads() else None
         run = Run(settings, workdir, bars, stop, report)
-        if _PROFILE.value:
+        if given.profile:
             with jax.profiler.trace(str(workdir / "profile")):
-                getattr(run, _PROFILE.value)
-        found = summary.write(run)
+                getattr(run, given.profile)
+        result = summary.write(run, until=given.until)
         if report is not None:
             report.close()
-            show(run, found)
+            show(run, result, given.until)
+    return 0
 
 
 @contextlib.contextmanager
@@ -92,23 +81,28 @@ def leaving_others() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else 1
-        if not isinstance(error, SystemExit):
+        code: Any = 1
+        if isinstance(error, SystemExit):
+            code = error.code
+        elif (line := one_line(error)) is not None:
+            print(f"stride-jax run: {line}", file=sys.stderr)
+            code = USAGE
+        else:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
 
 
-def show(run: Run, found: dict[str, Any]) -> None:
+def show(run: Run, result: dict[str, Any], until: str | None = None) -> None:
     """Print the table, and draw what can be drawn."""
-    written = ["summary.json", "attribution.parquet"]
-    if run.query.inputs.ndim == 4:  # images
-        written.append("proponents.png")
-        figures.proponents(run, run.workdir / written[-1])
-    print(table(found))
+    written = ["summary.json"]
+    if until is None or STAGES.index(until) >= STAGES.index("attribution"):
+        written.append("attribution.parquet")
+        if run.query.inputs.ndim == 4:  # images
+            from stride_jax.cli import figures
+
+            written.append("proponents.png")
+            figures.proponents(run, run.workdir / written[-1])
+    print(table(result))
     print(f"written to {run.workdir}: {', '.join(written)}")
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -9,4 +9,4 @@ xpk workload create \
   --max-restarts=20 \
   --restart-on-exit-codes=75 \
   --termination-grace-period-seconds=120 \
-  --command='exec python -m experiments.run --config=configs/mnist5k.py:runlocal --config.stride.sites="('"'"'logit'"'"',)" --workdir=/mnt/runs/x --multihost'
+  --command='exec python -m stride_jax run --config=configs/mnist5k.py:runlocal --config.index.sites="('"'"'logit'"'"',)" --workdir=/mnt/runs/x --multihost'

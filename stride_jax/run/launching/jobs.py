@@ -7,24 +7,25 @@ from stride_jax.run.launching.settings import LaunchSettings
 
 # A preempted process has this long to save, on every target.
 SAVING_SECONDS = 120
+_HEAD = 4  # words before the flags: python -m stride_jax run
 
 
 def command(settings: LaunchSettings, *more: str) -> list[str]:
     """The words that run the config; the same ones everywhere.
 
     >>> from stride_jax.run.launching.settings import LaunchSettings
-    >>> command(LaunchSettings("configs/mnist5k.py", "runs/x", overrides=(("top_k", 5),)))[3:]
+    >>> command(LaunchSettings("configs/mnist5k.py", "runs/x", overrides=(("top_k", 5),)))[4:]
     ['--config=configs/mnist5k.py', '--config.top_k=5', '--workdir=runs/x']
     """
     return [
-        *(settings.python, "-m", "experiments.run", f"--config={settings.config}"),
+        *(settings.python, "-m", "stride_jax", "run", f"--config={settings.config}"),
         *(f"--config.{key}={value}" for key, value in settings.overrides),
         *(f"--workdir={settings.workdir}", *more),
     ]
 
 
 def local_commands(settings: LaunchSettings, port: int) -> list[list[str]]:
-    """A command a process; several meet on the loopback at `port`."""
+    """One command per process; several meet on the loopback at `port`."""
     if settings.processes == 1:
         return [command(settings)]
     return [
@@ -82,7 +83,7 @@ def _quoted(word: str) -> str:
 
 def _local_single(settings: LaunchSettings) -> str:
     logs = shlex.quote(f"{settings.workdir}/logs")
-    run = _wrapped(command(settings), 3, raw=[f"> >(tee -a {logs}/process-0.log) 2>&1"])
+    run = _wrapped(command(settings), _HEAD, raw=[f"> >(tee -a {logs}/process-0.log) 2>&1"])
     return f"#!/usr/bin/env bash\nset -euo pipefail\nmkdir -p {logs}\nexec {run}\n"
 
 
@@ -100,24 +101,32 @@ def _local(settings: LaunchSettings) -> str:
 set -euo pipefail
 mkdir -p {logs}
 PORT=$({shlex.join([settings.python, "-c", free_port])})
-pids=() told="" result=0
+pids=() result=0
 stop() {{ kill -TERM "${{pids[@]}}" 2>/dev/null || true; }}
-trap 'told=yes; stop' TERM INT HUP
+trap stop TERM INT HUP
 for i in {" ".join(map(str, range(settings.processes)))}; do
   log={logs}/process-$i.log
-  {_wrapped(command(settings), 3, "  ", meeting)}
+  {_wrapped(command(settings), _HEAD, "  ", meeting)}
   pids+=("$!")
 done
-# The first that ends badly stops the others, and gives its code.
-while [ -n "$(jobs -p)" ]; do
-  code=0
-  wait -n || code=$?
-  if [ -n "$told" ]; then
-    told=""  # a signal broke the wait: no process has ended
-  elif [ "$code" -ne 0 ] && [ "$result" -eq 0 ]; then
-    result=$code
-    stop
-  fi
+# The first that ends badly stops the others, and gives its code. By their ids: `wait -n` loses a
+# process that ends before it is called.
+while [ "${{#pids[@]}}" -gt 0 ]; do
+  alive=()
+  for pid in "${{pids[@]}}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      alive+=("$pid")
+      continue
+    fi
+    code=0
+    wait "$pid" || code=$?
+    if [ "$code" -ne 0 ] && [ "$result" -eq 0 ]; then
+      result=$code
+      stop
+    fi
+  done
+  pids=("${{alive[@]}}")
+  sleep 0.2
 done
 exit "$result"
 """
@@ -141,12 +150,12 @@ def _slurm(settings: LaunchSettings) -> str:
     # srun has not taken --cpus-per-task from the job since Slurm 22.05.
     steps = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=60"]
     steps.append(f"--cpus-per-task={slurm.cpus_per_task}")
-    run = _wrapped(command(settings, "--multihost"), 3)
+    run = _wrapped(command(settings, "--multihost"), _HEAD)
     header = "\n".join(f"#SBATCH {option}" for option in options)
     return f"""\
 #!/usr/bin/env bash
-# One process a GPU, as JAX expects of Slurm. The signal goes to the processes, which save and exit
-# with 75; as B:TERM it would reach this shell alone, and srun hands a SIGTERM on as SIGKILL.
+# One process per GPU, as JAX expects of Slurm. The signal goes to the processes, which save and
+# exit with 75; as B:TERM it would reach this shell alone, and srun hands a SIGTERM on as SIGKILL.
 {header}
 set -euo pipefail
 # While the first process out leaves, the others may still be saving: they have 60 s, no kill.

@@ -18,11 +18,11 @@ class Slurm:
     """A batch job.
 
     Attributes:
-      partition: the cluster's default where empty.
+      partition: its name; the cluster's default where empty.
       time: limit, `days-hours:minutes:seconds`.
-      nodes: machines.
-      gpus_per_node: as many processes on each; 0: one process that computes on the CPU.
-      cpus_per_task: cores of a process.
+      nodes: number of machines.
+      gpus_per_node: GPUs of each, one process per GPU; 0: one process, on the CPU.
+      cpus_per_task: cores per process.
     """
 
     partition: str = ""
@@ -37,10 +37,10 @@ class TpuVm:
     """A Cloud TPU that stands already.
 
     Attributes:
-      tpu_name: its name.
-      zone: its zone.
+      tpu_name: name of the TPU.
+      zone: zone of the TPU.
       project: gcloud's current one where empty.
-      checkout: folder of this repository on every worker, from the home folder.
+      checkout: folder with the config and the environment on every worker, from the home folder.
     """
 
     tpu_name: str = ""
@@ -54,10 +54,10 @@ class Xpk:
     """A workload on a GKE cluster of TPUs.
 
     Attributes:
-      cluster: its name.
-      tpu_type: of a slice.
-      num_slices: of them.
-      docker_image: with this repository as its working folder.
+      cluster: name of the cluster.
+      tpu_type: type of a slice.
+      num_slices: number of slices.
+      docker_image: image with the package, and the config's folder as its working folder.
       storage: name of an attached storage, the one `workdir` is in.
       zone, project: gcloud's current ones where empty.
     """
@@ -73,18 +73,18 @@ class Xpk:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchSettings:
-    """One run of `experiments.run`, somewhere.
+    """One run of a config, somewhere.
 
     Attributes:
       config: config file, with `:argument` if it takes one.
       workdir: folder of the run's products; on several hosts one that all of them see.
       target: one of `TARGETS`.
       overrides: settings that differ from the config file's, dotted names and values.
-      name: of the job; the config's where empty.
-      processes: on this machine (`local`); the other targets count hosts.
+      name: name of the job; the config's where empty.
+      processes: number on this machine (`local`); the other targets count hosts.
       python: the interpreter over there.
-      max_restarts: how often a preempted job goes back in the queue by itself.
-      slurm, tpu_vm, xpk: what one target alone needs.
+      max_restarts: how often a preempted job is queued again by itself.
+      slurm, tpu_vm, xpk: settings of one target.
 
     Raises:
       ValueError: what the target would refuse, or lose.

@@ -1,39 +1,39 @@
-"""Several jobs of one: the variants that a config file's `sweep(add)` adds."""
+"""Several jobs from one: the variants that a config file's `sweep(add)` adds."""
 
 import collections
 import dataclasses
-import difflib
-import importlib.util
 import re
-import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stride_jax.run.config_file import changed, load_module, read_config, settings_of
 from stride_jax.run.launching.settings import LaunchSettings
+from stride_jax.run.settings import RunSettings
 
 
 def expand(settings: LaunchSettings) -> list[LaunchSettings]:
     """The settings of a job for each variant of the config file's `sweep(add)`.
 
-    `sweep` calls `add(**{"stride.design.num_subsets": 300, ...})` once a variant, as in big_vision.
-    Each job has its own folder in `workdir`, named by what it changes, and a number after its name.
+    `sweep` calls `add(**{"index.design.num_subsets": 300, ...})` once per variant, as in
+    big_vision. Each job has its own folder in `workdir`, named by what it changes, and a number
+    after its name.
 
     Raises:
-      ValueError: the file has no `sweep`, it adds nothing or one thing twice, or names a setting
-        that the config does not have or gives it a value of another kind.
+      ValueError: the file has no `sweep`, it adds nothing or one thing twice, or a variant is no
+        config that a run would take.
     """
-    path, _, argument = settings.config.partition(":")
-    module = _load(path)
+    path = settings.config.partition(":")[0]
+    module = load_module(path)
     if not hasattr(module, "sweep"):
         raise ValueError(f"{path} has no sweep(add): write one, or leave --sweep out")
     added: list[dict[str, Any]] = []
     module.sweep(lambda **changes: added.append(changes))
     if not added:
         raise ValueError(f"sweep(add) of {path} never calls add: add at least one variant")
-    known = _flat(module.get_config(*([argument] if argument else [])).to_dict())
+    overrides = dict(settings.overrides)
+    values = changed(read_config(settings.config), overrides)
     for changes in added:
-        for key, value in changes.items():
-            _check_change(key, value, known, path)
+        _check_variant(changes, values, overrides, path)
     names = _short(sorted({key for changes in added for key in changes}))
     folders = [_folder(changes, names) for changes in added]
     twice = [name for name, times in collections.Counter(folders).items() if times > 1]
@@ -42,7 +42,7 @@ def expand(settings: LaunchSettings) -> list[LaunchSettings]:
     return [
         dataclasses.replace(
             settings,
-            overrides=tuple((dict(settings.overrides) | changes).items()),
+            overrides=tuple((overrides | changes).items()),
             workdir=f"{settings.workdir.rstrip('/')}/{folder}",
             name=f"{settings.job_name}-{i}",
         )
@@ -50,38 +50,18 @@ def expand(settings: LaunchSettings) -> list[LaunchSettings]:
     ]
 
 
-def _load(path: str) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("swept_config", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"config={path!r} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted names of all settings; without flax, which would bring JAX to a login node.
-
-    >>> _flat({"bank": {"alpha": 0.5}, "top_k": 100})
-    {'bank.alpha': 0.5, 'top_k': 100}
-    """
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
-    return flat
-
-
-def _check_change(key: str, value: Any, known: dict[str, Any], path: str) -> None:
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=3) or sorted(known)
-        raise ValueError(f"sweep(add) of {path} names {key!r}: did you mean {', '.join(close)}?")
-    kind = type(known[key])
-    fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-    if known[key] is not None and not fits and not (kind is float and type(value) is int):
-        raise ValueError(
-            f"sweep(add) of {path} sets {key}={value!r}: the config has {known[key]!r} there, "
-            f"give a value of type {kind.__name__}"
-        )
+def _check_variant(
+    changes: Mapping[str, Any], values: Mapping[str, Any], overrides: Mapping[str, Any], path: str
+) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            raise ValueError(
+                f"sweep(add) of {path} names {key!r}, a section: name its settings one by one"
+            )
+    try:
+        settings_of(RunSettings, changed(values, changes), from_text=tuple(overrides))
+    except ValueError as error:
+        raise ValueError(f"sweep(add) of {path}: {error}") from error
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,101 @@
+"""`stride-jax`: one command line; each command is imported when it is asked for."""
+
+import dataclasses
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from stride_jax.cli.doors import USAGE, lacking, missing_package, one_line
+from stride_jax.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command: a module of its name in this package, with `main(words) -> exit code`.
+
+    Attributes:
+      about: one line for `--help`.
+      extras: extras of the package that it needs.
+    """
+
+    about: str
+    extras: tuple[str, ...]
+
+
+COMMANDS = {
+    "run": Command("Run a config from data to scores and their evaluation.", ("run",)),
+    "plan": Command("What a config will cost on a mesh, before anything runs.", ()),
+    "launch": Command("Run a config on several processes, or hand it to a cluster.", ()),
+    "ask": Command("Ask a language model's run which texts made it say so.", ("run", "text")),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+      words: the command and its flags; the process's own by default.
+
+    Returns:
+      The exit code: 0; 2 for a mistake in what was given, told in one line; a command's own.
+    """
+    words = sys.argv[1:] if words is None else list(words)
+    name = words[0] if words else ""
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        return _refuse("stride-jax", _no_command(name))
+    # A config may import from the folder it is used in, as under `python -m`.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return _run(name, words[1:])
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    extras = COMMANDS[name].extras
+    try:
+        for extra in extras:
+            if missing := lacking(extra):
+                return _refuse(f"stride-jax {name}", missing_package(missing[0], extra))
+        return importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
+    except KeyboardInterrupt:
+        print(f"stride-jax {name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        line = one_line(error, extras)
+        if line is None:
+            raise
+        return _refuse(f"stride-jax {name}", line)
+
+
+def _refuse(who: str, line: str) -> int:
+    print(f"{who}: {line}", file=sys.stderr)
+    return USAGE
+
+
+def _no_command(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    said = f"no command {name!r}" if name else "no command given"
+    nearest = f"did you mean {close[0]}? " if close else ""
+    return f"{said}; {nearest}commands are {', '.join(COMMANDS)}; see stride-jax --help"
+
+
+def _help() -> str:
+    rows = [f"  {name:<8} {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: stride-jax COMMAND --flag=value …",
+            "",
+            "Which training examples made a model behave like this: runs of STRIDE.",
+            "",
+            *rows,
+            "",
+            "stride-jax COMMAND --help says what a command does and what its flags are.",
+        ]
+    )

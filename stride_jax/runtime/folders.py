@@ -1,0 +1,42 @@
+"""Folders that programs write to: on a file system, or refused."""
+
+import os
+import pathlib
+import re
+
+# A path object has folded the slashes of gs://bucket already.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_folder(path: str | os.PathLike[str], name: str = "workdir") -> pathlib.Path:
+    """A folder to write to, there already or not; nothing is made.
+
+    Args:
+      path: the folder.
+      name: its name, for messages.
+
+    Raises:
+      ValueError: an address of a bucket or another place that is no file system, a file, something
+        below a file, or a place that this user can't write to.
+
+    >>> local_folder("gs://bucket/run")
+    Traceback (most recent call last):
+    ValueError: workdir='gs://bucket/run': these are local folders for now; mount the bucket \
+(gcsfuse, s3fs, xpk storage attach) and give the folder
+    """
+    text = os.fspath(path)
+    if _REMOTE.match(text):
+        raise ValueError(
+            f"{name}={text!r}: these are local folders for now; mount the bucket (gcsfuse, s3fs, "
+            "xpk storage attach) and give the folder"
+        )
+    if not text:
+        raise ValueError(f"{name}='' is empty: give a folder")
+    folder = pathlib.Path(text)
+    there = next((p for p in (folder, *folder.absolute().parents) if os.path.lexists(p)), folder)
+    if not there.is_dir():
+        where = "is" if there == folder else f"lies below {there}, which is"
+        raise ValueError(f"{name}={text!r} {where} a file: give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}={text!r}: this user can't write to {there}: give another folder")
+    return folder
