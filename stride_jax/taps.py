@@ -148,7 +148,8 @@ def tap_names(tapped: TappedModel, params: Params, inputs: Any) -> tuple[str, ..
 
     def names(rows: int) -> set[str]:
         batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype), inputs)
-        return set(jax.eval_shape(tapped.forward, params, batch)[1])
+        logits, activations = jax.eval_shape(tapped.forward, params, batch)
+        return {name for name, value in activations.items() if _is_tap(value, logits)}
 
     return tuple(sorted(names(2) & names(3)))
 
@@ -196,18 +197,13 @@ def _named(
                 f"{name!r} is {_described(activations[name])}, beside logits of shape "
                 f"{logits.shape}, and cannot be tapped ({_RULE}); this model has {sorted(taps)}"
             )
-    if not taps:
-        shown = {name: _described(value) for name, value in activations.items()}
-        raise ValueError(
-            f"the model hands out no tap: {shown} beside logits of shape {logits.shape} ({_RULE})"
-        )
     return select(taps, names)
 
 
 def _is_tap(value: Any, logits: jax.Array) -> bool:
     rows = logits.shape[:-1]
     return (
-        isinstance(value, jax.Array)
+        hasattr(value, "dtype")
         and jnp.issubdtype(value.dtype, jnp.floating)
         and value.shape[: len(rows)] == rows
     )

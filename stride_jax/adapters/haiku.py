@@ -48,7 +48,12 @@ def from_haiku(transformed: Any, taps: Sequence[str] | None = None, **call: Any)
             named = context.method_name == "__call__"
             return layers(context.module.module_name, output) if named else output
 
-        given = tuple(params) if stateful else (params,)
+        if stateful and not (isinstance(params, tuple | list) and len(params) == 2):
+            raise ValueError(
+                "params of a function with state are the pair (params, state), as "
+                f"transformed.init returns it: got a {type(params).__name__}"
+            )
+        given = params if stateful else (params,)
         try:
             with haiku.intercept_methods(intercept):
                 output = transformed.apply(*given, *no_random, inputs, **call)
@@ -62,7 +67,7 @@ def from_haiku(transformed: Any, taps: Sequence[str] | None = None, **call: Any)
         if not stateful:
             return output
         logits, after = output
-        _refuse_changed(given[1], after)
+        _refuse_changed(params[1], after)
         return logits
 
     return tap_layers(run, taps)

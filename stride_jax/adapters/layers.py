@@ -100,6 +100,12 @@ def _run(
             "wrap the model in one that returns them (or use from_model or from_function, which "
             "take (logits, {tap: activation}))"
         )
+    if not layers.outputs and not own:
+        raise ValueError(
+            f"the model has nothing to tap: its inputs are no floating array, and of its layers "
+            f"{sorted(layers.shapes)} none is called outside of vmap, scan, jit and checkpoint; "
+            "put some in a module that is, such as a block that maps over tokens within itself"
+        )
     return logits, {**layers.outputs, INPUT: inputs}
 
 

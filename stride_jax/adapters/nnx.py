@@ -56,6 +56,8 @@ def from_nnx(
 
     def run(params: Params, inputs: Any, layers: Layers) -> jax.Array:
         merged = nnx.merge(graph, random, params)
+        # The module's variables are those of `params`: what it changes, it changes there too.
+        before = {path: v.get_value() for path, v in nnx.to_flat_state(params)}
         # The modules stay alive in `merged`, so their ids are theirs alone.
         parts = [(path, part) for path, part in nnx.iter_modules(merged) if path and callable(part)]
         paths = {id(part): "/".join(map(str, path)) for path, part in parts}
@@ -63,16 +65,15 @@ def from_nnx(
             swap_class(part)
         with hooking(paths, layers):
             logits = merged(inputs, **call)  # pyright: ignore[reportCallIssue]
-        _refuse_changed(nnx.to_flat_state(params), nnx.to_flat_state(nnx.state(merged)))
+        _refuse_changed(before, nnx.to_flat_state(nnx.state(merged)))
         return logits
 
     return tap_layers(run, taps), state
 
 
-def _refuse_changed(before: Any, after: Any) -> None:
-    old = {path: variable.get_value() for path, variable in before}
+def _refuse_changed(before: dict[Any, Any], after: Any) -> None:
     for path, variable in after:
-        if path in old and variable.get_value() is not old[path]:
+        if path in before and variable.get_value() is not before[path]:
             raise ValueError(
                 f"the module changes its state {'/'.join(map(str, path))!r} when it is called: a "
                 "frozen model keeps it; give the argument its call has for evaluation, "
