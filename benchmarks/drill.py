@@ -1,4 +1,4 @@
-"""Kill a run at random moments, go on, and compare what it makes with a run that nobody killed.
+"""Kill a run at random moments, continue it, and compare its products with an undisturbed run's.
 
     python -m benchmarks.drill --workdir=runs/drill --kills=30
 
@@ -9,7 +9,6 @@ again until it ends by itself. Nothing is cleaned in between.
 
 import collections
 import hashlib
-import json
 import os
 import pathlib
 import random
@@ -23,35 +22,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
 
+from benchmarks.program import Asked, Program
+from stride_jax.cli.doors import at_least
+from stride_jax.run.config_file import changed, settings_of
 from stride_jax.run.launching.jobs import local_commands
 from stride_jax.run.launching.settings import LaunchSettings
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import run_settings
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.durable import EXIT_CODE
 from stride_jax.runtime.files import write_json
 from stride_jax.runtime.progress import bars
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist5k.py:runlocal")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/drill", "Folder of the trials.")
-_KILLS = flags.DEFINE_integer("kills", 30, "Trials.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of moments, signals and processes.")
-
 # Small steps and a checkpoint after each: a kill may fall anywhere.
-_OVERRIDES = (
-    "keep.seconds=0.0", "stride.closed_form.batch_size=64", "stride.measure.max_bytes=500000",
-    "bank.num_subsets=12", "bank.models_at_once=2",
-)  # fmt: skip
+_CHANGES = {
+    "execution.keep.seconds": 0.0,
+    "execution.batch_size": 64,
+    "execution.memory": 2_000_000,
+    "bank.num_subsets": 12,
+    "bank.models_at_once": 2,
+}
 
 
-def start(workdir: pathlib.Path, processes: int) -> list[subprocess.Popen[bytes]]:
-    """All processes of a run, of the config this program was given."""
-    config = config_flags.get_config_filename(flags.FLAGS["config"])
-    overrides = tuple(tuple(override.split("=")) for override in _OVERRIDES)
+def start(config: str, workdir: pathlib.Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """All processes of a run of this config, in small steps."""
     settings = LaunchSettings(
-        config, str(workdir), overrides=overrides, processes=processes,  # pyright: ignore[reportArgumentType]
+        config, str(workdir), overrides=tuple(_CHANGES.items()), processes=processes,
         python=sys.executable,
     )  # fmt: skip
     with socket.socket() as listener:
@@ -101,7 +97,7 @@ def stage_of(workdir: pathlib.Path) -> str:
 def products(workdir: pathlib.Path, settings: Any) -> dict[str, Any]:
     """What a finished run made, as digests and arrays."""
     run = Run(settings, workdir)
-    operators = run.operators[0]["logit"]
+    operators = run.index.operators["logit"]
     losses = [np.load(p)["losses"] for p in sorted(workdir.glob("bank/*/models-*.npz"))]
     arrays = {
         "operators": np.asarray(operators.a_KxRxO),
@@ -115,7 +111,7 @@ def products(workdir: pathlib.Path, settings: Any) -> dict[str, Any]:
 
 
 def struck(
-    workdir: pathlib.Path, rng: random.Random, longest: float
+    config: str, workdir: pathlib.Path, rng: random.Random, longest: float
 ) -> tuple[dict[str, Any], list[int]]:
     """Start a run and hit one of its processes: what was done, and the exit codes.
 
@@ -125,7 +121,7 @@ def struck(
     victim, moment = rng.randrange(processes), rng.uniform(0.15, 1.0) * longest * processes**0.5
     while True:
         shutil.rmtree(workdir, ignore_errors=True)
-        running = start(workdir, processes)
+        running = start(config, workdir, processes)
         time.sleep(moment)
         if running[victim].poll() is None:
             running[victim].send_signal(number)
@@ -136,45 +132,38 @@ def struck(
     return {**what, "seconds": round(moment, 1), "stage": stage_of(workdir)}, wait(running)
 
 
-def trial(i: int, workdir: pathlib.Path, rng: random.Random, longest: float) -> dict[str, Any]:
-    """Start, kill, and go on until the run ends by itself."""
-    row, codes = struck(workdir, rng, longest)
+def trial(config: str, workdir: pathlib.Path, rng: random.Random, longest: float) -> dict[str, Any]:
+    """Start, kill, and start again until the run ends by itself."""
+    row, codes = struck(config, workdir, rng, longest)
     runs, ended = 0, [1]
     while any(ended) and runs < 3:
-        runs, ended = runs + 1, wait(start(workdir, row["processes"]))
-    return {"trial": i, **row, "codes": codes, "runs_after": runs, "finished": not any(ended)}
+        runs, ended = runs + 1, wait(start(config, workdir, row["processes"]))
+    return {**row, "codes": codes, "runs_after": runs, "finished": not any(ended)}
 
 
-def main(argv: Sequence[str]) -> None:
+def main(asked: Asked) -> None:
     """Run every trial, write `drill.json`, print a table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    home = pathlib.Path(_WORKDIR.value)
+    config, home = asked.flags.config, asked.workdir
     home.mkdir(parents=True, exist_ok=True)
-    values = _CONFIG.value
-    for override in _OVERRIDES:
-        name, _, value = override.partition("=")
-        values.update_from_flattened_dict({name: json.loads(value)})
-    settings, wanted = run_settings(values.to_dict()), {}
+    settings, wanted = settings_of(RunSettings, changed(asked.config, _CHANGES)), {}
     longest = 0.0
     for processes in (2, 1, 1):  # the last one, with all programs compiled, says how long it takes
         whole = home / f"whole-{processes}"
         shutil.rmtree(whole, ignore_errors=True)
         began = time.monotonic()
-        if any(wait(start(whole, processes))):
+        if any(wait(start(config, whole, processes))):
             raise SystemExit(f"the run that nobody kills failed: see {whole}.log")
         longest = time.monotonic() - began
         wanted[processes] = products(whole, settings)
-    rng, rows = random.Random(_SEED.value), []
-    for i in bars(range(_KILLS.value), desc="drill"):
+    rng, rows = random.Random(asked.flags.seed), []
+    for i in bars(range(asked.flags.kills), desc="drill"):
         workdir = home / f"trial-{i:02d}"
-        row = trial(i, workdir, rng, longest)
-        found, reference = products(workdir, settings), wanted[row["processes"]]
-        row["same_bytes"] = {n: found[n][0] == reference[n][0] for n in found}
+        row = {"trial": i, **trial(config, workdir, rng, longest)}
+        made, reference = products(workdir, settings), wanted[row["processes"]]
+        row["same_bytes"] = {n: made[n][0] == reference[n][0] for n in made}
         row["largest_difference"] = max(
-            float(np.abs(found[n][1] - reference[n][1]).max() / np.abs(reference[n][1]).max())
-            for n in found
+            float(np.abs(made[n][1] - reference[n][1]).max() / np.abs(reference[n][1]).max())
+            for n in made
         )
         row["left_behind"] = [p.name for p in workdir.glob("*/*.partial")]
         rows.append(row)
@@ -194,4 +183,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program = Program("drill", __doc__, config="configs/mnist5k.py:runlocal", workdir="runs/drill")
+    program.flag("kills", "Trials.", type=at_least(1), default=30)
+    program.flag("seed", "Of moments, signals and processes.", type=int, default=0)
+    program.run(main)

@@ -8,30 +8,22 @@ after a round that compiles.
 """
 
 import dataclasses
-import pathlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
 
+from benchmarks.program import Asked, Program, listed
 from stride_jax import attribution, stride
+from stride_jax.cli.doors import at_least
 from stride_jax.data import Examples
 from stride_jax.models.train import cross_entropy
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
-_SIZES = flags.DEFINE_list("sizes", ["1024", "4096", "16384"], "Training examples N.")
-_SITES = flags.DEFINE_list("sites", ["logit", "final"], "Sites, each fitted by itself.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.")
 
 
 def forward_pass(run: Run, train: Examples, batch: int = 512) -> Callable[[], float]:
@@ -43,7 +35,7 @@ def forward_pass(run: Run, train: Examples, batch: int = 512) -> Callable[[], fl
 
     def once() -> float:
         parts = [
-            loss(run.model[0], train.inputs[i : i + batch], train.labels[i : i + batch])
+            loss(run.model.params, train.inputs[i : i + batch], train.labels[i : i + batch])
             for i in range(0, len(train), batch)
         ]
         return float(np.sum(parts))
@@ -60,15 +52,15 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def row(run: Run, train: Examples, site: str, rounds: int) -> dict[str, Any]:
     """One site at one N."""
-    settings = dataclasses.replace(run.settings.stride, sites=(site,))
+    settings = dataclasses.replace(run.settings.index, sites=(site,))
     index: list[Any] = []
 
     def fit() -> Any:
         made = stride.fit(
-            run.tapped, run.model[0], train.inputs, train.labels, settings, ids=train.ids
+            run.tapped, run.model.params, train.inputs, train.labels, settings, ids=train.ids
         )
         index[:] = [made]
-        return [found.a_KxRxO for found in made.operators.values()]
+        return [own.a_KxRxO for own in made.operators.values()]
 
     forward = forward_pass(run, train)
     times = [(seconds(forward), seconds(fit)) for _ in range(rounds + 1)][1:]
@@ -84,22 +76,18 @@ def row(run: Run, train: Examples, site: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str]) -> None:
+def main(asked: Asked) -> None:
     """Time every site at every N, write `fitting.json`, print a table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    settings = run_settings(_CONFIG.value.to_dict())
+    settings, workdir = asked.settings, asked.workdir
     if settings.text is None:
-        raise app.UsageError("give a config of text")
-    workdir, sizes = pathlib.Path(_WORKDIR.value), [int(n) for n in _SIZES.value]
+        raise SystemExit(f"config={asked.flags.config!r} is not of text: give configs/bible_gpt.py")
     model = Run(settings, workdir, bars)
     rows = []
-    for size in sizes:
+    for size in asked.flags.sizes:
         # The same model throughout: what it was trained on does not change what a pass costs.
         text = dataclasses.replace(settings.text, max_train=size)
         train = Run(dataclasses.replace(settings, text=text), workdir).train
-        rows += [row(model, train, site, _ROUNDS.value) for site in _SITES.value]
+        rows += [row(model, train, site, asked.flags.rounds) for site in asked.flags.sites]
     board = {
         "rows": rows,
         "settings": plain(settings),
@@ -120,4 +108,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program = Program("fitting", __doc__)
+    sizes, sites = (1024, 4096, 16384), ("logit", "final")
+    program.flag("sizes", "Training examples N.", type=listed(int), default=sizes)
+    program.flag("sites", "Sites, each fitted by itself.", type=listed(str), default=sites)
+    program.flag("rounds", "Timed rounds.", type=at_least(1), default=3)
+    program.run(main)

@@ -16,25 +16,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
 
 from benchmarks import report
 from benchmarks.meter import Cost, Meter, index_bytes
-from benchmarks.methods import Method, contestants, ensemble
+from benchmarks.methods import Method, Stride, contestants, ensemble
+from benchmarks.program import Asked, Program
 from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
 from stride_jax.baselines.model import Model
 from stride_jax.evaluation import CounterfactualResult, CounterfactualSettings
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import run_settings
+from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import bars
-from stride_jax.runtime.settings import build
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
-_DOCS = flags.DEFINE_string("docs", "docs", "Where leaderboard.md and its plots are written.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +52,14 @@ class LeaderboardSettings:
     ensemble: int = 5
     removal_queries: int = 20
     removal_top_k: tuple[int, ...] = (50, 500)
+
+
+def on_bank_of(settings: LeaderboardSettings, run: RunSettings) -> RunSettings:
+    """A run's settings with as many retrained subsets as the contest needs."""
+    bank = run.bank or evaluation.BankSettings()
+    return dataclasses.replace(
+        run, bank=dataclasses.replace(bank, num_subsets=settings.num_subsets)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +110,10 @@ def contest(
     path = folder / f"{method.name}-{key}.npz"
     if not path.exists():
         with Meter() as cost:
-            settings, scores, kept_bytes = tune(method, run.base_model, run, halves[0])
+            settings, scores, kept_bytes = tune(method, run.model, run, halves[0])
             uncalibrated = np.nan
             if method.calibrates and uncalibrated_too:
-                plain_model = dataclasses.replace(run.base_model, temperature=1.0)
+                plain_model = dataclasses.replace(run.model, temperature=1.0)
                 _, other, _ = tune(method, plain_model, run, halves[0])
                 uncalibrated = evaluation.lds(other, halves[1]).lds
         write_arrays(
@@ -140,7 +142,7 @@ def ensembles(
     """STRIDE and its strongest opponents over several base models, the same for all."""
     if size < 2:
         return []
-    members = [run.base_model, *(run.another(i).base_model for i in range(1, size))]
+    members = [run.model, *(run.another(i).model for i in range(1, size))]
     return [
         ensemble(m, members, outcomes[m.name].settings)
         for m in methods
@@ -176,9 +178,9 @@ def timings(
         for method in methods:
             settings = outcomes[method.name].settings
             with Meter() as fit_cost:
-                state = method.fit(run.base_model, run.train, settings)
+                state = method.fit(run.model, run.train, settings)
             with Meter() as score_cost:
-                method.score(state, run.base_model, run.train, run.query, settings)
+                method.score(state, run.model, run.train, run.query, settings)
             found[method.name].append((fit_cost, score_cost))
     return {name: rounds[1:] for name, rounds in found.items()}
 
@@ -217,7 +219,7 @@ def removals(
         ids=run.query.ids[rows],
     )
     how = CounterfactualSettings(
-        settings.removal_top_k, num_seeds=1, models_at_once=run.settings.bank.models_at_once
+        settings.removal_top_k, num_seeds=1, models_at_once=run.bank.settings.models_at_once
     )
     world = (run.module, run.train, chosen)
     recipe = run.settings.train
@@ -251,10 +253,9 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     """Run the contest and return what `leaderboard.json` holds."""
     bank = run.bank
     halves = bank.halves()
-    names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
-    methods = contestants(
-        sorted(names), run.settings.stride, is_text=run.is_text, only=settings.methods
-    )
+    names = jax.eval_shape(run.tapped.forward, run.model.params, run.train.inputs[:1])[1]
+    base = Stride.of(run.settings)
+    methods = contestants(sorted(names), base, is_text=run.settings.is_text, only=settings.methods)
     folder = run.workdir / "methods"
     too = settings.uncalibrated
     outcomes = {m.name: contest(m, run, halves, folder, too) for m in bars(methods, desc="methods")}
@@ -308,27 +309,24 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
         "data": run.settings.data,
         "num_train": len(run.train),
         "num_queries": len(run.query),
-        "temperature": run.base_model.temperature,
+        "temperature": run.model.temperature,
         "device": str(jax.devices()[0].device_kind),
         "versions": attribution.versions(),
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    """Build the settings, hold the contest, write the results."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    values = _CONFIG.value.to_dict()
-    settings = build(LeaderboardSettings, values.pop("leaderboard", {}), "config.leaderboard")
-    values.setdefault("bank", {})["num_subsets"] = settings.num_subsets
-    workdir = pathlib.Path(_WORKDIR.value)
-    board = plain(hold(Run(run_settings(values), workdir, bars), settings))
-    write_json(workdir / "leaderboard.json", board)
-    page = report.write(workdir.parent, pathlib.Path(_DOCS.value))
+def main(asked: Asked) -> None:
+    """Hold the contest, write the results."""
+    settings = asked.section("leaderboard", LeaderboardSettings)
+    run = Run(on_bank_of(settings, asked.settings), asked.workdir, bars)
+    board = plain(hold(run, settings))
+    write_json(asked.workdir / "leaderboard.json", board)
+    page = report.write(asked.workdir.parent, pathlib.Path(asked.flags.docs))
     print(report.table(board))
-    print(f"written: {workdir / 'leaderboard.json'}, {page}")
+    print(f"written: {asked.workdir / 'leaderboard.json'}, {page}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program = Program("leaderboard", __doc__, {"leaderboard": LeaderboardSettings})
+    program.flag("docs", "Where leaderboard.md and its plots are written.", default="docs")
+    program.run(main)

@@ -8,16 +8,32 @@ fit.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from stride_jax import stride, taps
+from stride_jax import IndexSettings, ReadSettings, stride, taps
 from stride_jax.baselines import ekfac, gradients, less, logra, simple, text, trak
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
-from stride_jax.index import Index, StrideSettings
+from stride_jax.index import Index
+from stride_jax.run.settings import RunSettings
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stride:
+    """STRIDE's settings: what makes an index, and what reads it."""
+
+    index: IndexSettings = IndexSettings()
+    read: ReadSettings = ReadSettings()
+
+    @classmethod
+    def of(cls, run: RunSettings) -> "Stride":
+        """Those of a run."""
+        return cls(run.index, run.read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,68 +59,63 @@ def _tapped(model: Model) -> taps.TappedModel:
     return model.tapped  # kept, so that its jitted functions are compiled once
 
 
-def fit_stride(model: Model, train: Examples, settings: StrideSettings) -> Index:
+def changed(settings: T, changes: Mapping[str, Any]) -> T:
+    """Settings with the fields of these dotted names changed.
+
+    >>> changed(Stride(), {"index.design.degree": 3, "read.prior": 0.0}).index.design.degree
+    3
+    """
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            value = changed(getattr(settings, name), {rest: value})
+        settings = dataclasses.replace(settings, **{name: value})  # pyright: ignore[reportArgumentType]
+    return settings
+
+
+def fit_stride(model: Model, train: Examples, settings: Stride) -> Index:
     """STRIDE's index of the training set."""
-    examples = train.inputs, train.labels
-    return stride.fit(_tapped(model), model.params, *examples, settings, ids=train.ids)
+    return stride.fit(
+        _tapped(model), model.params, train.inputs, train.labels, settings.index, ids=train.ids
+    )
 
 
 def score_stride(
-    state: Index, model: Model, train: Examples, query: Examples, settings: StrideSettings
+    state: Index, model: Model, train: Examples, query: Examples, settings: Stride
 ) -> np.ndarray:
     """STRIDE's scores of the queries, `[Q, N]`."""
-    read = dataclasses.replace(
-        state.settings, measure=settings.measure, prior=settings.prior, lasso=settings.lasso
-    )
-    index = dataclasses.replace(state, settings=read)
     return stride.attribute(
-        _tapped(model), model.params, index, query.inputs, query.labels, ids=query.ids
-    ).scores_QxN
+        _tapped(model), model.params, state, query.inputs, query.labels, settings.read,
+        ids=query.ids,
+    ).scores_QxN  # fmt: skip
 
 
-def fit_direct(model: Model, train: Examples, settings: StrideSettings) -> Index:
+def fit_direct(model: Model, train: Examples, settings: Stride) -> Index:
     """The sums behind STRIDE's index; direct scores need the training set besides."""
     return stride.fit(
-        _tapped(model), model.params, train.inputs, train.labels, settings,
+        _tapped(model), model.params, train.inputs, train.labels, settings.index,
         ids=train.ids, keep_moments=True,
     )  # fmt: skip
 
 
 def score_direct(
-    state: Index, model: Model, train: Examples, query: Examples, settings: StrideSettings
+    state: Index, model: Model, train: Examples, query: Examples, settings: Stride
 ) -> np.ndarray:
     """STRIDE's scores without the sketch, `[Q, N]`."""
-    examples = (train.inputs, train.labels), (query.inputs, query.labels)
-    tapped = _tapped(model)
-    return stride.direct(tapped, model.params, state, *examples, query_ids=query.ids).scores_QxN
+    return stride.direct(_tapped(model), model.params, state, train, query).scores_QxN
 
 
-def _joint_grid(base: StrideSettings) -> list[list[StrideSettings]]:
+def _joint_grid(base: Stride) -> list[list[Stride]]:
     """Joint training: lambda, at full scale and at a small one; one fit for all."""
-    joint = dataclasses.replace(
-        base,
-        fit="joint",
-        prior=0.0,
-        basis=dataclasses.replace(base.basis, rank=min(64, base.basis.rank)),
-    )
+    rank = min(64, base.index.basis.rank)
+    joint = changed(base, {"index.fit": "joint", "index.basis.rank": rank, "read.prior": 0.0})
     return [
         [
-            dataclasses.replace(
-                joint,
-                lasso=dataclasses.replace(base.lasso, lambda_fraction=fraction),
-                measure=dataclasses.replace(base.measure, scale=scale),
-            )
+            changed(joint, {"read.lasso.lambda_fraction": fraction, "read.measure.scale": scale})
             for fraction in (0.05, 0.1, 0.2)
             for scale in (1.0, 0.01)
         ]
     ]
-
-
-def fewer(base: StrideSettings, num_subsets: int) -> StrideSettings:
-    """The same with fewer subsets."""
-    return dataclasses.replace(
-        base, design=dataclasses.replace(base.design, num_subsets=num_subsets)
-    )
 
 
 def ensemble(method: Method, members: Sequence[Model], settings: Any) -> Method:
@@ -114,10 +125,9 @@ def ensemble(method: Method, members: Sequence[Model], settings: Any) -> Method:
     """
 
     def own(i: int) -> Any:
-        if not isinstance(settings, StrideSettings):
+        if not isinstance(settings, Stride):
             return settings
-        design = dataclasses.replace(settings.design, seed=settings.design.seed + i)
-        return dataclasses.replace(settings, design=design)
+        return changed(settings, {"index.design.seed": settings.index.design.seed + i})
 
     def fit(model: Model, train: Examples, _: Any) -> list[Any]:
         return [method.fit(member, train, own(i)) for i, member in enumerate(members)]
@@ -136,7 +146,7 @@ def ensemble(method: Method, members: Sequence[Model], settings: Any) -> Method:
 
 def contestants(
     names: Sequence[str],
-    base: StrideSettings,
+    base: Stride,
     *,
     is_text: bool = False,
     only: Sequence[str] = (),
@@ -149,7 +159,8 @@ def contestants(
       is_text: whether inputs are tokens or strings.
       only: names of the methods wanted; all for none.
     """
-    small = 3 * base.design.num_subsets // 10
+    small = 3 * base.index.design.num_subsets // 10
+    fewer = changed(base, {"index.design.num_subsets": small})
     many = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
     g, t, r, e = (
         gradients.GradientSettings,
@@ -159,7 +170,7 @@ def contestants(
     )
     methods = [
         Method("stride", fit_stride, score_stride, [[base]]),
-        Method(f"stride-k{small}", fit_stride, score_stride, [[fewer(base, small)]]),
+        Method(f"stride-k{small}", fit_stride, score_stride, [[fewer]]),
         Method("stride-direct", fit_direct, score_direct, [[base]]),
         Method("stride-joint", fit_stride, score_stride, _joint_grid(base)),
         Method(
@@ -221,12 +232,10 @@ def contestants(
     return [method for method in methods if not only or method.name in only]
 
 
-def _text_variants(base: StrideSettings) -> dict[str, StrideSettings]:
+def _text_variants(base: Stride) -> dict[str, Stride]:
     """A query read whole; every logit steered; the last residual stream in place of the logits."""
-    whole = dataclasses.replace(base.measure, group=0)
-    full = dataclasses.replace(base.closed_form, output_damping=1.0)
     return {
-        "whole": dataclasses.replace(base, measure=whole),
-        "full": dataclasses.replace(base, output_rank=0, closed_form=full),
-        "residual": dataclasses.replace(base, sites=("final",)),
+        "whole": changed(base, {"read.measure.group": 0}),
+        "full": changed(base, {"index.output_rank": 0, "index.closed_form.output_damping": 1.0}),
+        "residual": changed(base, {"index.sites": ("final",)}),
     }

@@ -10,27 +10,19 @@ rank, and is scored on the others.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
 
 from benchmarks.meter import Meter
-from benchmarks.methods import Method, contestants
+from benchmarks.methods import Method, Stride, contestants
+from benchmarks.program import Asked, Program
 from stride_jax import attribution, evaluation
 from stride_jax.data import relevant
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import fingerprint, plain, read_json, write_json
 from stride_jax.runtime.progress import bars
-from stride_jax.runtime.settings import build
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +47,9 @@ def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, An
     best: tuple[float, Any, np.ndarray] = (-1.0, None, np.zeros(0))
     with Meter() as cost:
         for group in method.grid:
-            state = method.fit(run.base_model, run.train, group[0])
+            state = method.fit(run.model, run.train, group[0])
             for choice in group:
-                scores = method.score(state, run.base_model, run.train, run.query, choice)
+                scores = method.score(state, run.model, run.train, run.query, choice)
                 found = evaluation.mean_reciprocal_rank(scores[tuning], truth_QxN[tuning]).mean
                 best = max(best, (found, choice, scores), key=lambda b: b[0])
     scored, answers = best[2][scoring], truth_QxN[scoring]
@@ -90,8 +82,9 @@ def kept(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any
 
 def hold(run: Run, settings: RetrievalSettings) -> dict[str, Any]:
     """Every method's row, ours first, and how much each differs from it."""
-    names = jax.eval_shape(run.tapped.forward, run.model[0], run.train.inputs[:1])[1]
-    methods = contestants(sorted(names), run.settings.stride, is_text=True, only=settings.methods)
+    names = jax.eval_shape(run.tapped.forward, run.model.params, run.train.inputs[:1])[1]
+    base = Stride.of(run.settings)
+    methods = contestants(sorted(names), base, is_text=True, only=settings.methods)
     rows = [kept(method, run, settings) for method in bars(methods, desc="methods")]
     ours = np.array(rows[0]["mrr_per_query"])
     for row in rows:
@@ -126,19 +119,14 @@ def table(board: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Build the settings, ask, write `retrieval.json` and print the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    values = _CONFIG.value.to_dict()
-    settings = build(RetrievalSettings, values.pop("retrieval", {}), "config.retrieval")
-    workdir = pathlib.Path(_WORKDIR.value)
-    board = plain(hold(Run(run_settings(values), workdir, bars), settings))
-    write_json(workdir / "retrieval.json", board)
+def main(asked: Asked) -> None:
+    """Ask, write `retrieval.json` and print the table."""
+    settings = asked.section("retrieval", RetrievalSettings)
+    board = plain(hold(Run(asked.settings, asked.workdir, bars), settings))
+    write_json(asked.workdir / "retrieval.json", board)
     print(table(board))
-    print(f"written: {workdir / 'retrieval.json'}")
+    print(f"written: {asked.workdir / 'retrieval.json'}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    Program("retrieval", __doc__, {"retrieval": RetrievalSettings}).run(main)

@@ -11,28 +11,24 @@ import ctypes
 import functools
 import gc
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
 
+from benchmarks.program import Asked, Program, listed
 from stride_jax import attribution, design, stride
-from stride_jax.corpus import Corpus
+from stride_jax.frozen import freeze
 from stride_jax.run.pipeline import Run
 from stride_jax.run.planning import StageCost, extent_of, gib, plan
-from stride_jax.run.settings import run_settings
+from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.mesh import arranged
 from stride_jax.runtime.metrics import resident_bytes
 from stride_jax.runtime.progress import bars
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the products.", required=True)
 _MMAP_THRESHOLD = -3  # of mallopt
-_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
 
 
 def shares(by_devices: dict[int, list[StageCost]]) -> list[dict[str, Any]]:
@@ -60,7 +56,7 @@ def taken(work: Callable[[], Any], turns: int = 5) -> list[int]:
     """Largest growth of this process' memory while it works, after a first turn that compiles."""
     # Buffers go back to the system at once: what glibc keeps for later is no need of the program.
     ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 1 << 16)
-    found = []
+    growths = []
     for _ in range(turns + 1):
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -69,22 +65,23 @@ def taken(work: Callable[[], Any], turns: int = 5) -> list[int]:
         jax.block_until_ready(work())
         status = pathlib.Path("/proc/self/status").read_text()
         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        found.append(1024 * int(peak.split()[1]) - before)
-    return sorted(found[1:])
+        growths.append(1024 * int(peak.split()[1]) - before)
+    return sorted(growths[1:])
 
 
 def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
     """Predicted and measured memory of the pass and of measuring, on one device."""
-    settings, mesh = run.stride_settings, arranged((1, 1), jax.devices())
+    execution = Execution(mesh=arranged((1, 1), jax.devices()))
+    settings, read = run.settings.index, run.settings.read
     subsets = design.membership(settings.design, run.train.ids)
-    corpus, queries = (
-        Corpus(run.tapped, run.model[0], e.inputs, e.labels, mesh=mesh)
-        for e in (run.train, run.query)
-    )
-    made = stride.make_operators(settings, subsets, corpus)
+    frozen = freeze(run.tapped, run.model.params, run.train, settings, execution)
+    fit = functools.partial(stride.fit_operators, frozen, run.train, subsets, execution)
+    operators = fit()[0]
     works: dict[str, Callable[[], Any]] = {
-        "pass": lambda: stride.make_operators(settings, subsets, corpus)[:2],
-        "measure": functools.partial(stride.measure_all, settings, made[0], queries),
+        "pass": lambda: fit()[:2],
+        "measure": lambda: stride.measure_all(
+            frozen, operators, run.query, read.measure, execution
+        ),
     }
     rows = []
     for name, work in works.items():
@@ -95,14 +92,9 @@ def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
     return rows
 
 
-def main(argv: Sequence[str]) -> None:
+def main(asked: Asked) -> None:
     """Plan for every number of devices, compare with a run, write `scaling.json`, print."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    values = _CONFIG.value.to_dict()
-    extent, settings = extent_of(values), run_settings(values)
-    counts = [int(n) for n in _DEVICES.value]
+    extent, settings, counts = extent_of(asked.config), asked.settings, asked.flags.devices
     jax.config.update("jax_num_cpu_devices", max(counts))
     by_devices = {
         n: plan(settings, extent, arranged((1, n), jax.devices()))
@@ -115,13 +107,13 @@ def main(argv: Sequence[str]) -> None:
     ]
     memory = []
     if max(counts) == 1:
-        run = Run(settings, pathlib.Path(_WORKDIR.value), bars)
+        run = Run(settings, asked.workdir, bars)
         memory = compare(run, {s.name: s for s in first})
     board = {
         "rows": rows, "flops_of_a_call": arithmetic, "memory": memory,
         "device": str(jax.devices()[0].device_kind), "versions": attribution.versions(),
     }  # fmt: skip
-    write_json(pathlib.Path(_WORKDIR.value) / "scaling.json", plain(board))
+    write_json(asked.workdir / "scaling.json", plain(board))
     print(
         "| stage | devices | FLOPs x devices | traffic x devices | memory a device | sent a call |"
     )
@@ -145,4 +137,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program = Program("scaling", __doc__)
+    program.flag("devices", "Numbers of devices.", type=listed(int), default=(1, 2, 4, 8))
+    program.run(main)

@@ -59,7 +59,6 @@ def get_config(arg: str = "d24") -> ConfigDict:
                 "sites": (SITES[depth],),
             },
             "read": {"measure": {"form": "first_order"}, "prior": 0.0},
-            "bank": None,  # nobody retrains these two hundred times
             "execution": common.execution("sharded", seconds=600.0),
             # 500 queries; the published corpora have 2.7, 5.8, 10.9 and 18.2 billion tokens.
             "plan": {
