@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow drill lint format clean
+.PHONY: setup quickstart test test-slow test-newest drill lint format clean
 
 setup: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,test]'
 	touch $@
 
 quickstart: setup
@@ -26,10 +26,16 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,test,peers]'
 	$(BIN)/python -m pytest -m slow
 
-# Thirty runs killed at random moments and gone on with; about 20 minutes.
+# The fast tests on another interpreter with the newest packages: make test-newest PYTHON=python3.13
+test-newest:
+	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[run,test]'
+	$(VENV)-newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# Thirty runs killed at random moments and resumed; about 20 minutes.
 drill: setup
 	$(BIN)/python -m benchmarks.drill --workdir=runs/drill --kills=30
 
@@ -38,4 +44,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-newest runs dist build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
