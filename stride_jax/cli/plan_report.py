@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from stride_jax.run.planning import CHIPS, StageCost, gib
 
 _REMEDY = {
-    "pass": "lower stride.chunk_bytes, stride.output_rank or stride.basis.rank, give the mesh more "
-    "devices along subset, or set mesh.parameters='sharded'",
-    "solve": "give the mesh more devices along subset, or lower stride.output_rank or "
-    "stride.basis.rank",
-    "training": "set stride.fit='closed_form', which keeps nothing of size N, lower "
-    "stride.joint.max_bytes, or give the mesh more devices along subset",
-    "measure": "lower stride.measure.max_bytes, or give the mesh more devices along subset",
-    "recovery": "lower stride.lasso.memory_bytes or stride.lasso.chunk",
+    "pass": "lower execution.memory, index.output_rank or index.basis.rank, give the mesh more "
+    "devices along subset, or set execution.mesh.parameters='sharded'",
+    "solve": "give the mesh more devices along subset, or lower index.output_rank or "
+    "index.basis.rank",
+    "training": "set index.fit='closed_form', which holds nothing of size N, lower "
+    "execution.memory, or give the mesh more devices along subset",
+    "measure": "lower execution.memory, or give the mesh more devices along subset",
+    "recovery": "lower execution.memory or read.lasso.chunk",
     "bank": "lower bank.models_at_once or train.batch_size, or raise train.accumulation",
 }
 

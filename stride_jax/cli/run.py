@@ -29,7 +29,13 @@ from stride_jax.runtime.metrics import MetricsWriter
 from stride_jax.runtime.processes import Cluster, connect, leads, wait
 from stride_jax.runtime.progress import bars
 
-_PROFILED = ("operators", "measurements", "recovery", "bank")
+_PROFILED = {
+    "operators": "index",
+    "measurements": "measurements",
+    "recovery": "recovered",
+    "bank": "bank",
+}
+"""Stages that a profile can be written of, and the properties of `Run` that work on them."""
 
 
 def _parser() -> Parser:
@@ -60,17 +66,20 @@ def main(words: Sequence[str]) -> int:
     elif cluster != Cluster():
         raise ValueError("--coordinator, --num_processes and --process_id need --multihost")
     stop = StopRequest().listen()
-    with leaving_others() if given.multihost else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if given.multihost:
+            stack.enter_context(leaving_others())
         check_workdir(workdir, settings, given.reuse)
         wait("workdir checked")
-        report = MetricsWriter(workdir / "metrics") if leads() else None
+        report = None
+        if leads():
+            report = stack.enter_context(contextlib.closing(MetricsWriter(workdir / "metrics")))
         run = Run(settings, workdir, bars, stop, report)
         if given.profile:
             with jax.profiler.trace(str(workdir / "profile")):
-                getattr(run, given.profile)
+                getattr(run, _PROFILED[given.profile])
         result = summary.write(run, until=given.until)
-        if report is not None:
-            report.close()
+        if leads():
             show(run, result, given.until)
     return 0
 
