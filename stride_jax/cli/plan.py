@@ -37,9 +37,9 @@ def main(words: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     if not 0.01 <= given.utilisation <= 1:
         raise ValueError(f"--utilisation={given.utilisation} must lie in 0.01 to 1")
+    data, subset = parse_mesh(given.mesh)
     values, settings = read_settings(given.config, changes)
     extent = extent_of(values)
-    data, subset = parse_mesh(given.mesh)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", data * subset)
     mesh = arranged((data, subset), jax.devices())
