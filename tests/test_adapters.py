@@ -194,6 +194,12 @@ def test_scores_with_default_taps_are_those_of_the_plain_function(
     np.testing.assert_allclose(found, plain_scores, atol=1e-3 * np.abs(plain_scores).max())
 
 
+def test_without_a_suffix_all_taps_are_read_and_said(weights, digits):
+    with pytest.warns(UserWarning, match=r"no suffix.*all of \['hidden', 'input', 'logits'\]"):
+        frozen = stride_jax.freeze(from_function(plain), weights, stride_jax.Examples(*digits))
+    assert frozen.settings.taps == ("hidden", "input", "logits")
+
+
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, x, train=True):

@@ -1,14 +1,14 @@
-"""Taps of linen, nnx and plain functions give the same numbers, and so do their suffixes."""
+"""Taps: what is one, how they are named, and gradients at them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import nnx
 
 from stride_jax import taps
-from stride_jax.adapters import from_linen, from_model, from_nnx
+from stride_jax.adapters import from_linen, from_model
+from stride_jax.examples import Examples
 from stride_jax.observed import forward_all, forward_and_pull, forward_batch
 from stride_jax.operators import logit_errors
 
@@ -19,19 +19,14 @@ class Linen(nn.Module):
         return nn.Dense(3, name="head")(jnp.tanh(nn.Dense(5, name="body")(x)))
 
 
-class Nnx(nnx.Module):
-    def __init__(self, rngs):
-        self.body = nnx.List([nnx.Linear(4, 5, rngs=rngs)])
-        self.head = nnx.Linear(5, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(jnp.tanh(self.body[0](x)))
-
-
 def plain(params, x):
     body = x @ params["body"]["kernel"] + params["body"]["bias"][None]
-    logits = jnp.tanh(body) @ params["head"]["kernel"] + params["head"]["bias"][None]
-    return logits, {"input": x, "body": body}
+    return rest_of(params, x, {"body": body}), {"input": x, "body": body}
+
+
+def rest_of(params, x, replace):
+    head = params["head"]
+    return jnp.tanh(replace["body"]) @ head["kernel"] + head["bias"][None]
 
 
 @pytest.fixture(scope="module")
@@ -40,114 +35,129 @@ def x():
 
 
 @pytest.fixture(scope="module")
-def three(x):
-    """The same network three times: `[(tapped, params, name of its hidden tap)]`."""
-    module = Linen()
-    params = module.init(jax.random.key(1), x)["params"]
-    other = Nnx(nnx.Rngs(0))
-    for ours, theirs in ((other.body[0], params["body"]), (other.head, params["head"])):
-        ours.kernel.set_value(theirs["kernel"])
-        ours.bias.set_value(theirs["bias"])
-    tapped_nnx, state = from_nnx(other, ["input", "body/0"])
-
-    def suffix(params, x, replace):
-        return jnp.tanh(replace["body"]) @ params["head"]["kernel"] + params["head"]["bias"][None]
-
-    return [
-        (from_linen(module, ["input", "body"]), params, "body"),
-        (tapped_nnx, state, "body/0"),
-        (taps.from_function(plain, suffix=suffix), params, "body"),
-    ]
+def params(x):
+    return Linen().init(jax.random.key(1), x)["params"]
 
 
-def test_linen_nnx_and_plain_functions_give_the_same_numbers(three, x):
-    reference, activations = plain(three[0][1], x)
-    for tapped, params, name in three:
-        logits, seen = tapped(params, x)
-        np.testing.assert_allclose(logits, reference, rtol=1e-6)
-        np.testing.assert_allclose(seen[name], activations["body"], rtol=1e-6)
-        np.testing.assert_array_equal(seen["input"], x)
-
-
-def test_suffix_is_the_rest_of_the_network(three, x):
-    z = jax.random.normal(jax.random.key(2), (6, 5))
-    head = three[0][1]["head"]
-    expected = jnp.tanh(z) @ head["kernel"] + head["bias"][None]
-    for tapped, params, name in three:
-        np.testing.assert_allclose(tapped.suffix(params, x, {name: z}), expected, rtol=1e-6)
-
-
-def test_pulled_errors_are_gradients_of_the_loss_at_the_tap(trained, three, x):
+def test_pulled_errors_are_gradients_of_the_loss_at_the_tap(trained, params, x):
     labels, weights = jnp.arange(6) % 3, jnp.linspace(0.5, 1.0, 6)
-    models = [*three, (trained.tapped, trained.params, "hidden0")]
-    for tapped, params, name in models:
-        inputs = jnp.asarray(trained.query.inputs[:6]) if tapped is trained.tapped else x
+    digits = jnp.asarray(trained.query.inputs[:6])
+    models = [
+        (from_linen(Linen()), params, "body", x),
+        (taps.from_function(plain, suffix=rest_of), params, "body", x),
+        (trained.tapped, trained.params, "hidden0", digits),
+    ]
+    for tapped, weights_of, name, inputs in models:
         calibrated = taps.only(taps.with_temperature(tapped, 2.0), (name,))
-        seen, pull_back = forward_and_pull(calibrated, params, inputs, labels, weights, name)
-        plain = forward_batch(calibrated, params, inputs, labels, weights)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), seen, plain)
+        batch = {"inputs": inputs, "labels": labels, "weights": weights}
+        observed, pull_back = forward_and_pull(calibrated, weights_of, batch, name)
+        alone = forward_batch(calibrated, weights_of, **batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), observed, alone)
 
-        def loss(z, run=calibrated.suffix, params=params, inputs=inputs, name=name):
+        def loss(z, run=calibrated.suffix, params=weights_of, inputs=inputs, name=name):
             logits = run(params, inputs, {name: z.reshape(6, -1)})
             return -jax.nn.log_softmax(logits)[jnp.arange(6), labels].sum()
 
-        expected = -jax.grad(loss)(plain.activations[name])
-        found = pull_back(logit_errors(plain))
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+        expected = -jax.grad(loss)(alone.activations[name])
+        pulled = pull_back(logit_errors(alone))
+        np.testing.assert_allclose(pulled, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_our_models_replace_what_they_hand_out(trained):
     x = jnp.asarray(trained.query.inputs[:5])
-    logits, seen = trained.tapped(trained.params, x)
-    assert list(seen) == ["hidden0", "hidden1", "input"] or set(seen) == {
-        "input",
-        "hidden0",
-        "hidden1",
-    }
-    z = seen["hidden0"] * 0.5
+    logits, activations = trained.tapped(trained.params, x)
+    assert set(activations) == {"input", "hidden0", "hidden1"}
+    z = activations["hidden0"] * 0.5
     params = trained.params
     hidden = jax.nn.relu(z @ params["dense1"]["kernel"] + params["dense1"]["bias"][None])
     expected = hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
-    found = trained.tapped.suffix(params, x, {"hidden0": z})
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    rest = trained.tapped.suffix(params, x, {"hidden0": z})
+    np.testing.assert_allclose(rest, expected, rtol=1e-5, atol=1e-5)
     calibrated = taps.with_temperature(trained.tapped, 2.0)
     np.testing.assert_allclose(calibrated(params, x)[0], logits / 2, rtol=1e-6)
     assert calibrated.suffix is not None
-    np.testing.assert_allclose(
-        calibrated.suffix(params, x, {"hidden0": z}), expected / 2, rtol=1e-5, atol=1e-5
-    )
+    cooled = calibrated.suffix(params, x, {"hidden0": z})
+    np.testing.assert_allclose(cooled, expected / 2, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="unknown tap 'nowhere'"):
+        trained.tapped.suffix(params, x, {"nowhere": x})
 
 
-def test_unknown_taps_are_refused_with_those_there_are(trained, three, x):
+def test_what_is_no_tap_is_left_out_and_refused_by_name():
+    """Tokens, a table without a row per example, a row per example where logits have tokens."""
+
+    def model(p, tokens):
+        table = jnp.zeros((5, 3))
+        embedded = p[tokens] + table[None]
+        extra = {"input": tokens, "table": table, "pooled": embedded.mean(axis=1), "sum": 1.0}
+        return embedded @ p.T, {"embedded": embedded, **extra}
+
+    p, tokens = jnp.ones((7, 3)), jnp.zeros((4, 5), int)
+    tapped = taps.from_function(model)
+    assert set(tapped(p, tokens)[1]) == {"embedded"}
+    for name, described in (
+        ("input", r"int32 of shape \(4, 5\)"),
+        ("table", r"float32 of shape \(5, 3\)"),
+        ("pooled", r"float32 of shape \(4, 3\)"),
+        ("sum", "a float"),
+    ):
+        with pytest.raises(ValueError, match=rf"'{name}' is {described}.*has \['embedded'\]"):
+            taps.from_function(model, [name])(p, tokens)
+    # As many examples as tokens: the table passes for a tap at this batch size alone.
+    square = lambda p, x: (x @ p, {"input": x, "table": jnp.zeros((2, 3))})  # noqa: E731
+    x = jnp.ones((2, 4))
+    assert set(taps.from_function(square)(jnp.ones((4, 3)), x)[1]) == {"input", "table"}
+    by_hand = taps.TappedModel(lambda p, x: (p[x], {"input": x, "embedded": p[x]}))
+    assert taps.tap_names(taps.from_function(square), jnp.ones((4, 3)), x) == ("input",)
+    assert taps.tap_names(by_hand, p, tokens[:, 0]) == ("embedded",)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("input", r"taps='input' is one string.*taps=\('input',\)"),
+        ((), "empty: leave it out"),
+        (("input", "body", "input"), "names 'input' 2 times"),
+        ((3,), "holds 3: a tap is named by a string"),
+        (("input", ""), "holds '': a tap"),
+    ],
+)
+def test_names_of_taps_are_checked_before_anything_runs(names, said):
+    with pytest.raises(ValueError, match=said):
+        taps.from_function(plain, names)
+    with pytest.raises(ValueError, match=said):
+        from_linen(Linen(), names)
+
+
+def test_unknown_taps_and_foreign_outputs_are_refused(trained, params, x):
     with pytest.raises(
         ValueError, match=r"unknown tap 'hiden0'.*\['hidden0', 'hidden1', 'input'\]"
     ):
         from_model(trained.module, ["hiden0"])(trained.params, trained.query.inputs[:2])
-    for tapped, params, _ in three[:2]:
-        with pytest.raises(ValueError, match="unknown tap 'nowhere'"):
-            tapped.suffix(params, x, {"nowhere": x})
+    for function, said in (
+        (lambda p, x: x, r"returns float32 of shape \(6, 4\), not \(logits, \{tap: activation\}\)"),
+        (lambda p, x: (x, x), "returns a tuple, not"),
+        (lambda p, x: ([x], {"input": x}), "logits are a list"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            taps.from_function(function)(params, x)
 
 
 def test_observing_does_not_depend_on_the_batch_size(trained):
-    q = trained.query
-    whole = forward_all(trained.tapped, trained.params, q.inputs, q.labels, batch_size=512)
-    parts = forward_all(trained.tapped, trained.params, q.inputs, q.labels, batch_size=7)
-    assert whole.logits_NxTxC.shape == (len(q), 1, 10)
-    assert whole.activations["input"].shape == (len(q), 1, 64)
+    whole = forward_all(trained.tapped, trained.params, trained.query, batch_size=512)
+    parts = forward_all(trained.tapped, trained.params, trained.query, batch_size=7)
+    assert whole.logits_NxTxC.shape == (len(trained.query), 1, 10)
+    assert whole.activations["input"].shape == (len(trained.query), 1, 64)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, parts)
 
 
 def test_bad_observations_are_refused(trained):
-    q, params = trained.query, trained.params
-    with pytest.raises(ValueError, match=r"labels run from 0 to 10, .* 10 classes"):
-        forward_all(trained.tapped, params, q.inputs[:2], np.array([0, 10]))
-    with pytest.raises(ValueError, match="got 3, 2, 2"):
-        forward_all(trained.tapped, params, q.inputs[:3], q.labels[:2])
+    inputs, params = trained.query.inputs, trained.params
+    with pytest.raises(ValueError, match=r"labels run up to 10, .* 10 classes"):
+        forward_all(trained.tapped, params, Examples(inputs[:2], np.array([0, 10])))
+    nothing = jax.tree.map(lambda v: v * jnp.nan, params)
     with pytest.raises(ValueError, match=r"not finite for 2 of 2"):
-        forward_all(
-            trained.tapped, jax.tree.map(lambda v: v * jnp.nan, params), q.inputs[:2], q.labels[:2]
-        )
+        forward_all(trained.tapped, nothing, Examples(inputs[:2], np.array([0, 1])))
     with pytest.raises(
         ValueError, match=r"logits of shape \(1, 10\) for one example do not fit labels"
     ):
-        forward_all(trained.tapped, params, q.inputs[:4], np.zeros((4, 3), int))
+        forward_all(trained.tapped, params, Examples(inputs[:4], np.zeros((4, 3), int)))
