@@ -52,7 +52,7 @@ class Attribution:
       query_labels: `[Q]` classes of a classifier's queries, where they are known.
       train_labels: `[N]` classes of a classifier's training examples, where they are known.
       diagnostics: `{name: [Q]}`, what each query's measurements are worth
-        (`recovery.selection.Diagnostics.by_query`).
+        (`recovery.Diagnostics`).
 
     Raises:
       ValueError: arrays that do not fit each other, ids that repeat, or scores that are not finite.

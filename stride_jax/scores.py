@@ -78,7 +78,7 @@ def ranked(scores: Scores, k: int) -> Ranked:
     [2, 1]
     """
     parts = [(np.zeros(0, int),) * 3 + (np.zeros(0, np.float32),)]
-    for query in range(np.shape(scores)[0]):
+    for query in range(scores.shape[0]):  # pyright: ignore[reportOptionalSubscript]
         rows, values = row_scores(scores, query)
         for sign in (1, -1):
             order = top_rows(sign * values, k)

@@ -1,18 +1,65 @@
 """How far influences are from optimal: a duality gap in float64 that float32 cannot flatter.
 
 The pass over all N columns runs in float32, everything else here in float64 on the support. The
-dual point is the very float32 residual that the pass saw, shrunk until every column's correlation
-is within its penalty. The pass adds d numbers a column, so its result is within
+dual point is the very float32 residual that the pass read, shrunk until every column's correlation
+is within its penalty. The pass adds d numbers per column, so its result is within
 `(d − 1) u Σ|r_k| <= (d − 1) d u max|r|` of the true one, u = 2⁻²⁴ (Higham, Accuracy and Stability
 of Numerical Algorithms, §4.2): the largest correlation is raised by that bound before it is used.
-So the dual point is feasible and the gap is an upper bound, whatever the rounding.
+So the dual point is feasible and the gap is an upper bound, whatever the rounding
+(docs/method.md §7.4).
+
+Letter: Z examples of a query's support.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 _UNIT = 2.0**-24
+
+
+class Support(NamedTuple):
+    """A query's influences that are not zero.
+
+    Attributes:
+      rows_Zxd: subsets of the examples, K for padding.
+      w_Z: their influences.
+      lambda_Z: their penalties, `lambda penalty_i`.
+    """
+
+    rows_Zxd: np.ndarray
+    w_Z: np.ndarray
+    lambda_Z: np.ndarray
+
+
+class ColumnPass(NamedTuple):
+    """A pass over all N columns.
+
+    Attributes:
+      r_K: the float32 residual that it read.
+      largest: the largest `|m_iᵀ r| / penalty_i` that it returned; of `m_iᵀ r` for influences that
+        are not negative.
+    """
+
+    r_K: np.ndarray
+    largest: float
+
+
+class Terms(NamedTuple):
+    """The problem that is certified.
+
+    Attributes:
+      penalty: lambda.
+      gamma: of the elastic net, 0 without.
+      least_weight: smallest penalty weight of the design.
+      intercept: whether one is fitted.
+    """
+
+    penalty: float
+    gamma: float = 0.0
+    least_weight: float = 1.0
+    intercept: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,53 +75,37 @@ class Certificate:
     kkt: float
 
 
-def certify(
-    rows_SxD: np.ndarray,
-    w_S: np.ndarray,
-    y_K: np.ndarray,
-    r_K: np.ndarray,
-    most: float,
-    lambda_S: np.ndarray,
-    penalty: float,
-    gamma: float = 0.0,
-    *,
-    least_weight: float = 1.0,
-    signed: bool = False,
-    intercept: bool = True,
-) -> Certificate:
-    """Certify one query.
+def certify(support: Support, y_K: np.ndarray, passed: ColumnPass, terms: Terms) -> Certificate:
+    """Certify one query's influences.
 
     Args:
-      rows_SxD: subsets of the support's examples, K for padding.
-      w_S: their influences, not zero.
+      support: what was recovered.
       y_K: measurements.
-      r_K: the float32 residual that the pass over all columns saw.
-      most: the pass's largest `|m_iᵀ r| / penalty_i`.
-      lambda_S: penalties of the support, `lambda penalty_i`.
-      penalty: lambda.
-      gamma: of the elastic net, 0 without.
-      least_weight: smallest penalty weight of the design.
-      signed: influences are not negative, and `most` is of `m_iᵀ r`.
-      intercept: whether one is fitted.
+      passed: the pass over all columns with its residual.
+      terms: of the problem.
 
     Returns:
       Gap and violation.
     """
-    k, degree = len(y_K), rows_SxD.shape[1]
-    y, seen, w = y_K.astype(np.float64), r_K.astype(np.float64), w_S.astype(np.float64)
-    total = np.bincount(rows_SxD.reshape(-1), np.repeat(w, degree), minlength=k + 1)[:k]
+    k, degree = len(y_K), support.rows_Zxd.shape[1]
+    y, r_pass, w = (v.astype(np.float64) for v in (y_K, passed.r_K, support.w_Z))
+    total = np.bincount(support.rows_Zxd.reshape(-1), np.repeat(w, degree), minlength=k + 1)[:k]
     r = y - total
     mean = 0.0
-    if intercept:
-        y, r, mean = y - y.mean(), r - r.mean(), seen.mean()
-    rounding = (degree - 1) * degree * _UNIT * np.abs(seen).max(initial=0.0) + degree * abs(mean)
-    ridge = lambda_S * gamma * w
+    if terms.intercept:
+        y, r, mean = y - y.mean(), r - r.mean(), r_pass.mean()
+    rounding = (degree - 1) * degree * _UNIT * np.abs(r_pass).max(initial=0.0)
+    rounding += degree * abs(mean)
+    ridge = support.lambda_Z * terms.gamma * w
     rounding += 8 * _UNIT * np.abs(ridge).max(initial=0.0)
-    bound = most * (1 + 4 * _UNIT) + rounding / least_weight
-    shrink = penalty / max(bound, penalty)
-    theta = shrink * (seen - mean)
-    primal = 0.5 * r @ r + lambda_S @ np.abs(w) + 0.5 * ridge @ w
+    bound = passed.largest * (1 + 4 * _UNIT) + rounding / terms.least_weight
+    shrink = terms.penalty / max(bound, terms.penalty)
+    theta = shrink * (r_pass - mean)
+    primal = 0.5 * r @ r + support.lambda_Z @ np.abs(w) + 0.5 * ridge @ w
     dual = 0.5 * y @ y - 0.5 * (y - theta) @ (y - theta) - 0.5 * shrink**2 * ridge @ w
-    inside = np.append(r, 0.0)[rows_SxD].sum(axis=1) - ridge - lambda_S * np.sign(w)
-    violation = max(most / penalty - 1, np.abs(inside / lambda_S).max(initial=0.0), 0.0)
+    inside = np.append(r, 0.0)[support.rows_Zxd].sum(axis=1) - ridge
+    inside -= support.lambda_Z * np.sign(w)
+    violation = max(
+        passed.largest / terms.penalty - 1, np.abs(inside / support.lambda_Z).max(initial=0.0), 0.0
+    )
     return Certificate(float((primal - dual) / max(0.5 * y @ y, 1e-300)), float(violation))

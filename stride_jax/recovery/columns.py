@@ -4,10 +4,14 @@ A pass finds, for every query at once, which of the N columns correlate most wit
 `Mᵀ r` is a gather-and-add of d rows of `[K, Q]`, contiguous over queries; it is computed in chunks
 that stay in cache and is reduced at once to one maximum per group of examples, so that no array of
 N x Q numbers is ever made.
+
+Letters: P rows of the padded table, G groups of examples, L = K + 1 entries of a residual with a
+zero for padding.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import Design, gather_add
+from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.mesh import local_mesh
+from stride_jax.runtime.programs import shape
 
 # Columns in flight in a pass: `[512, 64]` float32 fills a quarter of a core's L2 cache.
 _IN_FLIGHT = 512
@@ -31,34 +37,80 @@ class LassoState:
     neighbours in the corpus, often alike, fall into different groups.
 
     Attributes:
-      table_PxD: the d subsets of every example, padded to P rows with K.
+      table_Pxd: the d subsets of every example, padded to P rows with K.
       penalty_P: penalty weights of the examples; None where all are one.
       num_train: N.
       num_subsets: K.
       group: examples in a group.
-      mesh: devices.
+      mesh: devices of this process.
       sharded: whether the columns are split over the devices; else every device has them all and
         the queries are split.
+      memory: bytes that a pass may take on a device, the table aside.
     """
 
-    table_PxD: jax.Array
+    table_Pxd: jax.Array
     penalty_P: jax.Array | None
     num_train: int = dataclasses.field(metadata={"static": True})
     num_subsets: int = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})
     mesh: Mesh = dataclasses.field(metadata={"static": True})
     sharded: bool = dataclasses.field(metadata={"static": True})
+    memory: int = dataclasses.field(metadata={"static": True})
 
     @property
     def groups(self) -> int:
         """G, groups on one device."""
         parts = self.mesh.size if self.sharded else 1
-        return self.table_PxD.shape[0] // (parts * self.group)
+        return self.table_Pxd.shape[0] // (parts * self.group)
 
     @property
     def over_columns(self) -> P:
         """How the table is laid out over the mesh."""
         return P(self.mesh.axis_names) if self.sharded else P()
+
+    @property
+    def over_queries(self) -> P:
+        """How arrays with a row per query are laid out over the mesh."""
+        return P(self.mesh.axis_names)
+
+
+def state_shapes(
+    table_shape: tuple[int, int],
+    num_subsets: int,
+    *,
+    weighted: bool,
+    execution: Execution = Execution(),
+    shard_columns: bool = False,
+) -> LassoState:
+    """A state of abstract arrays: what `init` fills, and what a plan compiles for.
+
+    Args:
+      table_shape: N and d.
+      num_subsets: K.
+      weighted: whether examples have penalty weights.
+      execution, shard_columns: as in `init`.
+    """
+    num_train, degree = table_shape
+    mesh = _own_mesh(execution)
+    parts = mesh.size if shard_columns else 1
+    # A long group spares the search for the largest maxima, and costs more when one is opened.
+    group = max(1, round(math.sqrt(num_train / parts / 400)))
+    block = max(1, _IN_FLIGHT // group) * group
+    padded = math.ceil(num_train / (parts * block)) * parts * block
+    where = NamedSharding(mesh, P(mesh.axis_names) if shard_columns else P())
+    return LassoState(
+        shape((padded, degree), np.int16 if num_subsets < 2**15 else np.int32, where),
+        shape((padded,), np.float32, where) if weighted else None,
+        num_train, num_subsets, group, mesh, shard_columns, execution.memory,
+    )  # fmt: skip
+
+
+def _own_mesh(execution: Execution) -> Mesh:
+    """The mesh of the execution, or this process's part: processes do not recover together."""
+    mesh = execution.mesh
+    if mesh is None or any(d.process_index != jax.process_index() for d in mesh.devices.flat):
+        return local_mesh()
+    return mesh
 
 
 def init(
@@ -66,7 +118,7 @@ def init(
     subsets_Nxd: jax.Array | np.ndarray,
     *,
     penalty_N: np.ndarray | None = None,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
     shard_columns: bool = False,
 ) -> LassoState:
     """Prepare a design for `solve`, once.
@@ -75,7 +127,7 @@ def init(
       design: K.
       subsets_Nxd: `[N, d]` membership of the training examples; entries of K are padding.
       penalty_N: positive weight of each example's penalty, `lambda_i = lambda penalty_i`.
-      mesh: devices; all of this process by default.
+      execution: its mesh, this process's devices by default, and its memory.
       shard_columns: split the N columns over the devices, for an N that one of them can't hold,
         instead of copying them to each.
 
@@ -92,7 +144,7 @@ def init(
     """
     table = np.asarray(subsets_Nxd)
     k, n = design.num_subsets, len(table)
-    if n == 0 or table.min() < 0 or table.max() > k:
+    if table.ndim != 2 or table.size == 0 or table.min() < 0 or table.max() > k:
         raise ValueError(
             f"membership of shape {table.shape} does not fit K={k}: entries must lie in 0 … {k - 1}"
         )
@@ -103,36 +155,32 @@ def init(
                 f"penalty weights of shape {penalty_N.shape}, least {penalty_N.min()}: they must "
                 f"be {n} positive finite numbers"
             )
-    if mesh is None:
-        mesh = local_mesh()
-    padded, group, dtype = layout(n, k, mesh.size if shard_columns else 1)
-    table_PxD = np.full((padded, table.shape[1]), k, dtype)
-    table_PxD[:n] = table
-    place = NamedSharding(mesh, P(mesh.axis_names) if shard_columns else P())
-    weights = None
-    if penalty_N is not None:
-        weights = np.ones(padded, np.float32)
-        weights[:n] = penalty_N
-        weights = jax.device_put(weights, place)
-    return LassoState(jax.device_put(table_PxD, place), weights, n, k, group, mesh, shard_columns)
+    shapes = state_shapes(
+        (n, table.shape[1]), k, weighted=penalty_N is not None, execution=execution,
+        shard_columns=shard_columns,
+    )  # fmt: skip
+    return dataclasses.replace(
+        shapes,
+        table_Pxd=_padded(table, k, shapes.table_Pxd),
+        penalty_P=None if penalty_N is None else _padded(penalty_N, 1, shapes.penalty_P),
+    )
 
 
-def layout(num_train: int, num_subsets: int, parts: int = 1) -> tuple[int, int, type]:
-    """P rows of the table split into so many parts, examples in a group, and the table's dtype."""
-    # A long group spares the search for the largest maxima, and costs more when one is opened.
-    group = max(1, round(math.sqrt(num_train / parts / 400)))
-    block = max(1, _IN_FLIGHT // group) * group
-    padded = math.ceil(num_train / (parts * block)) * parts * block
-    return padded, group, np.int16 if num_subsets < 2**15 else np.int32
+def _padded(rows: np.ndarray, fill: float, like: Any) -> jax.Array:
+    out = np.full(like.shape, fill, like.dtype)
+    out[: len(rows)] = rows
+    return jax.device_put(out, like.sharding)
 
 
-def init_rows(rows_KxS: np.ndarray, num_train: int, *, mesh: Mesh | None = None) -> LassoState:
+def init_rows(
+    rows_KxS: np.ndarray, num_train: int, *, execution: Execution = Execution()
+) -> LassoState:
     """Prepare any binary M, given by the members of each row, for `solve`.
 
     Args:
       rows_KxS: training rows of each subset, all of one size, distinct within a row.
       num_train: N.
-      mesh: as in `init`.
+      execution: as in `init`.
     """
     k, size = rows_KxS.shape
     flat = rows_KxS.reshape(-1)
@@ -141,51 +189,45 @@ def init_rows(rows_KxS: np.ndarray, num_train: int, *, mesh: Mesh | None = None)
     place = np.arange(len(flat)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
     subsets = np.full((num_train, max(1, int(degrees.max()))), k, np.int32)
     subsets[flat[order], place] = order // size
-    return init(Design(k, 1), subsets, mesh=mesh)
+    return init(Design(k, 1), subsets, execution=execution)
 
 
-def group_maxima(
-    table_PxD: jax.Array,
-    penalty_P: jax.Array | None,
-    r_LxQ: jax.Array,
-    group: int,
-    signed: bool,
-) -> jax.Array:
-    """One pass over all columns: the largest correlation in each group of examples.
+def group_maxima(state: LassoState, r_LxQ: jax.Array, signed: bool) -> jax.Array:
+    """One pass over all columns of a device: the largest correlation in each group of examples.
 
     Args:
-      table_PxD: columns of this device.
-      penalty_P: their penalty weights, or None.
+      state: with the columns of this device.
       r_LxQ: `[K + 1, Q]` residuals, the last row zero.
-      group: examples in a group.
-      signed: `max m_iᵀ r` rather than `max |m_iᵀ r|`, for non-negative influences.
+      signed: `max m_iᵀ r` rather than `max |m_iᵀ r|`, for influences that are not negative.
 
     Returns:
       `[G, Q]` maxima of `m_iᵀ r / penalty_i`.
     """
-    groups, degree = table_PxD.shape[0] // group, table_PxD.shape[1]
+    group, degree = state.group, state.table_Pxd.shape[1]
+    groups = state.table_Pxd.shape[0] // group
     width = max(1, _IN_FLIGHT // group)
-    table = table_PxD.reshape(group, groups, degree)
+    table = state.table_Pxd.reshape(group, groups, degree)
 
     def correlate(c: jax.Array) -> jax.Array:
         some = jax.lax.dynamic_slice_in_dim(table, c * width, width, axis=1)
-        found = gather_add(r_LxQ, jnp.moveaxis(some.astype(jnp.int32), -1, 0))
-        if penalty_P is not None:
-            weights = penalty_P.reshape(group, groups)
+        sums = gather_add(r_LxQ, jnp.moveaxis(some.astype(jnp.int32), -1, 0))
+        if state.penalty_P is not None:
+            weights = state.penalty_P.reshape(group, groups)
             some = jax.lax.dynamic_slice_in_dim(weights, c * width, width, axis=1)
-            found = found / some[:, :, None]
-        return found
+            sums = sums / some[:, :, None]
+        return sums
 
-    def reduce(found: jax.Array) -> jax.Array:
-        return (found if signed else jnp.abs(found)).max(axis=0)
+    def reduce(sums: jax.Array) -> jax.Array:
+        return (sums if signed else jnp.abs(sums)).max(axis=0)
 
     def step(last: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         # The maximum of the chunk before: fused with its own gather, XLA would run the loop over
         # members innermost and lose the vector units (five times slower).
         return correlate(c), reduce(last)
 
-    last, most = jax.lax.scan(step, correlate(jnp.int32(0)), jnp.arange(1, groups // width))
-    return jnp.concatenate([most.reshape(-1, r_LxQ.shape[1]), reduce(last)])
+    rest = jnp.arange(1, groups // width, dtype=jnp.int32)
+    last, maxima = jax.lax.scan(step, correlate(jnp.int32(0)), rest)
+    return jnp.concatenate([maxima.reshape(-1, r_LxQ.shape[1]), reduce(last)])
 
 
 def pass_bytes(state: LassoState, queries: int) -> int:
