@@ -14,6 +14,7 @@ from stride_jax.models import (
     fit_temperature,
     initial_params,
     make_model,
+    pretrain,
 )
 from stride_jax.runtime import checkpoint
 
@@ -111,3 +112,9 @@ def test_bad_settings_are_refused():
         TrainSettings(optimizer="adma")
     with pytest.raises(ValueError, match="model kind='cnn'"):
         ModelSettings("cnn")
+
+
+def test_more_checkpoints_than_steps_are_refused(digits):
+    train = digits["train"].inputs[:40], digits["train"].labels[:40]
+    with pytest.raises(ValueError, match=r"num_checkpoints=3 of a training of 2 steps.*fewer"):
+        pretrain(MLP(10, (12,)), *train, TrainSettings(epochs=1, batch_size=20), 3)

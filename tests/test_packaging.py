@@ -90,7 +90,8 @@ def get_config():
     return ConfigDict({
         "data": {"name": "breast_cancer", "train": "train[:120]", "query": "query[:10]"},
         "model": {"kind": "mlp", "widths": (8,)},
-        "train": {"epochs": 1},
+        "train": {"epochs": 1, "batch_size": 32},
+        "num_checkpoints": 2,
         "index": {"design": {"num_subsets": 40, "degree": 4}, "basis": {"rank": 8}},
         "bank": {"num_subsets": 4, "num_seeds": 1, "models_at_once": 4},
     })

@@ -49,6 +49,9 @@ def pretrain(
     Returns:
       Parameters of the checkpoints, the model itself last, and the mean learning rate of each one's
       stretch.
+
+    Raises:
+      ValueError: more checkpoints than steps.
     """
     inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
@@ -56,6 +59,12 @@ def pretrain(
         jnp.arange(len(labels)), order_key, settings=settings
     )
     num_steps = len(rows_sxB)
+    if num_checkpoints > num_steps:
+        raise ValueError(
+            f"num_checkpoints={num_checkpoints} of a training of {num_steps} steps (epochs="
+            f"{settings.epochs}, batch_size={settings.batch_size}, {len(labels)} examples): ask "
+            "for fewer checkpoints, or train longer"
+        )
     ends = [int(part[-1]) + 1 for part in np.array_split(np.arange(num_steps), num_checkpoints)]
     stops = sorted({*range(_PIECE, num_steps, _PIECE), *ends})
 
