@@ -51,10 +51,10 @@ def test_a_language_model_from_text_to_an_answer(tmp_path):
     assert "held-out R²" in done.stdout
     for prompt, message in (("", "the prompt is empty"), ("And God said " * 9, "shorten them")):
         done = ask(f"--prompt={prompt}")
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert message in done.stderr
     done = call("experiments.ask", f"--workdir={tmp_path / 'none'}", "--prompt=And")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "holds no run" in done.stderr
 
 
