@@ -65,6 +65,9 @@ class Program(Parser):
         self.usage = f"{self.prog} --flag=value …"
         self.flag("workdir", "Folder of the products.", required=True)
         self.set_defaults(**defaults)
+        for action in self._actions:
+            if action.dest in defaults and action.help:
+                action.help = action.help.replace("required", f"default: {defaults[action.dest]}")
         self._names = {
             key: [f.name for f in dataclasses.fields(cls)] for key, cls in sections.items()
         }
