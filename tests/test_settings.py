@@ -1,6 +1,9 @@
 """Settings from mappings, from text and from Python: what is filled in, made alike or refused."""
 
 import dataclasses
+import importlib
+import json
+import pathlib
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -9,6 +12,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from benchmarks.leaderboard import LeaderboardSettings
+from benchmarks.retrieval import RetrievalSettings
+from configs import mnist5k, nanochat
+from stride_jax.run.planning import extent_of
+from stride_jax.run.settings import RunSettings, run_settings
+from stride_jax.runtime.files import plain
 from stride_jax.runtime.settings import build, check_types, parse
 
 
@@ -224,3 +233,52 @@ def test_only_the_names_of_a_command_line_are_text():
             build(Whole, typed, from_text=names)
     with pytest.raises(ValueError, match=r"config.read is a section of settings.*not 'x'"):
         build(Whole, {"read": "x"}, from_text=["read"])
+
+
+CONFIGS = sorted(
+    path.stem
+    for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+    if path.stem not in ("__init__", "common")
+)
+
+
+def arguments(name):
+    return [f"d{depth}" for depth in nanochat.SITES] if name == "nanochat" else ["", "runlocal"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"),
+    [(n, a) for n in CONFIGS for a in ([""] if n == "nanochat_d24" else arguments(n))],
+)
+def test_every_config_is_what_its_programs_take(name, arg):
+    module = importlib.import_module(f"configs.{name}")
+    values = module.get_config(*[arg] if arg else []).to_dict()
+    settings = run_settings(values)
+    assert build(RunSettings, json.loads(json.dumps(plain(settings)))) == settings
+    for section, cls in {
+        "leaderboard": LeaderboardSettings,
+        "retrieval": RetrievalSettings,
+    }.items():
+        build(cls, values.get(section, {}), section)
+    if "plan" in values or settings.text is not None:
+        assert extent_of(values).num_train > 0
+    if name != "nanochat_d24":
+        with pytest.raises(ValueError, match="unknown config argument 'quick': use "):
+            module.get_config("quick")
+
+
+def test_a_sweep_names_settings_of_its_config():
+    config, names = mnist5k.get_config(), set()
+    mnist5k.sweep(lambda **changes: names.update(changes))
+    assert names == {"index.design.num_subsets", "index.design.seed"}
+    config.update_from_flattened_dict(dict.fromkeys(names, 70))
+    assert run_settings(config.to_dict()).index.design.seed == 70
+
+
+def test_one_setting_of_the_lasso_leaves_the_others_at_their_defaults():
+    read = run_settings({"read": {"lasso": {"lambda_fraction": 0.2}}}).read
+    default = RunSettings().read
+    assert read == dataclasses.replace(
+        default, lasso=dataclasses.replace(default.lasso, lambda_fraction=0.2)
+    )
+    assert (default.lasso.lambda_fraction, default.lasso.relative_gap) == (0.02, 1e-3)
