@@ -159,11 +159,11 @@ def main(asked: Asked) -> None:
     for i in bars(range(asked.flags.kills), desc="drill"):
         workdir = home / f"trial-{i:02d}"
         row = {"trial": i, **trial(config, workdir, rng, longest)}
-        made, reference = products(workdir, settings), wanted[row["processes"]]
-        row["same_bytes"] = {n: made[n][0] == reference[n][0] for n in made}
+        own, reference = products(workdir, settings), wanted[row["processes"]]
+        row["same_bytes"] = {n: own[n][0] == reference[n][0] for n in own}
         row["largest_difference"] = max(
-            float(np.abs(made[n][1] - reference[n][1]).max() / np.abs(reference[n][1]).max())
-            for n in made
+            float(np.abs(own[n][1] - reference[n][1]).max() / np.abs(reference[n][1]).max())
+            for n in own
         )
         row["left_behind"] = [p.name for p in workdir.glob("*/*.partial")]
         rows.append(row)

@@ -53,14 +53,14 @@ def seconds(work: Callable[[], Any]) -> float:
 def row(run: Run, train: Examples, site: str, rounds: int) -> dict[str, Any]:
     """One site at one N."""
     settings = dataclasses.replace(run.settings.index, sites=(site,))
-    index: list[Any] = []
+    fitted: list[Any] = []
 
     def fit() -> Any:
-        made = stride.fit(
+        index = stride.fit(
             run.tapped, run.model.params, train.inputs, train.labels, settings, ids=train.ids
         )
-        index[:] = [made]
-        return [own.a_KxRxO for own in made.operators.values()]
+        fitted[:] = [index]
+        return [own.a_KxRxO for own in index.operators.values()]
 
     forward = forward_pass(run, train)
     times = [(seconds(forward), seconds(fit)) for _ in range(rounds + 1)][1:]
@@ -72,7 +72,7 @@ def row(run: Run, train: Examples, site: str, rounds: int) -> dict[str, Any]:
         "fit_seconds": statistics.median(fitted for _, fitted in times),
         "ratio": statistics.median(ratios),
         "ratio_spread": [min(ratios), max(ratios)],
-        "index_bytes": index[0].nbytes,
+        "index_bytes": fitted[0].nbytes,
     }
 
 

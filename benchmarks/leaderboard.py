@@ -3,7 +3,7 @@
     python -m benchmarks.leaderboard --config=configs/mnist5k.py --workdir=runs/leaderboard/mnist5k
 
 Settings of each method are chosen by LDS on the bank's first half of subsets; every figure shown is
-from the second half. Finished methods are kept in the workdir and not run again.
+from the second half. Finished methods are stored in the workdir and not run again.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Outcome:
 
     Attributes:
       settings: chosen on the tuning half.
-      tried: how many settings there were.
+      tried: number of settings.
       scores_QxN: of the calibrated model.
       uncalibrated: LDS at temperature 1, tuned alike; None where it does not matter.
       compile_seconds: of all settings together.
@@ -86,14 +86,14 @@ class Outcome:
 def tune(
     method: Method, model: Model, run: Run, half: evaluation.Bank
 ) -> tuple[Any, np.ndarray, int]:
-    """The settings with the best LDS on a half of the bank, their scores and bytes kept."""
+    """The settings of the best LDS on a half of the bank, their scores, and bytes of the state."""
     best: tuple[float, Any, Any, int] = (-np.inf, None, None, 0)
     for group in method.grid:
         state = method.fit(model, run.train, group[0])
         for settings in group:
             scores = method.score(state, model, run.train, run.query, settings)
-            found = evaluation.lds(scores, half).lds
-            best = max(best, (found, settings, scores, index_bytes(state)), key=lambda b: b[0])
+            figure = evaluation.lds(scores, half).lds
+            best = max(best, (figure, settings, scores, index_bytes(state)), key=lambda b: b[0])
     return best[1:]
 
 
@@ -104,13 +104,13 @@ def contest(
     folder: pathlib.Path,
     uncalibrated_too: bool = True,
 ) -> Outcome:
-    """Tune a method, calibrated and not; its scores are kept on disk."""
+    """Tune a method, calibrated and not; its scores are stored on disk."""
     tried = [settings for group in method.grid for settings in group]
     key = fingerprint(run.products.key("model"), method.name, tried, halves[0].identity)
     path = folder / f"{method.name}-{key}.npz"
     if not path.exists():
         with Meter() as cost:
-            settings, scores, kept_bytes = tune(method, run.model, run, halves[0])
+            settings, scores, state_bytes = tune(method, run.model, run, halves[0])
             uncalibrated = np.nan
             if method.calibrates and uncalibrated_too:
                 plain_model = dataclasses.replace(run.model, temperature=1.0)
@@ -122,17 +122,17 @@ def contest(
             chosen=tried.index(settings),
             uncalibrated=uncalibrated,
             compile_seconds=cost.compile_seconds,
-            index_bytes=kept_bytes,
+            index_bytes=state_bytes,
         )
-    kept = read_arrays(path)
-    uncalibrated = float(kept["uncalibrated"])
+    stored = read_arrays(path)
+    uncalibrated = float(stored["uncalibrated"])
     return Outcome(
-        tried[int(kept["chosen"])],
+        tried[int(stored["chosen"])],
         len(tried),
-        kept["scores"],
+        stored["scores"],
         None if np.isnan(uncalibrated) else uncalibrated,
-        float(kept["compile_seconds"]),
-        int(kept["index_bytes"]),
+        float(stored["compile_seconds"]),
+        int(stored["index_bytes"]),
     )
 
 
@@ -169,11 +169,11 @@ def upper_reference(halves: tuple[evaluation.Bank, evaluation.Bank], num_train: 
 def timings(
     methods: Sequence[Method], outcomes: dict[str, Outcome], run: Run, repeats: int
 ) -> dict[str, list[tuple[Cost, Cost]]]:
-    """Fit and score every method once a round, compiled code reused: `{method: [(fit, score)]}`.
+    """Fit and score every method once per round, compiled code reused: `{method: [(fit, score)]}`.
 
     A round before the first is not counted: it compiles.
     """
-    found: dict[str, list[tuple[Cost, Cost]]] = {m.name: [] for m in methods}
+    costs: dict[str, list[tuple[Cost, Cost]]] = {m.name: [] for m in methods}
     for _ in bars(range(repeats + 1), desc="timing"):
         for method in methods:
             settings = outcomes[method.name].settings
@@ -181,8 +181,8 @@ def timings(
                 state = method.fit(run.model, run.train, settings)
             with Meter() as score_cost:
                 method.score(state, run.model, run.train, run.query, settings)
-            found[method.name].append((fit_cost, score_cost))
-    return {name: rounds[1:] for name, rounds in found.items()}
+            costs[method.name].append((fit_cost, score_cost))
+    return {name: rounds[1:] for name, rounds in costs.items()}
 
 
 def cost_columns(
@@ -218,14 +218,14 @@ def removals(
         labels=run.query.labels[rows],
         ids=run.query.ids[rows],
     )
-    how = CounterfactualSettings(
+    removal = CounterfactualSettings(
         settings.removal_top_k, num_seeds=1, models_at_once=run.bank.settings.models_at_once
     )
     world = (run.module, run.train, chosen)
     recipe = run.settings.train
-    asked = fingerprint(repr(run.module), recipe, run.train.inputs, chosen.inputs, how)
+    asked = fingerprint(repr(run.module), recipe, run.train.inputs, chosen.inputs, removal)
 
-    def kept(name: str, key: str, work: Callable[[], CounterfactualResult]) -> dict[str, Any]:
+    def stored(name: str, key: str, work: Callable[[], CounterfactualResult]) -> dict[str, Any]:
         path = run.workdir / "removal" / f"{name}-{key}.npz"
         if not path.exists():
             write_arrays(path, **dataclasses.asdict(work()))
@@ -233,15 +233,15 @@ def removals(
 
     @functools.cache
     def reference() -> evaluation.CounterfactualReference:
-        return evaluation.counterfactual_reference(*world, recipe, how)
+        return evaluation.counterfactual_reference(*world, recipe, removal)
 
     def remove(scores_QxN: np.ndarray) -> CounterfactualResult:
-        return evaluation.counterfactual_removal(*world, scores_QxN, recipe, how, reference())
+        return evaluation.counterfactual_removal(*world, scores_QxN, recipe, removal, reference())
 
-    out = {"control": kept("control", asked, lambda: reference().random)}
+    out = {"control": stored("control", asked, lambda: reference().random)}
     for name, outcome in bars(outcomes.items(), desc="removal"):
         scores = outcome.scores_QxN[rows]
-        out[name] = kept(name, fingerprint(asked, scores), functools.partial(remove, scores))
+        out[name] = stored(name, fingerprint(asked, scores), functools.partial(remove, scores))
     columns = {"top_k": "top_k", "drop": "drop_K", "drop_ci95": "drop_ci95"}
     return {
         name: {column: r[key].tolist() for column, key in columns.items()}

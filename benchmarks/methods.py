@@ -56,7 +56,7 @@ class Method:
 
 @functools.lru_cache(maxsize=16)
 def _tapped(model: Model) -> taps.TappedModel:
-    return model.tapped  # kept, so that its jitted functions are compiled once
+    return model.tapped  # cached, so that its jitted functions are compiled once
 
 
 def changed(settings: T, changes: Mapping[str, Any]) -> T:

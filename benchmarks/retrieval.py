@@ -50,8 +50,8 @@ def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, An
             state = method.fit(run.model, run.train, group[0])
             for choice in group:
                 scores = method.score(state, run.model, run.train, run.query, choice)
-                found = evaluation.mean_reciprocal_rank(scores[tuning], truth_QxN[tuning]).mean
-                best = max(best, (found, choice, scores), key=lambda b: b[0])
+                figure = evaluation.mean_reciprocal_rank(scores[tuning], truth_QxN[tuning]).mean
+                best = max(best, (figure, choice, scores), key=lambda b: b[0])
     scored, answers = best[2][scoring], truth_QxN[scoring]
     recall = evaluation.recall_at_k(scored, answers, settings.top_k)
     reciprocal = evaluation.mean_reciprocal_rank(scored, answers)
@@ -68,7 +68,7 @@ def judge(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, An
     }
 
 
-def kept(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any]:
+def stored(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any]:
     """A method's row, from its file if it was judged before."""
     key = fingerprint(
         run.products.key("model"), method.name, [list(g) for g in method.grid], settings.top_k,
@@ -81,11 +81,11 @@ def kept(method: Method, run: Run, settings: RetrievalSettings) -> dict[str, Any
 
 
 def hold(run: Run, settings: RetrievalSettings) -> dict[str, Any]:
-    """Every method's row, ours first, and how much each differs from it."""
+    """Every method's row, ours first, and its difference from each."""
     names = jax.eval_shape(run.tapped.forward, run.model.params, run.train.inputs[:1])[1]
     base = Stride.of(run.settings)
     methods = contestants(sorted(names), base, is_text=True, only=settings.methods)
-    rows = [kept(method, run, settings) for method in bars(methods, desc="methods")]
+    rows = [stored(method, run, settings) for method in bars(methods, desc="methods")]
     ours = np.array(rows[0]["mrr_per_query"])
     for row in rows:
         theirs = np.array(row.pop("mrr_per_query"))

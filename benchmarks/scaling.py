@@ -1,4 +1,4 @@
-"""What a plan predicts: how each stage's work falls with devices, and how well it knows a real run.
+"""What a plan predicts: each stage's work as devices are added, and how close it is to a real run.
 
     python -m benchmarks.scaling --config=configs/mnist5k.py --workdir=runs/scaling
 
@@ -46,7 +46,7 @@ def shares(by_devices: dict[int, list[StageCost]]) -> list[dict[str, Any]]:
                 "traffic_share": devices * stage.calls * stage.traffic_bytes
                 / max(one.calls * one.traffic_bytes, 1.0),
                 "memory_bytes": stage.peak_bytes,
-                "sent_bytes_a_call": stage.communicated,
+                "sent_bytes_per_call": stage.communicated,
                 "calls": stage.calls,
             })  # fmt: skip
     return rows
@@ -115,11 +115,11 @@ def main(asked: Asked) -> None:
     }  # fmt: skip
     write_json(asked.workdir / "scaling.json", plain(board))
     print(
-        "| stage | devices | FLOPs x devices | traffic x devices | memory a device | sent a call |"
+        "| stage | devices | FLOPs x devices | traffic x devices | memory, each | sent per call |"
     )
     print("|---|---|---|---|---|---|")
     for r in rows:
-        sent = ", ".join(f"{kind} {gib(n)}" for kind, n in r["sent_bytes_a_call"].items()) or "—"
+        sent = ", ".join(f"{kind} {gib(n)}" for kind, n in r["sent_bytes_per_call"].items()) or "—"
         print(
             f"| {r['stage']} | {r['devices']} | {r['flops_share']:.2f} | "
             f"{r['traffic_share']:.2f} | {gib(r['memory_bytes'])} | {sent} |"

@@ -258,12 +258,12 @@ def _checked_tuple(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
     elif inner and len(inner) != len(value):
         raise ValueError(f"{where}={value!r} has {len(value)} entries instead of {len(inner)}")
     inner = inner or (Any,) * len(value)
-    made = [
+    entries = [
         _checked(one, v, f"{where}[{i}]")
         for i, (one, v) in enumerate(zip(inner, value, strict=True))
     ]
-    same = isinstance(value, tuple) and all(a is b for a, b in zip(made, value, strict=True))
-    return value if same else tuple(made)  # pyright: ignore[reportReturnType]
+    same = isinstance(value, tuple) and all(a is b for a, b in zip(entries, value, strict=True))
+    return value if same else tuple(entries)  # pyright: ignore[reportReturnType]
 
 
 def _literal(kind: Any, text: str, where: str) -> Any:
