@@ -78,7 +78,7 @@ def _captured(intermediates: Mapping[str, Any], path: tuple[str, ...] = ()) -> I
 
 def _explained(error: Exception, params: Params) -> ValueError | None:
     """What a frozen model can't do, in the words of this library; None for other errors."""
-    first = str(error).split(" (https://")[0]
+    first = str(error).split(" (https://")[0].rstrip(".")
     given = sorted(_collections(params))
     match error:
         case errors.ScopeCollectionNotFound():
