@@ -53,8 +53,8 @@ def proponents(run: Run, path: str | os.PathLike[str], rows: int = 8, columns: i
             (result.proponents(name, columns), _PROPONENT, 2),
             (result.opponents(name, columns), _OPPONENT, columns + 3),
         ]
-        for found, colour, start in sides:
-            for column, (train_id, score) in enumerate(found):
+        for pairs, colour, start in sides:
+            for column, (train_id, score) in enumerate(pairs):
                 i = place[train_id]
                 label = f"{run.train.labels[i]}: {score:+.2g}"
                 _show(grid[row, start + column], run.train.inputs[i], label, colour)

@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
       words: the command and its flags; the process's own by default.
 
     Returns:
-      The exit code: 0; 2 for a mistake in what was given, told in one line; a command's own.
+      The exit code: 0; 2 for a mistake in what was given, after one line; a command's own.
     """
     words = sys.argv[1:] if words is None else list(words)
     name = words[0] if words else ""

@@ -32,7 +32,7 @@ def parse_mesh(text: str | None) -> tuple[int, int]:
 
 
 def table(stages: Sequence[StageCost], utilisation: float) -> str:
-    """A line a stage: memory on a device, its work in a call, seconds of all calls by chip.
+    """One line per stage: memory on a device, work of one call, seconds of all calls per chip.
 
     Seconds are those of arithmetic; in the last line a stage takes as long as its traffic where
     that is longer: the most, since compilers for accelerators fuse more than the one for CPUs.
@@ -80,6 +80,6 @@ def verdict(stages: Sequence[StageCost], chip: str) -> str | None:
         return None
     remedy = _REMEDY[worst.name.partition(",")[0]]
     return (
-        f"does not fit {chip}: '{worst.name}' takes {gib(worst.peak_bytes)} a device of "
+        f"does not fit {chip}: '{worst.name}' takes {gib(worst.peak_bytes)} on a device of "
         f"{gib(room)}; {remedy}"
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What --target=local does; it also kills what does not stop in time when told to.
+# What --target=local does; it also kills what does not stop in time.
 set -euo pipefail
 mkdir -p runs/x/logs
 PORT=$(python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')

@@ -97,7 +97,7 @@ def _local(settings: LaunchSettings) -> str:
     free_port = 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
     return f"""\
 #!/usr/bin/env bash
-# What --target=local does; it also kills what does not stop in time when told to.
+# What --target=local does; it also kills what does not stop in time.
 set -euo pipefail
 mkdir -p {logs}
 PORT=$({shlex.join([settings.python, "-c", free_port])})

@@ -1,4 +1,4 @@
-"""Processes of this machine as one job: none outlives a failed one, all are told to save."""
+"""Processes of this machine as one job: none outlives a failed one, all are asked to save."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from typing import IO
 
 from stride_jax.run.launching.jobs import SAVING_SECONDS
 
-PREEMPTED = os.EX_TEMPFAIL  # 75: saved, the same command goes on
+PREEMPTED = os.EX_TEMPFAIL  # 75: saved, the same command continues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Grace:
 def supervise(commands: Sequence[Sequence[str]], logs: pathlib.Path, grace: Grace = Grace()) -> int:
     """Run commands side by side until all have ended.
 
-    The first one's output goes to the terminal too. SIGTERM, SIGINT and SIGHUP are handed on as
+    The first one's output goes to the terminal too. SIGTERM, SIGINT and SIGHUP are passed on as
     SIGTERM, the signal after which a run saves and exits with 75. Call it from the main thread.
 
     Args:
       commands: the words of each process.
-      logs: folder for `process-<i>.log`; what is there is added to.
+      logs: folder for `process-<i>.log`; existing ones are appended to.
       grace: how long a process may take to stop.
 
     Returns:
@@ -46,12 +46,12 @@ def supervise(commands: Sequence[Sequence[str]], logs: pathlib.Path, grace: Grac
     """
     logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
-    with _signals() as told, contextlib.ExitStack() as stack:
+    with _signals() as received, contextlib.ExitStack() as stack:
         try:
             for i, words in enumerate(commands):
                 log = stack.enter_context((logs / f"process-{i}.log").open("ab", buffering=0))
                 children.append(_start(words, log, shown=i == 0, stack=stack))
-            return _watch(children, told, logs, grace)
+            return _watch(children, received, logs, grace)
         finally:
             _kill(children)  # whatever happens here, nothing is left behind
 
@@ -59,16 +59,16 @@ def supervise(commands: Sequence[Sequence[str]], logs: pathlib.Path, grace: Grac
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """A list that grows by every signal to stop; ignored ones (nohup) stay ignored."""
-    told: list[int] = []
+    received: list[int] = []
     kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     old = {kind: signal.getsignal(kind) for kind in kinds}
-    heard = [kind for kind in kinds if old[kind] != signal.SIG_IGN]
-    for kind in heard:
-        signal.signal(kind, lambda number, _: told.append(number))
+    watched = [kind for kind in kinds if old[kind] != signal.SIG_IGN]
+    for kind in watched:
+        signal.signal(kind, lambda number, _: received.append(number))
     try:
-        yield told
+        yield received
     finally:
-        for kind in heard:
+        for kind in watched:
             signal.signal(kind, old[kind])
 
 
@@ -81,7 +81,7 @@ def _start(
         stdout=subprocess.PIPE if shown else log,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        start_new_session=True,  # Ctrl-C reaches the launcher alone, which hands it on once
+        start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on once
     )
     if child.stdout is not None:
         copier = threading.Thread(target=_copy, args=(child.stdout, log), daemon=True)
@@ -94,14 +94,14 @@ def _copy(pipe: IO[bytes], log: IO[bytes]) -> None:
     with pipe:
         while piece := os.read(pipe.fileno(), 1 << 16):
             log.write(piece)
-            with contextlib.suppress(OSError):  # the terminal may be gone; the run goes on
+            with contextlib.suppress(OSError):  # the terminal may be gone; the run continues
                 sys.stdout.buffer.write(piece)
                 sys.stdout.buffer.flush()
 
 
 def _watch(
     children: Sequence[subprocess.Popen[bytes]],
-    told: Sequence[int],
+    received: Sequence[int],
     logs: pathlib.Path,
     grace: Grace,
 ) -> int:
@@ -117,8 +117,8 @@ def _watch(
                 )
         if None not in ended:
             return result
-        if deadline is None and (told or result):
-            saving = bool(told) or result == PREEMPTED
+        if deadline is None and (received or result):
+            saving = bool(received) or result == PREEMPTED
             deadline = time.monotonic() + (grace.saving if saving else grace.failing)
             for child in children:
                 child.terminate()
