@@ -1,11 +1,10 @@
 """Recovery against other Lasso solvers: same problem, same cores, same certified gap.
 
     python -m benchmarks.recovery --num_train=11400 --num_queries=512 --workdir=runs/recovery/11k
-    python -m benchmarks.recovery --config=configs/mnist5k.py --measured=runs/quickstart \\
-        --workdir=runs/recovery/mnist5k
+    python -m benchmarks.recovery --measured=runs/quickstart --workdir=runs/recovery/mnist5k
 
 The first plants sparse influences and adds noise. The second takes the measurements and the design
-of a finished run (its files are reused; what is missing is computed). Writes `recovery.json`.
+of a run (its files are reused; what is missing is computed). Writes `recovery.json`.
 Rounds are interleaved: each asks every solver once, and the first, which compiles, is not counted.
 """
 
@@ -21,24 +20,23 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from benchmarks.meter import Meter
 from benchmarks.signals import Problem, measured, plant, pose, relative_gaps, rows_of
 from benchmarks.solvers import SOLVERS, Answer, left_out
 from stride_jax import attribution
-from stride_jax.run.settings import run_settings
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Of the run measured.", lock_config=True)
-_MEASURED = flags.DEFINE_string("measured", None, "Workdir of a run whose measurements serve.")
+_MEASURED = flags.DEFINE_string(
+    "measured", None, "Workdir of a run whose measurements are taken, in place of planted signals."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where recovery.json is written.", required=True)
 _NUM_TRAIN = flags.DEFINE_integer("num_train", 11_400, "N of planted signals.")
 _NUM_SUBSETS = flags.DEFINE_integer("num_subsets", 1000, "K.")
 _DEGREE = flags.DEFINE_integer("degree", 10, "d.")
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 512, "Q, at most, for measured ones.")
-_SPARSITY = flags.DEFINE_integer("sparsity", 50, "Influences planted a query.")
+_SPARSITY = flags.DEFINE_integer("sparsity", 50, "Influences planted per query.")
 _NOISE = flags.DEFINE_float("noise", 0.1, "Standard deviation of noise over that of the signal.")
 _FRACTION = flags.DEFINE_float("lambda_fraction", 0.05, "Lambda over lambda_max.")
 _GAP = flags.DEFINE_float("relative_gap", 1e-4, "Duality gap over ½ ||y||² that all must reach.")
@@ -53,11 +51,11 @@ _MEMORY = flags.DEFINE_float("memory_gib", 6.0, "A solver that needs more is lef
 
 
 def _versions() -> dict[str, str]:
-    found = attribution.versions()
+    installed = attribution.versions()
     for name in ("scikit-learn", "celer"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def contest(
@@ -142,8 +140,6 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     if unknown := sorted(set(_SOLVERS.value) - set(SOLVERS)):
         raise app.UsageError(f"--solvers={','.join(unknown)}: know {', '.join(SOLVERS)}")
-    if (_MEASURED.value is None) != (_CONFIG.value is None):
-        raise app.UsageError("--measured and --config go together: a run's folder and its settings")
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_num_cpu_devices", _CORES.value)
     if _MEASURED.value is None:
@@ -152,8 +148,7 @@ def main(argv: Sequence[str]) -> None:
             _SPARSITY.value, _NOISE.value,
         )  # fmt: skip
     else:
-        settings = run_settings(_CONFIG.value.to_dict())
-        signals = measured(settings, _MEASURED.value, _NUM_QUERIES.value)
+        signals = measured(pathlib.Path(_MEASURED.value), _NUM_QUERIES.value)
     problem = pose(signals, _FRACTION.value, _GAP.value, _CORES.value)
     why = {n: left_out(n, problem, int(_MEMORY.value * 2**30)) for n in _SOLVERS.value}
     names = [n for n in _SOLVERS.value if why[n] is None]

@@ -4,6 +4,7 @@ The check is float64 NumPy over all N columns and shares no code with any solver
 """
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.sparse
 
 from stride_jax.design import Design, membership
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime.progress import bars
 
 
@@ -36,7 +37,7 @@ def plant(
     num_train: int, num_subsets: int, degree: int, queries: int, sparsity: int, noise: float
 ) -> Signals:
     """Sparse influences of ±(½ … 1½) seen through M, and Gaussian noise."""
-    subsets = np.asarray(membership(Design(num_subsets, degree), range(num_train)), np.int32)  # pyright: ignore[reportArgumentType]
+    subsets = np.asarray(membership(Design(num_subsets, degree), np.arange(num_train)), np.int32)
     rng = np.random.default_rng(0)
     y = np.empty((queries, num_subsets))
     for row in y:
@@ -47,13 +48,13 @@ def plant(
     return Signals(f"planted, {sparsity} influences, noise {noise}", num_subsets, subsets, y)
 
 
-def measured(settings: RunSettings, workdir: str, queries: int) -> Signals:
+def measured(workdir: pathlib.Path, queries: int) -> Signals:
     """What a run measured, with the design that it drew for its own examples."""
-    run = Run(settings, workdir, bars)
-    design = settings.stride.design
+    settings = read_run_settings(workdir)
+    run, design = Run(settings, workdir, bars), settings.index.design
     subsets = np.asarray(membership(design, run.train.ids), np.int32)
     y = run.measurements[:queries].astype(np.float64)
-    return Signals(f"measured, {settings.data.name}", design.num_subsets, subsets, y)
+    return Signals(f"measured, {workdir.name}", design.num_subsets, subsets, y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +114,8 @@ def relative_gaps(problem: Problem, rows: np.ndarray, scores: Any, intercept: bo
     degree, penalty = problem.subsets_Nxd.shape[1], problem.fraction
     r = y.copy()
     for q in range(len(rows)):
-        kept = slice(w.indptr[q], w.indptr[q + 1])
-        ids, values = np.asarray(w.indices[kept]), np.asarray(w.data[kept])
+        part = slice(w.indptr[q], w.indptr[q + 1])
+        ids, values = np.asarray(w.indices[part]), np.asarray(w.data[part])
         flat = problem.subsets_Nxd[ids].reshape(-1)
         r[q] -= np.bincount(flat, np.repeat(values.astype(float), degree), problem.num_subsets)
     if intercept:

@@ -29,11 +29,11 @@ from stride_jax.recovery import LassoSettings, init, solve
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a solver found.
+    """A solver's answer.
 
     Attributes:
       scores: `[rows, N]` influences, dense or sparse.
-      passes: mean passes over the N columns a query; None where the solver doesn't tell.
+      passes: mean passes over the N columns per query; None where the solver does not say.
     """
 
     scores: Any
@@ -45,7 +45,7 @@ class Solver:
     """A contestant.
 
     Attributes:
-      prepare: what is done once a design; gives the function that is timed, of query rows.
+      prepare: what is done once per design; gives the function that is timed, of query rows.
       intercept: whether the columns of M are centred.
       in_processes: its workers' processor time and memory are not seen from here.
       bytes_needed: rough memory for Q queries, to leave it out where it can't fit.
@@ -65,8 +65,8 @@ def _stride(problem: Problem) -> Callable[[np.ndarray], Answer]:
     settings = LassoSettings(lambda_fraction=problem.fraction, relative_gap=problem.relative_gap)
 
     def run(rows: np.ndarray) -> Answer:
-        found = solve(state, problem.y_QxK[rows], settings)
-        return Answer(found.sparse, float(found.passes_Q.mean()))
+        recovery = solve(state, problem.y_QxK[rows], settings)
+        return Answer(recovery.sparse, float(recovery.passes_Q.mean()))
 
     return run
 
@@ -85,9 +85,9 @@ def _sklearn(problem: Problem, intercept: bool) -> Callable[[np.ndarray], Answer
     def run(rows: np.ndarray) -> Answer:
         shares = np.array_split(rows, min(problem.cores, len(rows)))
         with ThreadPoolExecutor(problem.cores) as pool:
-            found = list(pool.map(fit, shares))
-        epochs = [n for _, counts in found for n in counts]
-        return Answer([w for w, _ in found], float(np.mean(epochs)))
+            parts = list(pool.map(fit, shares))
+        epochs = [n for _, counts in parts for n in counts]
+        return Answer([w for w, _ in parts], float(np.mean(epochs)))
 
     return run
 
@@ -141,7 +141,9 @@ def _jaxopt_dense(problem: Problem) -> Callable[[np.ndarray], Answer]:
             primal = 0.5 * jnp.vdot(r, r) + penalty * jnp.abs(w_N).sum()
             return (primal - half_yy + 0.5 * jnp.vdot(y_K - theta, y_K - theta)) / half_yy
 
-        def block(carry: tuple) -> tuple:  # its own criterion is no gap: looked at every 25 steps
+        def block(
+            carry: tuple,
+        ) -> tuple:  # its own criterion is no gap, which is computed every 25 steps
             def one(_: jax.Array, c: tuple) -> tuple:
                 return tuple(solver.update(*c, penalty, y_K))
 

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from stride_jax.recovery import LassoSettings, init_rows, solve
+from stride_jax.runtime.settings import check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,9 @@ class DatamodelSettings:
     """
 
     lambda_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def score(
@@ -36,5 +40,5 @@ def score(
     Returns:
       `[Q, N]` float32.
     """
-    lasso = LassoSettings(lambda_fraction=settings.lambda_fraction, relative_gap=1e-3)
+    lasso = LassoSettings(lambda_fraction=settings.lambda_fraction)
     return solve(init_rows(members_MxS, num_train), target_QxM, lasso).scores_QxN
