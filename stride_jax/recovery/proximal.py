@@ -7,14 +7,19 @@ Letters: W columns of the working set, L = K + 1 entries of a residual with a ze
 Everything is float32, with x64 enabled too.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxopt
 
 from stride_jax.design import gather_add
+
+with warnings.catch_warnings():
+    # That it is no longer maintained: its version is pinned.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import jaxopt
 
 PENALTIES = ("lasso", "nonnegative", "elastic_net")
 
