@@ -24,7 +24,7 @@ _IN_BOUNDS = "promise_in_bounds"
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """Left-d-regular random design (method §2).
+    """Left-d-regular random design (docs/method.md §2).
 
     Attributes:
       num_subsets: K, subsets = operators = measurements per query.
@@ -68,7 +68,7 @@ def _draw(words_Nx2: jax.Array, design: Design) -> jax.Array:
 
     def one(words_2: jax.Array) -> jax.Array:
         own = jax.random.fold_in(jax.random.fold_in(key, words_2[0]), words_2[1])
-        bits = jax.random.bits(own, (design.degree,))
+        bits = jax.random.bits(own, (design.degree,), jnp.uint32)
         chosen = jnp.full(design.degree, -1, jnp.int32)
         # Floyd's sampling: d distinct subsets, every d-set equally likely, in d steps.
         for i in range(design.degree):
@@ -92,7 +92,7 @@ def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
       its own id alone.
 
     Raises:
-      ValueError: repeated ids, K > N d, or a subset that no example joined.
+      ValueError: repeated ids, d = K, K > N d, or a subset that no example joined.
 
     >>> membership(Design(num_subsets=3, degree=2), ["a", "b", "c"]).shape
     (3, 2)
@@ -103,6 +103,11 @@ def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
             "ids must be distinct (content_ids makes them so)"
         )
     k, d, n = design.num_subsets, design.degree, len(ids)
+    if d == k:
+        raise ValueError(
+            f"degree={d} = num_subsets={k}: every example would be in every subset, so no "
+            "measurement could tell them apart; lower the degree"
+        )
     if k > n * d:
         raise ValueError(
             f"num_subsets={k} exceeds num_train * degree = {n} * {d} = {n * d}: some subsets would "
@@ -205,7 +210,7 @@ def members(subsets_Nxd: jax.Array | np.ndarray, num_subsets: int) -> tuple[np.n
 
 
 def subsets_needed(num_train: int, sparsity: int, constant: float = 1.6) -> int:
-    """How many subsets a planned sparsity needs: `K = c k log(N / k)` (method §2).
+    """How many subsets a planned sparsity needs: `K = c k log(N / k)` (docs/method.md §2).
 
     Args:
       num_train: N.

@@ -30,7 +30,7 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.progress import silent
 from stride_jax.settings import IndexSettings
-from stride_jax.taps import Params, TappedModel, only, select
+from stride_jax.taps import Params, TappedModel, only, tap_names
 
 
 class Chunk(NamedTuple):
@@ -154,11 +154,11 @@ def freeze(
     """
     check_fit(tapped, params, examples)
     one = np.asarray(examples.inputs[:1])
-    names = list(jax.eval_shape(tapped.forward, params, one)[1])
-    select(dict.fromkeys(names), _needed(settings))
+    jax.eval_shape(only(tapped, _needed(settings)).forward, params, one)  # refuses unknown taps
     check_model(tapped, params, examples, execution)
     if not settings.taps:
-        chosen = _chosen_taps(tapped, params, examples, execution, names)
+        names = tap_names(tapped, params, examples.inputs)
+        chosen = _chosen_taps(only(tapped, names), params, examples, execution, names)
         settings = dataclasses.replace(settings, taps=chosen)
     return resolve(tapped, params, one, settings, signs_C=signs_C)
 
@@ -219,8 +219,8 @@ def _residual_site(
 ) -> ops.ResidualSite:
     if tapped.suffix is None:
         raise ValueError(
-            f"site {tap!r} needs the rest of the network as a function of the tap: give the tapped "
-            "model a suffix (from_model, from_linen and from_nnx do)"
+            f"site {tap!r} needs the rest of the network as a function of the tap: every adapter "
+            "gives the tapped model a suffix; give from_function one"
         )
     return ops.ResidualSite(width, tap, tuple(shape), tapped.suffix)
 
@@ -230,7 +230,7 @@ def _chosen_taps(
     params: Params,
     examples: Examples,
     execution: Execution,
-    names: list[str],
+    names: tuple[str, ...],
     sample: int = 1024,
 ) -> tuple[str, ...]:
     """The tap whose variation moves the logits most, on evenly spaced training examples."""
@@ -240,14 +240,14 @@ def _chosen_taps(
             "{'embedding': …}; inputs of integers are none"
         )
     if len(names) == 1:
-        return tuple(names)
+        return names
     if tapped.suffix is None:
         warnings.warn(
             f"this model has no suffix, so no tap can be chosen: the basis reads all of "
-            f"{sorted(names)}; name some with IndexSettings(taps=…)",
+            f"{list(names)}; name some with IndexSettings(taps=…)",
             stacklevel=4,
         )
-        return tuple(sorted(names))
+        return names
     few = evenly_spaced(examples, sample)
     observed = forward_all(tapped, params, few, on_one_device(params, execution))
     return (ops.choose_tap(ops.tap_energies(tapped, params, observed, few.inputs)),)

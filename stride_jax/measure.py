@@ -1,4 +1,4 @@
-"""Measurements: how each operator changes each query's loss (docs/method.md §5)."""
+"""Measurements: how each operator changes each query's loss (docs/method.md §6)."""
 
 import dataclasses
 import functools

@@ -210,7 +210,7 @@ def check_fit(tapped: TappedModel, params: Params, examples: Examples) -> None:
     except Exception as error:  # each framework raises its own kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
-            f"the model can't read inputs of shape {examples.inputs.shape} and dtype "
+            f"the model fails on inputs of shape {examples.inputs.shape} and dtype "
             f"{examples.inputs.dtype} (one row per example): {first}"
         ) from error
     if len(shape) != labels.ndim + 1 or (1, *labels.shape[1:]) != shape[:-1]:

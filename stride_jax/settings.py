@@ -10,6 +10,7 @@ from stride_jax.measure import MeasureSettings
 from stride_jax.operators import BasisSettings, ClosedFormSettings, JointSettings
 from stride_jax.recovery import LassoSettings, SelectionSettings
 from stride_jax.runtime.settings import check_types
+from stride_jax.taps import check_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,7 @@ class IndexSettings:
             raise ValueError(f"fit={self.fit!r}: use 'closed_form' or 'joint'")
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise ValueError(f"sites={self.sites}: name at least one, each once")
-        if len(set(self.taps)) < len(self.taps):
-            raise ValueError(f"taps={self.taps}: name each once")
+        check_names(self.taps or None)
         if self.output_rank < 0:
             raise ValueError(f"output_rank={self.output_rank} can't be negative")
 

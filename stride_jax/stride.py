@@ -47,7 +47,7 @@ def fit(
     keep_moments: bool = False,
     execution: Execution = Execution(),
 ) -> Index:
-    """Learn K steering operators for a frozen model and its training set (docs/method.md §4).
+    """Learn K steering operators for a frozen model and its training set (docs/method.md §3 – 5).
 
     Args:
       tapped: the model, from one of the constructors in `adapters`.
@@ -67,6 +67,7 @@ def fit(
       ValueError: examples, settings or a model that do not fit each other; says which value, and
         what to do.
     """
+    _of_class(settings, IndexSettings)
     if keep_moments and settings.fit == "joint":
         raise ValueError("keep_moments=True: joint training has no moments; use fit='closed_form'")
     examples = as_examples(inputs, labels, ids, weights)
@@ -77,6 +78,15 @@ def fit(
         operators, examples.ids, residual_N, frozen.settings, moments if keep_moments else None,
         parameters_fingerprint(params),
     )  # fmt: skip
+
+
+def _of_class(settings: Any, wanted: type) -> None:
+    """Refuse the other tree of settings, before anything runs."""
+    if not isinstance(settings, wanted):
+        raise ValueError(
+            f"settings={type(settings).__name__}(…) given where {wanted.__name__} is needed: "
+            "IndexSettings make an index, ReadSettings read it"
+        )
 
 
 def fit_operators(
@@ -204,6 +214,11 @@ def append(
     """
     moments = _moments_of(index, "nothing can be added")
     examples = as_examples(inputs, labels, ids, weights)
+    if both := sorted(set(examples.ids.tolist()) & set(index.train_ids.tolist())):
+        raise ValueError(
+            f"{len(both)} of the new examples are in the index already, first {both[0]}: leave "
+            "them out"
+        )
     everyone = np.concatenate([index.train_ids, examples.ids])
     # The design of all examples: those of the old ones come out as they were.
     subsets_Nxd = designs.membership(index.settings.design, everyone)[len(index.train_ids) :]
@@ -288,10 +303,10 @@ def lasso_state(
 
 def by_query(recovery: Recovery, num_queries: int) -> scipy.sparse.csr_array:
     """Influences of queries, those of their token groups added up, `[Q, N]`."""
-    groups = len(recovery.w_QxS) // num_queries
+    rows = np.arange(len(recovery.lambda_Q))
+    groups = len(rows) // num_queries
     if groups == 1:
         return recovery.sparse
-    rows = np.arange(len(recovery.w_QxS))
     adds = scipy.sparse.csr_array(
         (np.ones(len(rows), np.float32), (rows // groups, rows)), shape=(num_queries, len(rows))
     )
@@ -313,6 +328,8 @@ def attribute(
 ) -> Attribution:
     """Which training examples made the model behave like this on these queries.
 
+    Measurements, recovery and their sum over token groups (docs/method.md §6 – 8).
+
     Args:
       tapped, params: the model the index was fitted on.
       index: from `fit`.
@@ -331,6 +348,7 @@ def attribute(
     Warns:
       UserWarning: queries whose measurements carry no signal, so that their scores are all zero.
     """
+    _of_class(settings, ReadSettings)
     if choose_lambda and settings.selection.rule == "fixed":
         selection = dataclasses.replace(settings.selection, rule="best")
         settings = dataclasses.replace(settings, selection=selection)
@@ -386,7 +404,7 @@ def direct(
     query_ids: Any = None,
     execution: Execution = Execution(),
 ) -> Attribution:
-    """The scores that the K measurements stand for, example by example, without the sketch.
+    """The scores that the K measurements stand for, without the sketch (docs/method.md §8.2).
 
     `w_i = Σ_sites <g_x, (F + gamma I)^{-1} g_i> / s̄`, so that `M w` equals the measurements to
     first order. A yardstick for small N: it runs the model on the whole training set again.

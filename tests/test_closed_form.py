@@ -10,72 +10,79 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import stride_jax
-from stride_jax import index as indices
 from stride_jax import operators as ops
 from stride_jax import stride, taps
-from stride_jax.corpus import Corpus, choose_taps
 from stride_jax.design import Design, membership, subset_sum
+from stride_jax.examples import Examples
+from stride_jax.frozen import freeze, resolve
+from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings, measure
-from stride_jax.observed import forward_all
+from stride_jax.observed import as_training, forward_all, observed_source
 from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.losses import loss_drop
-from stride_jax.operators.steering import logit_shift
+from stride_jax.operators.moments import FORMS
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError
 
 DESIGN = Design(num_subsets=16, degree=3)
-SETTINGS = stride_jax.StrideSettings(
-    design=DESIGN,
-    taps=("input", "hidden0"),
-    basis=ops.BasisSettings(rank=6),
-    measure=MeasureSettings("first_order"),
+SETTINGS = stride_jax.IndexSettings(
+    design=DESIGN, taps=("input", "hidden0"), basis=ops.BasisSettings(rank=6)
 )
+READ = stride_jax.ReadSettings(measure=MeasureSettings("first_order"))
 
 
 @pytest.fixture(scope="module")
 def scene(trained):
-    """`(subsets, site, basis, observed, context)` of 400 digits at each site."""
-    seen = forward_all(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
-    basis = ops.fit_basis({"input": seen.activations["input"]}, ops.BasisSettings(rank=6))
-    subsets = membership(DESIGN, trained.train.ids)
-    inputs = trained.train.inputs
-    inner = ops.residual_site(trained.tapped, trained.params, seen, inputs[:1], "hidden1")
+    """`(subsets, site, basis, source)` of 400 digits at each site."""
+    train = trained.train
+    observed = forward_all(trained.tapped, trained.params, train)
+    basis = ops.fit_basis({"input": observed.activations["input"]}, ops.BasisSettings(rank=6))
+    subsets = membership(DESIGN, train.ids)
+    both = dataclasses.replace(SETTINGS, taps=("input",), sites=("logit", "hidden1"))
+    sites = resolve(trained.tapped, trained.params, train.inputs[:1], both).sites
     return {
-        "logit": (subsets, ops.logit_site(seen), basis, seen, {}),
-        "hidden1": (subsets, inner, basis, seen, ops.context(inner, seen, inputs)),
+        name: (
+            subsets,
+            site,
+            basis,
+            observed_source(observed, site.context(observed, train.inputs), trained.params),
+        )
+        for name, site in sites.items()
     }
 
 
-def gradients(subsets, site, basis, seen, context):
+def gradients(subsets, site, basis, source):
     """`g_i` by reverse mode through the steered model, `[N, R, O]` float64."""
-    b = ops.example_features(basis, seen.activations)
+    observed, context = source.data
+    b = ops.example_features(basis, observed.activations)
 
     def drop(a_RxO, i):
         own = jax.tree.map(lambda v: v[i][None], context)
-        shift = logit_shift(site, a_RxO, b[i][None], own)
-        return loss_drop(shift, seen.logits_NxTxC[i][None], seen.labels_NxT[i][None]).sum()
+        shift = site.shift(source.params, a_RxO, b[i][None], own)
+        return loss_drop(shift, observed.logits_NxTxC[i][None], observed.labels_NxT[i][None]).sum()
 
     zero = jnp.zeros((basis.rank, site.width))
-    g = jax.lax.map(lambda i: jax.grad(drop)(zero, i), jnp.arange(len(seen)))
+    g = jax.lax.map(lambda i: jax.grad(drop)(zero, i), jnp.arange(len(observed)))
     return np.asarray(g, np.float64)
 
 
 @pytest.mark.parametrize("where", ["logit", "hidden1"])
 def test_gradients_are_those_of_the_steered_loss(scene, where):
-    _, site, basis, seen, context = scene[where]
-    b = ops.example_features(basis, seen.activations)
-    found = steering_gradients(site, b, seen, context)
+    _, site, basis, source = scene[where]
+    b = ops.example_features(basis, source.data[0].activations)
+    found = steering_gradients(site, source.params, b, *source.data)
     expected = gradients(*scene[where])
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
-def reference(form, site, basis, seen, g, right):
+def reference(form, site, basis, observed, g, right):
     """`(F + gamma I)^{-1} right` in float64, from each form's definition, damping 2 (and 1)."""
-    b = np.asarray(ops.example_features(basis, seen.activations), np.float64)[:, 0]
-    p = np.asarray(jax.nn.softmax(seen.logits_NxTxC), np.float64)[:, 0]
+    b = np.asarray(ops.example_features(basis, observed.activations), np.float64)[:, 0]
+    p = np.asarray(jax.nn.softmax(observed.logits_NxTxC), np.float64)[:, 0]
     n, r, o = g.shape
-    if site.suffix is None:
+    if site.name == "logit":
         outputs = np.stack([np.diag(row) - np.outer(row, row) for row in p])
     else:  # g = b deltaᵀ, and the constant feature, the last, shows delta itself
         outputs = np.einsum("ni,nj->nij", g[:, -1], g[:, -1])
@@ -102,27 +109,30 @@ def reference(form, site, basis, seen, g, right):
      ("hidden1", "eigen"), ("hidden1", "kronecker")],
 )  # fmt: skip
 def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form):
-    subsets, site, basis, seen, context = scene[where]
+    subsets, site, basis, source = scene[where]
+    observed = source.data[0]
     how = ops.ClosedFormSettings(fisher=form)
+    small = Execution(batch_size=150, memory=320_000)
     moments, norms = ops.accumulate(
-        16, subsets, site, basis, (seen, context), form=form, batch_size=150, max_bytes=20_000
+        DESIGN, subsets, site, basis, source, ops.Curvature(form), small
     )
-    errors = np.eye(10)[seen.labels_NxT[:, 0]] - np.asarray(jax.nn.softmax(seen.logits_NxTxC))[:, 0]
+    p = np.asarray(jax.nn.softmax(observed.logits_NxTxC))[:, 0]
+    errors = np.eye(10)[observed.labels_NxT[:, 0]] - p
     np.testing.assert_allclose(norms, np.linalg.norm(errors, axis=1), rtol=1e-4, atol=1e-6)
     g = gradients(*scene[where])
     sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
     size = 400 * 3 / 16
-    expected = reference(form, site, basis, seen, g, sums / size)
+    expected = reference(form, site, basis, observed, g, sums / size)
     made = ops.closed_form(basis, moments, how)
     found = np.asarray(made.a_KxRxO) * np.asarray(made.size_K)[:, None, None]
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
     # Direct scores are <g_x, (F + gamma I)^{-1} g_i>, and sum over subsets to the measurements.
-    v = np.asarray(ops.directions(moments, basis, site, seen, context, how))
-    scores = ops.direct_scores(v, basis, site, seen, context, max_bytes=50_000)
-    dense = reference(form, site, basis, seen, g, g[:5])
+    v = np.asarray(ops.directions(moments, basis, site, source, how))
+    scores = ops.direct_scores(v, basis, site, source, memory=200_000)
+    dense = reference(form, site, basis, observed, g, g[:5])
     expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / size
     np.testing.assert_allclose(scores[:5], expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
-    y = measure(site, made, (seen, context), MeasureSettings("first_order"))
+    y = measure(site, made, source, MeasureSettings("first_order"))
     summed = np.asarray(subset_sum(subsets, jnp.asarray(scores.T), 16)).T
     np.testing.assert_allclose(y, summed, rtol=1e-3, atol=1e-4 * np.abs(y).max())
 
@@ -156,18 +166,17 @@ def close(a, b, tolerance=1e-5):
 
 
 def one_device():
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "subset"))
+    return meshes.arranged((1, 1), jax.devices())
 
 
 @pytest.mark.parametrize("form", ["exact", "eigen"])
 def test_devices_and_batches_change_nothing(scene, form):
-    subsets, *rest = scene["logit"]
+    basis = scene["logit"][2]
 
     def made(mesh, batch_size):
-        moments, _ = ops.accumulate(
-            16, subsets, *rest[:2], tuple(rest[2:]), form=form, batch_size=batch_size, mesh=mesh
-        )
-        return moments, ops.closed_form(rest[1], moments, ops.ClosedFormSettings(fisher=form))
+        execution = Execution(mesh, batch_size=batch_size)
+        moments, _ = ops.accumulate(DESIGN, *scene["logit"], ops.Curvature(form), execution)
+        return moments, ops.closed_form(basis, moments, ops.ClosedFormSettings(fisher=form))
 
     _, whole = made(one_device(), 2048)
     for mesh, batch_size in ((meshes.make_mesh(2, 4), 2048), (one_device(), 97)):
@@ -182,28 +191,26 @@ def test_devices_and_batches_change_nothing(scene, form):
 def test_an_appended_index_is_the_index_built_at_once(trained):
     train = trained.train
     args = trained.tapped, trained.params
-    half = dataclasses.replace(
-        train, inputs=train.inputs[:250], labels=train.labels[:250], ids=train.ids[:250]
-    )
+    half = train.take(slice(250))
     start = stride.fit(*args, half.inputs, half.labels, SETTINGS, ids=half.ids, keep_moments=True)
     rest = train.inputs[250:], train.labels[250:]
     grown = stride.append(*args, start, *rest, ids=train.ids[250:])
     # Built at once, on the basis that the first half fixed.
-    seen = Corpus(*args, train.inputs, train.labels).look(SETTINGS)
+    frozen = freeze(*args, train, SETTINGS)
     basis = start.operators["logit"].basis
-    observed = ops.as_training(seen.observed, SETTINGS.closed_form)
+    source = observed_source(as_training(frozen.observe(train).observed, 0.005), {})
     moments, _ = ops.accumulate(
-        16, membership(DESIGN, train.ids), seen.sites["logit"][0], basis, (observed, {}),
-        form="exact",
+        DESIGN, membership(DESIGN, train.ids), frozen.sites["logit"], basis, source,
+        ops.Curvature("exact"),
     )  # fmt: skip
     whole = ops.closed_form(basis, moments, SETTINGS.closed_form)
     close(grown.operators["logit"].a_KxRxO, whole.a_KxRxO)
     close(grown.operators["logit"].size_K, whole.size_K)
     np.testing.assert_array_equal(grown.train_ids, train.ids)
     assert grown.nbytes == start.nbytes, "an index does not grow with its training set"
-    with pytest.raises(ValueError, match="kept no moments"):
+    with pytest.raises(ValueError, match="has no moments"):
         stride.append(*args, dataclasses.replace(start, moments=None), *rest)
-    with pytest.raises(ValueError, match="150 of 550 example ids are repeated"):
+    with pytest.raises(ValueError, match="150 of the new examples are in the index already"):
         stride.append(*args, grown, *rest, ids=train.ids[250:])
 
 
@@ -212,23 +219,24 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
     args = trained.tapped, trained.params
     settings = dataclasses.replace(SETTINGS, sites=("logit", "hidden1"))
     fitted = stride.fit(*args, train.inputs, train.labels, settings, ids=train.ids)
-    indices.save(tmp_path / "index.npz", fitted)
-    back = indices.load(tmp_path / "index.npz")
+    fitted.save(tmp_path / "index.npz")
+    back = Index.load(tmp_path / "index.npz")
     assert back.settings == settings
-    queries = Corpus(*args, query.inputs, query.labels)
-    both = stride.measure_all(settings, back.operators, queries)
+    first_order = READ.measure
+    both = stride.measure_all(
+        freeze(*args, query, back.settings), back.operators, query, first_order
+    )
     parts = []
     for name in settings.sites:
         alone = dataclasses.replace(settings, sites=(name,))
         one = stride.fit(*args, train.inputs, train.labels, alone, ids=train.ids)
-        parts.append(stride.measure_all(alone, one.operators, queries))
+        frozen = freeze(*args, query, alone)
+        parts.append(stride.measure_all(frozen, one.operators, query, first_order))
         assert np.linalg.norm(parts[-1]) > 0
     np.testing.assert_allclose(both, sum(parts), rtol=1e-4, atol=1e-6)
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
-    with pytest.raises(
-        UnreadableFileError, match=r"lacks \['residual_N', 'settings', 'train_ids'\]"
-    ):
-        indices.load(tmp_path / "other.npz")
+    with pytest.raises(UnreadableFileError, match=r"other.npz lacks .*'settings', 'train_ids'"):
+        Index.load(tmp_path / "other.npz")
     with pytest.raises(ValueError, match=r"unknown tap 'hiden1'.*hidden1"):
         stride.fit(
             *args, train.inputs, train.labels, dataclasses.replace(settings, sites=("hiden1",))
@@ -242,13 +250,13 @@ def test_attribution_agrees_with_direct_scores_and_ensembles_average(trained):
     examples = (train.inputs, train.labels), (query.inputs[:30], query.labels[:30])
     fitted = stride.fit(*args, *examples[0], settings, ids=train.ids, keep_moments=True)
     exact = stride.direct(*args, fitted, *examples)
-    found = stride.attribute(*args, fitted, *examples[1])
+    found = stride.attribute(*args, fitted, *examples[1], READ)
     assert np.corrcoef(exact.scores_QxN.ravel(), found.scores_QxN.ravel())[0, 1] > 0.8
     both = stride_jax.ensemble([exact, found])
     np.testing.assert_allclose(both.scores_QxN, (exact.scores_QxN + found.scores_QxN) / 2)
     with pytest.raises(ValueError, match="0 and 1 differ in their train_ids"):
         stride_jax.ensemble([exact, dataclasses.replace(exact, train_ids=exact.train_ids[::-1])])
-    with pytest.raises(ValueError, match="its 400 training examples; got 30"):
+    with pytest.raises(ValueError, match="index' 400 training examples; got 30"):
         stride.direct(*args, fitted, examples[1], examples[1])
 
 
@@ -266,28 +274,28 @@ def test_energies_are_variance_times_squared_jacobian():
 
     tapped = taps.from_function(function, suffix=suffix)
     x = rng.normal(size=(300, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
-    seen = forward_all(tapped, (first, second), x, np.zeros(300, int))
-    found = ops.tap_energies(tapped, (first, second), seen, x, probes=400)
+    examples, params = Examples(x, np.arange(300) % 3), (first, second)
+    seen = forward_all(tapped, params, examples)
+    found = ops.tap_energies(tapped, params, seen, x, probes=400)
     jacobians = {"input": np.asarray(first @ second), "hidden": np.asarray(second)}
     for name, jacobian in jacobians.items():
         variance = np.asarray(seen.activations[name])[:, 0].var(axis=0).sum()
         assert found[name] == pytest.approx(variance * (jacobian**2).sum(), rel=0.15)
     assert found["tiny"] == 0
-    labels = np.zeros(300, int)
-    chosen = choose_taps(Corpus(tapped, (first, second), x, labels), stride_jax.StrideSettings())
-    assert chosen.taps == (ops.choose_tap(found),)
+    assert freeze(tapped, params, examples).settings.taps == (ops.choose_tap(found),)
     blind = taps.from_function(function)
-    chosen = choose_taps(Corpus(blind, (first, second), x, labels), stride_jax.StrideSettings())
-    assert chosen.taps == ("hidden", "input", "tiny"), "all, where the model has no suffix"
+    with pytest.warns(UserWarning, match="no suffix, so no tap can be chosen"):
+        chosen = freeze(blind, params, examples).settings.taps
+    assert chosen == ("hidden", "input", "tiny"), "all, where the model has no suffix"
     with pytest.raises(ValueError, match="or name the taps"):
-        ops.tap_energies(blind, (first, second), seen, x)
+        ops.tap_energies(blind, params, seen, x)
 
 
 def test_doubt_mixes_in_the_uniform_distribution(scene):
-    seen = scene["logit"][3]
+    seen = scene["logit"][3].data[0]
     p = np.asarray(jax.nn.softmax(seen.logits_NxTxC))
     for doubt in (0.0, 0.2):
-        found = ops.as_training(seen, ops.ClosedFormSettings(doubt=doubt)).logits_NxTxC
+        found = as_training(seen, doubt).logits_NxTxC
         expected = (1 - doubt) * p + doubt / 10
         np.testing.assert_allclose(jax.nn.softmax(found), expected, rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match="doubt=1"):
@@ -295,14 +303,14 @@ def test_doubt_mixes_in_the_uniform_distribution(scene):
 
 
 def test_bad_settings_are_refused(scene):
-    subsets, *rest = scene["hidden1"]
+    assert "exact" in FORMS
     with pytest.raises(ValueError, match="'exact' is for the logit site alone"):
-        ops.accumulate(16, subsets, *rest[:2], tuple(rest[2:]), form="exact")
+        ops.accumulate(DESIGN, *scene["hidden1"], ops.Curvature("exact"))
     with pytest.raises(ValueError, match="damping=0"):
         ops.ClosedFormSettings(damping=0)
     with pytest.raises(ValueError, match="fit='trained'"):
-        stride_jax.StrideSettings(fit="trained")
+        stride_jax.IndexSettings(fit="trained")
     with pytest.raises(ValueError, match="each once"):
-        stride_jax.StrideSettings(sites=("logit", "logit"))
-    assert ops.ClosedFormSettings().form(257, 10, False) == "exact"
-    assert ops.ClosedFormSettings().form(257, 100, False) == "eigen"
+        stride_jax.IndexSettings(sites=("logit", "logit"))
+    assert ops.ClosedFormSettings().form(257, ops.LogitSite(10)) == "exact"
+    assert ops.ClosedFormSettings().form(257, ops.LogitSite(100)) == "eigen"

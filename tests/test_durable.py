@@ -7,20 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from stride_jax import design, measure, models, stride
+from stride_jax import design, models, stride
 from stride_jax import operators as ops
-from stride_jax.corpus import Corpus
-from stride_jax.index import StrideSettings
+from stride_jax.frozen import freeze
+from stride_jax.measure import MeasureSettings
 from stride_jax.runtime import checkpoint, durable
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.keep import nowhere
+from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.keep import KeepSettings, nowhere
+from stride_jax.settings import IndexSettings
 
-SETTINGS = StrideSettings(
-    design=design.Design(16, 3),
-    taps=("hidden1",),
-    basis=ops.BasisSettings(rank=7),
-    closed_form=ops.ClosedFormSettings(batch_size=80),
-    measure=measure.MeasureSettings("first_order", max_bytes=8_000),
+SETTINGS = IndexSettings(
+    design=design.Design(16, 3), taps=("hidden1",), basis=ops.BasisSettings(rank=7)
 )
 
 
@@ -49,19 +47,15 @@ def through_every_stop(work, folder, steps, mesh):
     return work(kept(folder, mesh), mesh)
 
 
-def corpus(trained, mesh):
-    return Corpus(
-        trained.tapped, trained.params, trained.train.inputs, trained.train.labels, mesh=mesh
-    )
-
-
 @pytest.mark.parametrize("fit", ["closed_form", "joint"])
 def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, fit):
     settings = dataclasses.replace(SETTINGS, fit=fit, joint=ops.JointSettings(steps=4))
     subsets = design.membership(settings.design, trained.train.ids)
 
     def work(keep, mesh):
-        made, _, norms = stride.make_operators(settings, subsets, corpus(trained, mesh), keep=keep)
+        frozen = freeze(trained.tapped, trained.params, trained.train, settings)
+        execution = Execution(mesh, keep=keep, batch_size=80)
+        made, _, norms = stride.fit_operators(frozen, trained.train, subsets, execution)
         return np.asarray(made["logit"].a_KxRxO), np.asarray(norms)
 
     mesh = meshes.make_mesh(2, 4)
@@ -82,13 +76,15 @@ def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, 
 def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
     mesh = meshes.make_mesh(1, 8)
     subsets = design.membership(SETTINGS.design, trained.train.ids)
-    made, _, _ = stride.make_operators(SETTINGS, subsets, corpus(trained, mesh))
+    frozen = freeze(trained.tapped, trained.params, trained.train, SETTINGS)
+    made, _, _ = stride.fit_operators(frozen, trained.train, subsets, Execution(mesh))
 
     def reading(keep, mesh):
-        queries = Corpus(
-            trained.tapped, trained.params, trained.query.inputs, trained.query.labels, mesh=mesh
+        first_order, small = (
+            MeasureSettings("first_order"),
+            Execution(mesh, keep=keep, memory=32_000),
         )
-        return stride.measure_all(SETTINGS, made, queries, keep=keep)
+        return stride.measure_all(frozen, made, trained.query, first_order, small)
 
     whole = reading(nowhere, mesh)
     again = through_every_stop(reading, tmp_path / "measure", 2, mesh)
@@ -132,4 +128,4 @@ def test_a_foreign_or_torn_checkpoint_is_named(trained, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="delete the folder"):
         kept(tmp_path, mesh).resume("pass", {"sum": np.zeros(4)})
     with pytest.raises(ValueError, match="seconds=-1"):
-        durable.KeepSettings(seconds=-1)
+        KeepSettings(seconds=-1)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from stride_jax.adapters import from_model
-from stride_jax.index import StrideSettings
 from stride_jax.models import (
     GPTSettings,
     LlamaSettings,
@@ -29,6 +28,7 @@ from stride_jax.models.importing import fill
 from stride_jax.models.transformer import causal_attention
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.settings import build
+from stride_jax.settings import IndexSettings
 
 VOCAB = 50
 SMALL = GPTSettings(
@@ -69,7 +69,7 @@ def test_published_sizes(depth, published):
     scalars = 2 * depth + 24 + 2
     assert count == tables + layers + scalars
     assert abs(count - published) <= (5e6 if depth == 24 else 5e5)  # as it is rounded
-    site = build(StrideSettings, config.stride.to_dict()).sites[0]
+    site = build(IndexSettings, config.index.to_dict()).sites[0]
     assert int(site.removeprefix("block")) < depth
 
 

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from stride_jax import operators as ops
+from stride_jax.frozen import resolve
 from stride_jax.measure import MeasureSettings, block_sizes, measure
-from stride_jax.observed import forward_all
+from stride_jax.observed import forward_all, observed_source
 from stride_jax.operators.basis import standardise
+from stride_jax.runtime.execution import Execution
+from stride_jax.settings import IndexSettings
+
+SITE = ops.LogitSite(10)
 
 
 @pytest.fixture(scope="module")
 def scene(trained):
-    seen = forward_all(trained.tapped, trained.params, trained.query.inputs, trained.query.labels)
+    seen = forward_all(trained.tapped, trained.params, trained.query)
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=6))
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.normal(size=(12, 7, 10)).astype(np.float32))
@@ -32,7 +37,7 @@ def losses64(logits, labels):
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_measurements_are_loss_differences(scene, scale):
     seen, operators = scene
-    y = measure(ops.logit_site(seen), operators, (seen, {}), MeasureSettings(scale=scale))
+    y = measure(SITE, operators, observed_source(seen, {}), MeasureSettings(scale=scale))
     b = np.concatenate(
         [
             np.asarray(standardise(operators.basis, seen.activations), np.float64)
@@ -50,24 +55,24 @@ def test_measurements_are_loss_differences(scene, scale):
 
 def test_blocks_change_nothing_and_stay_in_memory(scene):
     seen, operators = scene
-    site = ops.logit_site(seen)
-    whole = measure(site, operators, (seen, {}))
-    small = MeasureSettings(max_bytes=4_000)
-    queries, subsets = block_sizes(len(seen), 12, 120, small.max_bytes)
+    source = observed_source(seen, {})
+    whole = measure(SITE, operators, source)
+    queries, subsets = block_sizes(len(seen), 12, 120, 4_000)
     assert queries * subsets * 120 <= 4_000
-    blocks = measure(site, operators, (seen, {}), small)
+    blocks = measure(SITE, operators, source, execution=Execution(memory=16_000))
     np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
 
 
 def test_residual_site_runs_the_rest_of_the_network(trained):
     model, params, query = trained.tapped, trained.params, trained.query
-    seen = forward_all(model, params, query.inputs[:9], query.labels[:9])
-    site = ops.residual_site(model, params, seen, query.inputs[:1], "hidden0")
+    seen = forward_all(model, params, query.take(slice(9)))
+    settings = IndexSettings(taps=("input",), sites=("hidden0",))
+    site = resolve(model, params, query.inputs[:1], settings).sites["hidden0"]
     basis = ops.fit_basis({"input": seen.activations["input"]}, ops.BasisSettings(rank=3))
     a = np.random.default_rng(1).normal(size=(4, basis.rank, 24)).astype(np.float32)
-    context = ops.context(site, seen, query.inputs[:9])
+    source = observed_source(seen, site.context(seen, query.inputs[:9]), params)
     whole = MeasureSettings(scale=1.0)
-    y = measure(site, ops.Operators(basis, jnp.asarray(a), jnp.ones(4)), (seen, context), whole)
+    y = measure(site, ops.Operators(basis, jnp.asarray(a), jnp.ones(4)), source, whole)
     b = np.asarray(ops.example_features(basis, seen.activations))[:, 0]
     params = jax.tree.map(np.asarray, params)
     for k in range(4):
@@ -83,33 +88,33 @@ def test_residual_site_runs_the_rest_of_the_network(trained):
 def test_token_weights_pick_tokens(scene):
     seen, operators = scene
     halved = dataclasses.replace(seen, weights_NxT=seen.weights_NxT * 0.5)
-    site = ops.logit_site(seen)
-    np.testing.assert_allclose(
-        measure(site, operators, (halved, {})), measure(site, operators, (seen, {})) / 2, rtol=1e-6
-    )
+    half, whole = (measure(SITE, operators, observed_source(o, {})) for o in (halved, seen))
+    np.testing.assert_allclose(half, whole / 2, rtol=1e-6)
     with pytest.raises(ValueError, match=r"scale=0.0"):
         MeasureSettings(scale=0.0)
 
 
 def test_first_order_is_the_limit_of_small_steps_and_is_checked(scene, trained):
     seen, operators = scene
-    site = ops.logit_site(seen)
-    exact = measure(site, operators, (seen, {}), MeasureSettings("exact", scale=1e-4))
-    linear = measure(site, operators, (seen, {}), MeasureSettings("first_order", max_bytes=3_000))
+    source = observed_source(seen, {})
+    exact = measure(SITE, operators, source, MeasureSettings("exact", scale=1e-4))
+    small = Execution(memory=12_000)
+    linear = measure(SITE, operators, source, MeasureSettings("first_order"), small)
     size = np.abs(exact).max()
     np.testing.assert_allclose(linear, exact, rtol=1e-2, atol=1e-3 * size)
-    # Too large for exact blocks: `auto` goes first-order, after a look at a sample.
-    auto = measure(site, operators, (seen, {}), MeasureSettings(scale=1e-4, max_bytes=1_000))
+    # Too large for exact blocks: `auto` goes first-order, after a check of a sample.
+    auto = measure(SITE, operators, source, MeasureSettings(scale=1e-4, exact_limit=100))
     np.testing.assert_allclose(auto, linear, rtol=1e-4, atol=1e-5 * size)
     with pytest.raises(ValueError, match=r"differ from exact ones by .* lower the scale"):
-        measure(site, operators, (seen, {}), MeasureSettings(scale=1.0, max_bytes=1_000))
+        measure(SITE, operators, source, MeasureSettings(scale=1.0, exact_limit=100))
     query = trained.query
-    residual = ops.residual_site(trained.tapped, trained.params, seen, query.inputs[:1], "hidden0")
-    context = ops.context(residual, seen, query.inputs)
+    settings = IndexSettings(taps=("input",), sites=("hidden0",))
+    residual = resolve(trained.tapped, trained.params, query.inputs[:1], settings).sites["hidden0"]
+    source = observed_source(seen, residual.context(seen, query.inputs), trained.params)
     a = np.random.default_rng(3).normal(size=(4, 7, 24)).astype(np.float32)
     inner = ops.Operators(operators.basis, jnp.asarray(a), jnp.arange(1.0, 5.0))
     exact, linear = (
-        measure(residual, inner, (seen, context), MeasureSettings(form, scale=1e-4))
+        measure(residual, inner, source, MeasureSettings(form, scale=1e-4))
         for form in ("exact", "first_order")
     )
     np.testing.assert_allclose(linear, exact, rtol=2e-2, atol=5e-3 * np.abs(exact).max())

@@ -12,10 +12,13 @@ import sklearn.decomposition
 from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.design import Design, members, membership, subset_sum
-from stride_jax.observed import forward_all
+from stride_jax.frozen import resolve
+from stride_jax.observed import forward_all, observed_source
 from stride_jax.operators import joint, losses
 from stride_jax.operators.basis import features, standardise
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.execution import Execution
+from stride_jax.settings import IndexSettings
 
 
 def softmax(o):
@@ -95,7 +98,7 @@ def test_loss_drop_against_float64(size):
 
 
 def test_basis_spans_the_principal_components(trained):
-    seen = forward_all(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
+    seen = forward_all(trained.tapped, trained.params, trained.train)
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=5))
     x = np.asarray(standardise(basis, seen.activations))[:, 0]
     np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
@@ -123,45 +126,47 @@ def test_basis_keeps_no_more_directions_than_the_data_have():
 
 @pytest.fixture(scope="module")
 def problem(trained):
-    """A small training problem: `(design, subsets, site, basis, observed, context)`."""
+    """A small training problem: `(design, subsets, site, basis, source)`."""
     design = Design(num_subsets=16, degree=3)
-    seen = forward_all(trained.tapped, trained.params, trained.train.inputs, trained.train.labels)
+    seen = forward_all(trained.tapped, trained.params, trained.train)
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=6))
     subsets = membership(design, trained.train.ids)
-    return design, subsets, ops.logit_site(seen), basis, seen, {}
+    return design, subsets, ops.LogitSite(10), basis, observed_source(seen, {})
 
 
 SETTINGS = ops.JointSettings(steps=12, learning_rate=1e-2, stability_batch=64)
 
 
 def one_device():
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "subset"))
+    return Execution(
+        jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "subset"))
+    )
 
 
 def test_operators_trained_together_are_those_trained_alone(problem):
-    _, subsets, site, basis, seen, context = problem
-    together, _ = ops.train_jointly(*problem, SETTINGS, mesh=one_device())
+    _, subsets, site, basis, source = problem
+    together, _ = ops.train_jointly(*problem, SETTINGS, one_device())
     for k in (0, 7, 15):
         # Alone: subset 0 holds the members of subset k, subset 1 everyone else.
         outside = ~(subsets == k).any(axis=1, keepdims=True)
         alone, _ = ops.train_jointly(
-            Design(2, 1), outside.astype(jnp.int32), site, basis, seen, context, SETTINGS,
-            mesh=one_device(),
+            Design(2, 1), outside.astype(jnp.int32), site, basis, source, SETTINGS, one_device(),
         )  # fmt: skip
         np.testing.assert_allclose(together.a_KxRxO[k], alone.a_KxRxO[0], rtol=1e-3, atol=1e-5)
 
 
 def test_training_sharded_or_chunked_changes_nothing(problem):
     settings = dataclasses.replace(SETTINGS, linearity=0.1, basis_learning_rate=1e-3)
-    plain, log = ops.train_jointly(*problem, settings, mesh=one_device())
+    plain, log = ops.train_jointly(*problem, settings, one_device())
     assert set(log) == {"fidelity", "stability", "linearity"}
-    sharded, _ = ops.train_jointly(*problem, settings, mesh=meshes.make_mesh(2, 4))
+    sharded, _ = ops.train_jointly(*problem, settings, Execution(meshes.make_mesh(2, 4)))
     assert sharded.a_KxRxO.sharding.spec == jax.sharding.PartitionSpec("subset")
     assert len(sharded.a_KxRxO.addressable_shards) == 8
-    small = dataclasses.replace(settings, max_bytes=200_000)
-    rows = members(problem[1], 16)[0]
-    assert joint.num_chunks(16, rows.shape[1], problem[4], 7, small) > 1
-    chunked, _ = ops.train_jointly(*problem, small, mesh=one_device())
+    small = dataclasses.replace(one_device(), memory=200_000)
+    step = joint.program(problem[0], *problem[2:], settings, small)
+    largest = members(problem[1], 16)[0].shape[1]
+    assert joint.num_chunks(16, largest, step.args[1], 7, 64, small.memory) > 1
+    chunked, _ = ops.train_jointly(*problem, settings, small)
     for other in (sharded, chunked):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, other
@@ -174,17 +179,19 @@ def test_training_lowers_its_members_loss(problem):
 
 
 def test_mlp_basis_starts_as_the_linear_one_and_learns(problem):
-    design, subsets, site, linear, seen, context = problem
+    design, subsets, site, linear, source = problem
+    seen = source.data[0]
     basis = ops.fit_basis(seen.activations, ops.BasisSettings(rank=6, kind="mlp", hidden=8))
     x = standardise(linear, seen.activations)
     np.testing.assert_allclose(features(basis.weights, x), features(linear.weights, x), atol=1e-6)
     settings = dataclasses.replace(SETTINGS, basis_learning_rate=1e-2)
-    trained_ops, _ = ops.train_jointly(design, subsets, site, basis, seen, context, settings)
+    trained_ops, _ = ops.train_jointly(design, subsets, site, basis, source, settings)
     assert float(jnp.abs(trained_ops.basis.weights["outer"]).max()) > 0
 
 
 def test_residual_site_with_an_identity_suffix_is_the_logit_site(problem, trained):
-    design, subsets, _, basis, seen, _ = problem
+    design, subsets, _, basis, source = problem
+    seen = source.data[0]
     # The "rest of the network" after the logits is the identity.
     model = taps.from_function(
         lambda p, x: (trained.tapped(p, x)[0], {"logits": trained.tapped(p, x)[0]}),
@@ -194,23 +201,27 @@ def test_residual_site_with_an_identity_suffix_is_the_logit_site(problem, traine
     at_logits = dataclasses.replace(
         seen, activations={**seen.activations, "logits": seen.logits_NxTxC}
     )
-    residual = ops.residual_site(model, trained.params, at_logits, inputs[:1], "logits")
-    context = ops.context(residual, at_logits, inputs)
-    found, _ = ops.train_jointly(design, subsets, residual, basis, at_logits, context, SETTINGS)
+    settings = IndexSettings(taps=("logits",), sites=("logits",))
+    residual = resolve(model, trained.params, inputs[:1], settings).sites["logits"]
+    context = residual.context(at_logits, inputs)
+    source = observed_source(at_logits, context, trained.params)
+    found, _ = ops.train_jointly(design, subsets, residual, basis, source, SETTINGS)
     expected, _ = ops.train_jointly(*problem, SETTINGS)
     np.testing.assert_allclose(found.a_KxRxO, expected.a_KxRxO, rtol=2e-2, atol=1e-4)
 
 
 def test_bad_settings_are_refused(problem, trained):
     with pytest.raises(ValueError, match="num_subsets=15 can't be split over the 4 devices"):
-        ops.train_jointly(Design(15, 3), *problem[1:], SETTINGS, mesh=meshes.make_mesh(2, 4))
+        ops.train_jointly(Design(15, 3), *problem[1:], SETTINGS, Execution(meshes.make_mesh(2, 4)))
     with pytest.raises(ValueError, match="steps=0"):
         ops.JointSettings(steps=0)
     with pytest.raises(ValueError, match="kind='conv'"):
         ops.BasisSettings(kind="conv")
+    settings, one = IndexSettings(taps=("input",), sites=("x",)), trained.train.inputs[:1]
     with pytest.raises(ValueError, match="unknown tap 'x'"):
-        ops.residual_site(trained.tapped, trained.params, problem[4], trained.train.inputs[:1], "x")
-    with pytest.raises(ValueError, match="give the tapped model a suffix"):
-        ops.residual_site(taps.TappedModel(lambda p, x: (x, {})), None, problem[4], None, "x")
+        resolve(trained.tapped, trained.params, one, settings)
+    blind = taps.from_function(lambda p, x: (x, {"input": x, "x": x}))
+    with pytest.raises(ValueError, match=r"site 'x' needs .*give from_function one"):
+        resolve(blind, None, one, settings)
     with pytest.raises(ValueError, match="does not use all 8 devices"):
         meshes.make_mesh(3, 2)

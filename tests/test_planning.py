@@ -8,26 +8,29 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import mnist5k, nanochat_d12, nanochat_d24
+from configs import mnist5k, nanochat
 from stride_jax import design, measure, stride
 from stride_jax import operators as ops
 from stride_jax.cli import plan_report as program
-from stride_jax.corpus import Corpus
-from stride_jax.index import StrideSettings
+from stride_jax.evaluation import BankSettings
+from stride_jax.frozen import freeze
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.run import planning
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import ExecutionSettings, RunSettings
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.execution import Execution
+from stride_jax.settings import IndexSettings, ReadSettings
 
 SETTINGS = RunSettings(
     model=ModelSettings("mlp", (32, 24)),
     train=TrainSettings(epochs=1),
-    stride=StrideSettings(
-        design=design.Design(64, 4), taps=("input",), basis=stride.ops.BasisSettings(rank=15),
-        closed_form=stride.ops.ClosedFormSettings(batch_size=4096),
-        measure=measure.MeasureSettings("first_order"),
+    index=IndexSettings(
+        design=design.Design(64, 4), taps=("input",), basis=ops.BasisSettings(rank=15)
     ),
-)  # fmt: skip
+    read=ReadSettings(measure=measure.MeasureSettings("first_order")),
+    bank=BankSettings(),
+    execution=ExecutionSettings(batch_size=4096),
+)
 EXTENT = planning.Extent(num_train=8192, num_queries=64, input_shape=(16,), num_classes=5)
 
 
@@ -120,8 +123,8 @@ def test_a_plan_of_joint_training_is_of_the_step_that_runs(trained, learned):
     joint = ops.JointSettings(
         steps=3, stability_batch=32, basis_learning_rate=learned, linearity=float(learned > 0)
     )
-    how = dataclasses.replace(SETTINGS.stride, fit="joint", joint=joint)
-    settings = dataclasses.replace(SETTINGS, stride=how, model=ModelSettings("mlp", (24, 16)))
+    how = dataclasses.replace(SETTINGS.index, fit="joint", joint=joint)
+    settings = dataclasses.replace(SETTINGS, index=how, model=ModelSettings("mlp", (24, 16)))
     extent = planning.Extent(len(trained.train), 40, trained.train.inputs.shape[1:], 10)
     by_devices = {
         shape: planning.plan(settings, extent, meshes.arranged(shape, jax.devices()))[0]
@@ -138,7 +141,7 @@ def test_a_plan_of_joint_training_is_of_the_step_that_runs(trained, learned):
     assert planning.index_bytes(settings, extent, meshes.single_mesh()) == 4 * 64 * (16 * 10 + 1)
     why = program.verdict([dataclasses.replace(one, temporary_bytes=2**40)], "v5e")
     assert why is not None
-    assert "stride.fit='closed_form'" in why
+    assert "index.fit='closed_form'" in why
 
 
 def test_nothing_of_size_n_or_of_the_index_travels(plans):
@@ -159,31 +162,26 @@ def test_nothing_of_size_n_or_of_the_index_travels(plans):
 
 def test_every_stage_leaves_its_product_where_it_belongs(trained):
     mesh = meshes.make_mesh(2, 4)
-    settings = dataclasses.replace(SETTINGS.stride, taps=("hidden1",))
+    settings, execution = dataclasses.replace(SETTINGS.index, taps=("hidden1",)), Execution(mesh)
     subsets = design.membership(settings.design, trained.train.ids)
-    corpus = Corpus(
-        trained.tapped, trained.params, trained.train.inputs, trained.train.labels, mesh=mesh
-    )
-    operators, moments, _ = stride.make_operators(settings, subsets, corpus)
+    frozen = freeze(trained.tapped, trained.params, trained.train, settings, execution)
+    operators, moments, _ = stride.fit_operators(frozen, trained.train, subsets, execution)
     split = meshes.over_subsets(mesh)
     assert moments["logit"].gradients_KxRxO[0].sharding.is_equivalent_to(split, 3)
     assert operators["logit"].a_KxRxO.sharding.is_equivalent_to(split, 3)
-    view, data, sites = corpus.view(settings)
-    batch = meshes.place(data, meshes.over_examples(mesh), np.arange(16))
-    params, site = meshes.everywhere((trained.params, sites["logit"]), mesh)
-    placed = jax.tree.map(
-        meshes.place, operators["logit"], measure.shardings(operators["logit"], mesh)
-    )
-    how = measure.batch_sizes(64, 80, 16, 1, 10, settings.measure, mesh)[1]
-    y_BxK = measure.measure_batch(params, site, placed, batch, view=view, how=how, mesh=mesh)
+    source = frozen.source(trained.train)
+    batch = meshes.place(source.data, meshes.over_examples(mesh), np.arange(16))
+    params, site = meshes.everywhere((trained.params, frozen.sites["logit"]), mesh)
+    placed = jax.tree.map(meshes.place, operators["logit"], ops.shardings(operators["logit"], mesh))
+    step = measure.program(site, placed, source, 16, SETTINGS.read.measure, execution)
+    y_BxK = step(params, site, placed, batch)
     wanted = jax.NamedSharding(mesh, P("data", "subset"))
     assert y_BxK.sharding.is_equivalent_to(wanted, 2)
     sharded = meshes.place(trained.params, meshes.sharded_parameters(trained.params, mesh))
     kernels = [v for v in jax.tree.leaves(sharded) if v.shape == (64, 24)]
     assert kernels[0].addressable_shards[0].data.shape == (8, 24)
-    again, _, _ = stride.make_operators(
-        settings, subsets, dataclasses.replace(corpus, params=sharded)
-    )
+    split = freeze(trained.tapped, sharded, trained.train, settings, execution)
+    again, _, _ = stride.fit_operators(split, trained.train, subsets, execution)
     a, b = (np.asarray(o["logit"].a_KxRxO) for o in (again, operators))
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-4
 
@@ -197,8 +195,8 @@ def test_bad_plans_say_what_is_wrong(plans):
     why = program.verdict(stages, "v5e")
     assert why is not None
     assert "does not fit v5e: 'pass, logit' takes 1024.00 GiB" in why
-    assert "lower stride.chunk_bytes" in why
+    assert "lower execution.memory" in why
     assert program.verdict(list(plans[1, 1].values()), "v5e") is None
-    for config in (mnist5k, nanochat_d12, nanochat_d24):
-        assert planning.extent_of(config.get_config().to_dict()).num_train > 0
+    for config in (mnist5k.get_config(), nanochat.get_config("d12"), nanochat.get_config("d24")):
+        assert planning.extent_of(config.to_dict()).num_train > 0
     assert "recovery, a round" in program.table(list(plans[1, 1].values()), 0.4)

@@ -17,7 +17,7 @@ from stride_jax.run.launching.settings import LaunchSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import ForeignWorkdirError, check_workdir, run_settings
 
-SMALL = ("bank.num_subsets=2", "bank.num_seeds=1", "stride.lasso.relative_gap=1e-5")
+SMALL = ("bank.num_subsets=2", "bank.num_seeds=1", "read.lasso.relative_gap=1e-5")
 
 
 def start(workdir, overrides=SMALL, *, devices=1, processes=1, config="mnist5k.py:runlocal"):
@@ -57,7 +57,7 @@ def products(workdir, overrides=SMALL, config=mnist5k, arg="runlocal"):
         name, _, value = override.partition("=")
         values.update_from_flattened_dict({name: json.loads(value)})
     run = Run(run_settings(values.to_dict()), workdir)
-    operators = run.operators[0]["logit"]
+    operators = run.index.operators["logit"]
     steering = np.asarray(operators.a_KxRxO) * np.asarray(operators.size_K)[:, None, None]
     return {
         "operators": steering, "measurements": run.measurements, "scores": run.influences.toarray()
@@ -89,7 +89,7 @@ def test_devices_and_processes_change_rounding_alone(alone, tmp_path, devices, p
 @pytest.mark.parametrize(("devices", "processes"), [(2, 1), (4, 1), (8, 1), (1, 2), (1, 4)])
 def test_the_quickstart_is_the_same_everywhere(tmp_path_factory, tmp_path, devices, processes):
     reference = tmp_path_factory.getbasetemp() / "quickstart"
-    less = ("bank.num_subsets=2", "stride.lasso.relative_gap=1e-5")
+    less = ("bank.num_subsets=2", "read.lasso.relative_gap=1e-5")
     if not (reference / "summary.json").exists():
         finish(start(reference, less, config="mnist5k.py"))
     finish(start(tmp_path, less, devices=devices, processes=processes, config="mnist5k.py"))

@@ -11,21 +11,26 @@ import stride_jax
 from stride_jax import operators as ops
 from stride_jax import stride
 from stride_jax.adapters import from_model
-from stride_jax.corpus import Corpus
 from stride_jax.design import Design, membership, subset_sum
+from stride_jax.examples import Examples
+from stride_jax.frozen import freeze
 from stride_jax.measure import MeasureSettings
 from stride_jax.models import GPT, GPTSettings
+from stride_jax.observed import as_training, observed_source
 from stride_jax.recovery import LassoSettings
+from stride_jax.runtime.execution import Execution
 
 CLASSES, TOKENS, COUNT = 40, 12, 90
-SETTINGS = stride_jax.StrideSettings(
+SETTINGS = stride_jax.IndexSettings(
     design=Design(16, 3),
     taps=("embedding", "previous", "final"),
     basis=ops.BasisSettings(rank=10),
     closed_form=ops.ClosedFormSettings(doubt=0.0),
-    measure=MeasureSettings("first_order"),
-    lasso=LassoSettings(0.02),
 )
+READ = stride_jax.ReadSettings(
+    measure=MeasureSettings("first_order"), lasso=LassoSettings(relative_gap=1e-4)
+)
+IDS = [str(i) for i in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +52,10 @@ def language():
     return from_model(module), jax.tree.unflatten(tree, leaves), inputs, labels
 
 
-def scores(language, settings, rows=slice(None)):
+def frozen_with(language, settings, examples=None):
     tapped, params, inputs, labels = language
-    fitted = stride_jax.fit(tapped, params, inputs, labels, settings)
-    return stride_jax.attribute(tapped, params, fitted, inputs[rows], labels[rows]).scores_QxN
+    examples = Examples(inputs, labels, IDS) if examples is None else examples
+    return freeze(tapped, params, examples, settings), examples
 
 
 def close(a, b, tolerance=1e-5):
@@ -62,40 +67,37 @@ def close(a, b, tolerance=1e-5):
     ("sites", "output_rank"), [(("logit",), 0), (("logit",), 12), (("final", "logit"), 256)]
 )
 def test_chunks_and_padding_change_nothing(language, sites, output_rank):
-    tapped, params, inputs, labels = language
+    inputs, labels = language[2:]
     settings = dataclasses.replace(SETTINGS, sites=sites, output_rank=output_rank)
-    small = dataclasses.replace(settings, chunk_bytes=40_000)
-    corpus = Corpus(tapped, params, inputs, labels)
-    assert corpus.chunk(small) < COUNT / 4 < COUNT == corpus.chunk(settings)
-    subsets = membership(settings.design, [str(i) for i in range(COUNT)])
-    whole, _, residual_N = stride.make_operators(settings, subsets, corpus)
-    parts, _, other_N = stride.make_operators(small, subsets, corpus)
+    small, first_order = Execution(memory=80_000), READ.measure
+    frozen, examples = frozen_with(language, settings)
+    chunks = [len(list(frozen.chunks(examples, e, ""))) for e in (small, Execution())]
+    assert chunks[0] > 4
+    assert chunks[1] == 1
+    subsets = membership(settings.design, IDS)
+    whole, _, residual_N = stride.fit_operators(frozen, examples, subsets)
+    parts, _, other_N = stride.fit_operators(frozen, examples, subsets, small)
     close(other_N, residual_N)
     for site in sites:
         close(parts[site].a_KxRxO, whole[site].a_KxRxO)
-    y = stride.measure_all(settings, whole, corpus)
-    close(stride.measure_all(small, whole, corpus), y)
+    y = stride.measure_all(frozen, whole, examples, first_order)
+    close(stride.measure_all(frozen, whole, examples, first_order, small), y)
     wide = np.pad(inputs, ((0, 0), (0, 3))), np.pad(labels, ((0, 0), (0, 3)), constant_values=-1)
-    padded = Corpus(tapped, params, *wide)
-    close(stride.make_operators(settings, subsets, padded)[0][sites[0]].a_KxRxO,
-          whole[sites[0]].a_KxRxO)  # fmt: skip
-    close(stride.measure_all(settings, whole, padded), y)
+    frozen, padded = frozen_with(language, settings, Examples(*wide, IDS))
+    again = stride.fit_operators(frozen, padded, subsets)[0]
+    close(again[sites[0]].a_KxRxO, whole[sites[0]].a_KxRxO)
+    close(stride.measure_all(frozen, whole, padded, first_order), y)
 
 
 def test_token_groups_add_up_to_the_sequence(language):
-    tapped, params, inputs, labels = language
-    corpus = Corpus(tapped, params, inputs, labels)
-    subsets = membership(SETTINGS.design, [str(i) for i in range(COUNT)])
+    subsets = membership(SETTINGS.design, IDS)
     for sites in (("logit",), ("block0",)):
         settings = dataclasses.replace(SETTINGS, sites=sites)
-        made, _, _ = stride.make_operators(settings, subsets, corpus)
+        frozen, examples = frozen_with(language, settings)
+        made, _, _ = stride.fit_operators(frozen, examples, subsets)
         for form in ("first_order", "exact"):
             whole, y = (
-                stride.measure_all(
-                    dataclasses.replace(settings, measure=MeasureSettings(form, group=group)),
-                    made,
-                    corpus,
-                )
+                stride.measure_all(frozen, made, examples, MeasureSettings(form, group=group))
                 for group in (0, 5)
             )
             assert y.shape == (COUNT * 3, 16)
@@ -103,28 +105,27 @@ def test_token_groups_add_up_to_the_sequence(language):
 
 
 def test_scores_of_groups_are_added_by_query(language):
-    grouped = dataclasses.replace(
-        SETTINGS, measure=MeasureSettings("first_order", group=4), design=Design(80, 10), prior=0.0
-    )
-    found = scores(language, grouped, slice(0, 5))
     tapped, params, inputs, labels = language
-    fitted = stride_jax.fit(tapped, params, inputs, labels, grouped, keep_moments=True)
-    examples = (inputs, labels), (inputs[:5], labels[:5])
-    exact = stride_jax.direct(tapped, params, fitted, *examples).scores_QxN
+    more = dataclasses.replace(SETTINGS, design=Design(80, 10))
+    fitted = stride_jax.fit(tapped, params, inputs, labels, more, keep_moments=True)
+    grouped = dataclasses.replace(READ, measure=MeasureSettings("first_order", group=4), prior=0.0)
+    queries = inputs[:5], labels[:5]
+    found = stride_jax.attribute(tapped, params, fitted, *queries, grouped).scores_QxN
+    exact = stride_jax.direct(tapped, params, fitted, (inputs, labels), queries).scores_QxN
     assert found.shape == exact.shape == (5, COUNT)
     assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.9
 
 
 def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
     """Kronecker factors at the tap `final`, against float64 and a numerical pull-back."""
-    tapped, params, inputs, labels = language
+    params, labels = language[1], language[3]
     how = ops.ClosedFormSettings(fisher="kronecker", doubt=0.0)
     settings = dataclasses.replace(SETTINGS, sites=("final",), closed_form=how)
-    corpus = Corpus(tapped, params, inputs, labels)
-    subsets = membership(settings.design, [str(i) for i in range(COUNT)])
-    made, _, _ = stride.make_operators(settings, subsets, corpus)
-    seen = corpus.look(settings).observed
-    b = np.asarray(ops.example_features(made["final"], seen.activations), np.float64)
+    subsets = membership(settings.design, IDS)
+    frozen, examples = frozen_with(language, settings)
+    made, _, _ = stride.fit_operators(frozen, examples, subsets)
+    seen = frozen.observe(examples).observed
+    b = np.asarray(ops.example_features(made["final"].basis, seen.activations), np.float64)
     z = np.asarray(seen.activations["final"], np.float64)
     head = np.asarray(params["head"]["kernel"], np.float64)[:, :CLASSES]
     raw = z @ head
@@ -161,15 +162,14 @@ def test_folding_keeps_dot_products_in_expectation():
 @pytest.mark.parametrize("form", ["kronecker", "eigen"])
 def test_folded_operators_are_those_of_the_dense_basis(language, form):
     """At the logit site with outputs `e U` and shifts `b a Uᵀ`, by dense matrices."""
-    tapped, params, inputs, labels = language
-    corpus = Corpus(tapped, params, inputs, labels)
-    subsets = membership(SETTINGS.design, [str(i) for i in range(COUNT)])
+    subsets = membership(SETTINGS.design, IDS)
     how = dataclasses.replace(SETTINGS.closed_form, fisher=form)
     settings = dataclasses.replace(SETTINGS, closed_form=how, output_rank=12)
-    made, moments, _ = stride.make_operators(settings, subsets, corpus)
-    seen = corpus.look(settings).observed
-    u = np.asarray(ops.unfold(jnp.eye(12), corpus.signs(settings)), np.float64).T
-    p = np.asarray(jax.nn.softmax(ops.as_training(seen, how).logits_NxTxC), np.float64)
+    frozen, examples = frozen_with(language, settings)
+    made, moments, _ = stride.fit_operators(frozen, examples, subsets)
+    seen = frozen.observe(examples).observed
+    u = np.asarray(ops.unfold(jnp.eye(12), frozen.signs_C), np.float64).T
+    p = np.asarray(jax.nn.softmax(as_training(seen, how.doubt).logits_NxTxC), np.float64)
     w = np.asarray(seen.weights_NxT, np.float64)
     fisher = np.einsum("nt,ntc,cd->cd", w, p, np.eye(CLASSES)) * np.eye(CLASSES)
     fisher = u.T @ (fisher - np.einsum("nt,ntc,ntd->cd", w, p, p)) @ u
@@ -185,10 +185,9 @@ def test_folded_operators_are_those_of_the_dense_basis(language, form):
         spread = p @ turned**2 - (p @ turned) ** 2
         values = np.einsum("nt,ntr,nto->ro", w, (b @ left) ** 2, spread)
         close(moments["logit"].eigenvalues_RxO[0], values, 1e-4)
-    site = ops.logit_site(seen, corpus.signs(settings), 12)
-    shift = np.asarray(
-        ops.steering.logit_shift(site, made["logit"].a_KxRxO[0], jnp.asarray(b, jnp.float32), {})
-    )
+    site = frozen.sites["logit"]
+    shift = site.shift(None, made["logit"].a_KxRxO[0], jnp.asarray(b, jnp.float32), {})
     close(shift, b @ np.asarray(made["logit"].a_KxRxO[0], np.float64) @ u.T, 1e-4)
+    source, basis = observed_source(seen, {}), made["logit"].basis
     with pytest.raises(ValueError, match="without an output basis"):
-        ops.accumulate(16, subsets, site, made["logit"].basis, (seen, {}), form="exact")
+        ops.accumulate(SETTINGS.design, subsets, site, basis, source, ops.Curvature("exact"))

@@ -63,7 +63,7 @@ def subset_sums(scores_QxN: np.ndarray, members_MxS: np.ndarray) -> np.ndarray:
 def lds(
     scores_QxN: np.ndarray, bank: Bank, *, target: str = "loss", correlation: str = "spearman"
 ) -> Lds:
-    """Linear datamodelling score (Park et al., TRAK, 2023; method §2).
+    """Linear datamodelling score (Park et al., TRAK, 2023; docs/method.md §9.2).
 
     For a query: correlation over subsets j of `Σ_{i in S_j} w_i` with the retrained model's target
     (mean over seeds); then the mean over queries.

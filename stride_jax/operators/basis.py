@@ -2,7 +2,7 @@
 
 Taps are concatenated, each centred and divided by the mean standard deviation of its units, then
 projected to R directions; a constant feature is added. (Scaling each tap to
-unit total variance instead lost half of the score: method §4.4.)
+unit total variance instead lost half of the score; docs/method.md §3.1.)
 """
 
 import dataclasses

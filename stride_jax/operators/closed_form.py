@@ -1,7 +1,7 @@
 """Operators in closed form: one factorisation instead of training.
 
 To first order around `a_k = 0` the objective of joint training is quadratic, with a Hessian that
-all subsets share (docs/method.md §4):
+all subsets share (docs/method.md §5.1):
 
     a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / s̄,    s̄ = N d / K, the mean subset size
 

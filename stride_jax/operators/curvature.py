@@ -1,4 +1,4 @@
-"""A batch's share of the moments that the closed form needs (docs/method.md §4).
+"""A batch's share of the moments that the closed form needs (docs/method.md §5.3).
 
 A batch runs the frozen model a part at a time, and holds of each part its features b, its errors e
 and its share of the curvature; then it adds each example's `g_i = Σ_t omega_t b_{i,t} e_{i,t}ᵀ` to

@@ -1,4 +1,4 @@
-"""Joint training of the basis and all K operators, with the published losses (docs/method.md §3).
+"""Joint training of the basis and all K operators, with the published losses (docs/method.md §4).
 
 With the remedies that make the members' effect visible above the noise: fidelity over all members
 at every step, from cached features; one stability batch, the same for all subsets, at each step; an
@@ -118,15 +118,16 @@ def program(
     mesh, k, count = execution.mesh_for(design.num_subsets), design.num_subsets, source.num_rows
     mean = count * design.degree / k
     largest = min(count, math.ceil(mean + 4 * mean**0.5))
-    key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def made(source: Source, subsets_Nxd: jax.Array, rows: Any, mask: Any, key: Any) -> Problem:
-        return _problem(design, subsets_Nxd, (rows, mask), basis, source, (settings, key))
+    def problem_of(data: Any, basis: Basis, subsets_Nxd: Any, *rest: Any) -> Problem:
+        *tables, key = rest
+        own = source._replace(data=data)
+        return _problem(design, subsets_Nxd, tuple(tables), basis, own, (settings, key))
 
-    tables = shape((k, largest), jnp.int32), shape((k, largest))
     problem = jax.eval_shape(
-        lambda data, *rest: made(source._replace(data=data), *rest),
-        shapes_like(source.data), shape((count, design.degree), jnp.int32), *tables, key,
+        problem_of, shapes_like(source.data), shapes_like(basis),
+        shape((count, design.degree), jnp.int32), shape((k, largest), jnp.int32),
+        shape((k, largest)), jax.eval_shape(lambda: jax.random.key(0)),
     )  # fmt: skip
     problem = shapes_like(problem, shardings(problem, mesh))
     own = k // mesh.shape[meshes.SUBSET]
@@ -134,6 +135,7 @@ def program(
         own, largest, problem, basis.rank, settings.stability_batch, execution.memory
     )
     compiled = training(k, site.width, basis, settings, chunks, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     site = shapes_everywhere(site, meshes.replicated(mesh))
     return Program(compiled.step, (compiled.state, problem, site, key), {}, settings.steps)
 

@@ -1,6 +1,6 @@
 """The three published losses, and the exact change of a loss under a logit shift.
 
-Each is a pure function of logit shifts s; see method §2 for the equations.
+Each is a pure function of logit shifts s; docs/method.md §4 has the equations.
 """
 
 import jax
@@ -27,7 +27,7 @@ def loss_drop(shift: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Arr
     """How much a logit shift lowers the cross-entropy, per token, without cancellation.
 
     `Loss(o) − Loss(o + s) = −log1p(Σ_c p_c expm1(s_c − s_y))`, `p = softmax(o)`: the difference of
-    two float32 losses would be all rounding for small s (method §4.3). The true class is taken as
+    two float32 losses would be all rounding for small s (docs/method.md §6.1). The true class is
     the reference inside, so that a query with p_y near 1 keeps its digits too.
 
     Args:

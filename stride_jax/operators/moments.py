@@ -1,4 +1,4 @@
-"""Sums over examples: what the closed form needs of the training set, and nothing of size N.
+"""Sums over examples: what the closed form needs of the training set, nothing of size N.
 
 Sums add up, so examples that come later update an index without a second pass over the old ones.
 """

@@ -37,7 +37,7 @@ def accumulate(
     curvature: Curvature,
     execution: Execution = Execution(),
 ) -> tuple[Moments, np.ndarray]:
-    """Moments of a set of examples, in one pass (docs/method.md §4).
+    """Moments of a set of examples, in one pass (docs/method.md §5.2).
 
     Args:
       design: K.

@@ -58,8 +58,8 @@ def tap_energies(
     suffix = tapped.suffix
     if suffix is None:
         raise ValueError(
-            "choosing taps needs the rest of the network as a function of each tap: give the "
-            "tapped model a suffix (from_model, from_linen and from_nnx do), or name the taps"
+            "choosing taps needs the rest of the network as a function of each tap: every adapter "
+            "gives the tapped model a suffix; give from_function one, or name the taps"
         )
     rows = np.random.default_rng(seed).permutation(len(inputs))[:sample]
     x = jnp.asarray(np.asarray(inputs)[rows])

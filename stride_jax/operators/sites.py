@@ -1,4 +1,4 @@
-"""Where operators act, one class per kind of site.
+"""Where operators act, one class per kind of site (docs/method.md §3).
 
 Logit site:     `õ_k(x) = o_x + b_x a_k`,                          a_k in R^{R x C}.
 Folded site:    `õ_k(x) = o_x + b_x a_k Uᵀ`,                       a_k in R^{R x O}, U in R^{C x O}.

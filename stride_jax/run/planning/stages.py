@@ -210,8 +210,8 @@ def _recovery(scene: _Scene) -> StageCost:
     tokens = math.prod(scene.one.labels.shape[1:])
     rows = scene.extent.num_queries * (-(-tokens // group) if group else 1)
     program = recovery.program(
-        settings.index.design, scene.extent.num_train, settings.read.lasso,
-        has_prior=settings.read.prior > 0, queries=-(-rows // scene.mesh.size),
+        scene.extent.num_train, settings.index.design, -(-rows // scene.mesh.size),
+        settings.read.lasso, weighted=settings.read.prior > 0,
         execution=dataclasses.replace(scene.execution, mesh=meshes.single_mesh()),
     )  # fmt: skip
     return cost("recovery, a round", program)
