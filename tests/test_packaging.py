@@ -101,14 +101,14 @@ def get_config():
 @pytest.mark.slow
 def test_a_fresh_environment_runs_a_config_of_its_own(built, tmp_path):
     wheel, _ = built
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     home = tmp_path / "env"
     venv.create(home, with_pip=True)
     python, command = home / "bin/python", home / "bin/stride-jax"
     pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     # Pins are of what CI runs; another interpreter takes the newest.
     pins = ("-c", ROOT / "constraints.txt") if sys.version_info[:2] == (3, 11) else ()
-    call(*pip, *pins, wheel)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    call(*pip, *pins, wheel, env=env)
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "my.py").write_text(CONFIG)
@@ -121,7 +121,7 @@ def test_a_fresh_environment_runs_a_config_of_its_own(built, tmp_path):
     assert 'pip install "stride-jax[run]"' in bare.stderr
     call(python, "-c", "import stride_jax; print(stride_jax.fit)", cwd=folder, env=env)
 
-    call(*pip, *pins, f"{wheel}[run]")
+    call(*pip, *pins, f"{wheel}[run]", env=env)
     said = call(command, "run", "--config=my.py", "--workdir=out", cwd=folder, env=env)
     summary = json.loads((folder / "out/summary.json").read_text())
     assert summary["num_train"] == 120
