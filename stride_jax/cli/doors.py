@@ -5,6 +5,7 @@ folder is a ValueError whose message names the remedy; `main` prints it as one l
 """
 
 import argparse
+import dataclasses
 import difflib
 import dis
 import importlib.metadata
@@ -196,8 +197,7 @@ def read_settings(word: str, changes: Mapping[str, str]) -> tuple[dict[str, Any]
     Raises:
       ValueError: a mistake in the file, an unknown name, or a value that does not fit.
     """
-    import dataclasses
-
+    # Imported here: one_line and Parser serve `stride-jax --help` too.
     from stride_jax.run import config_file
     from stride_jax.run.planning import Extent
     from stride_jax.run.settings import RunSettings
