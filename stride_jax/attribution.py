@@ -327,22 +327,6 @@ def _positions(ids: np.ndarray, wanted: np.ndarray) -> list[int]:
     return [place[name] for name in wanted.tolist()]
 
 
-def save(
-    path: str | os.PathLike[str],
-    attribution: Attribution,
-    top_k: int | None = None,
-    *,
-    all_ids: bool = True,
-) -> None:
-    """`Attribution.save`."""
-    attribution.save(path, top_k, all_ids=all_ids)
-
-
-def load(path: str | os.PathLike[str]) -> Attribution:
-    """`Attribution.load`."""
-    return Attribution.load(path)
-
-
 def ensemble(attributions: Sequence[Attribution]) -> Attribution:
     """The mean attribution of several models of the same data: their noise averages out.
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from stride_jax.attribution import load
+from stride_jax.attribution import Attribution
 from stride_jax.design import Design
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings
@@ -59,7 +59,7 @@ def test_a_run_writes_what_it_promises(run):
     assert summary["recovery"]["max_relative_gap"] <= 1e-3
     assert "stride" in done.stdout
     assert "perfect predictor" in done.stdout
-    attribution = load(workdir / "attribution.parquet")
+    attribution = Attribution.load(workdir / "attribution.parquet")
     assert attribution.scores_QxN.shape == (40, 600)
     assert attribution.settings["stride"]["basis"]["rank"] == 64
     assert attribution.settings["stride"]["taps"] == ["input"], "the choice travels with the scores"

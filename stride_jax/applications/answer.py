@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import stride
-from stride_jax.attribution import top_rows
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
 from stride_jax.recovery import LassoState, SelectionSettings, recover
 from stride_jax.run.pipeline import Run
+from stride_jax.scores import top_rows
 
 
 @dataclasses.dataclass(frozen=True)
