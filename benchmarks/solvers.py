@@ -47,7 +47,7 @@ class Solver:
     Attributes:
       prepare: what is done once per design; gives the function that is timed, of query rows.
       intercept: whether the columns of M are centred.
-      in_processes: its workers' processor time and memory are not seen from here.
+      in_processes: its workers' processor time and memory are not measured here.
       bytes_needed: rough memory for Q queries, to leave it out where it can't fit.
     """
 

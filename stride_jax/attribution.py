@@ -47,8 +47,8 @@ class Attribution:
       query_ids: `[Q]` distinct strings.
       train_ids: `[N]` distinct strings.
       scores: `[Q, N]` finite float32, dense or in compressed rows; positive = proponent.
-      settings: what made them, as JSON values.
-      versions: of the packages that made them.
+      settings: JSON values of every choice behind the scores.
+      versions: `{package: version}` behind the scores.
       query_labels: `[Q]` classes of a classifier's queries, where they are known.
       train_labels: `[N]` classes of a classifier's training examples, where they are known.
       diagnostics: `{name: [Q]}`, what each query's measurements are worth

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-# Bytes of an array that are looked at together.
+# Bytes of an array that is read at once.
 _CHUNK = 2**22
 # Integers up to here are float64 numbers.
 _EXACT = 2**53

@@ -219,7 +219,7 @@ def _is_done(
     penalty: float,
     settings: LassoSettings,
 ) -> bool:
-    """Take a query's round over, and certify it where it looks good or can't get better."""
+    """Record a query's round; certify it where its gap is small enough, or won't get smaller."""
     so_far.steps_Q[q] += own.steps_Q
     so_far.passes_Q[q] += 1
     slow = own.gap_Q > 0.8 * so_far.gap_Q[q] and own.wanted_Q == own.active_Q
