@@ -154,7 +154,7 @@ def freeze(
     """
     check_fit(tapped, params, examples)
     one = np.asarray(examples.inputs[:1])
-    jax.eval_shape(only(tapped, _needed(settings)).forward, params, one)  # refuses unknown taps
+    jax.eval_shape(_with_needed(tapped, settings).forward, params, one)  # refuses unknown taps
     check_model(tapped, params, examples, execution)
     if not settings.taps:
         names = tap_names(tapped, params, examples.inputs)
@@ -178,7 +178,7 @@ def resolve(
       params: arrays or their shapes.
       one: a batch of one example's inputs.
     """
-    wanted = only(tapped, _needed(settings))
+    wanted = _with_needed(tapped, settings)
     logits, activations = jax.eval_shape(wanted.forward, params, one)
     tokens, classes = math.prod(logits.shape[1:-1]), logits.shape[-1]
     widths = {name: math.prod(v.shape) // tokens for name, v in activations.items()}
@@ -208,10 +208,11 @@ def on_one_device(params: Params, execution: Execution) -> Execution:
     return dataclasses.replace(execution, mesh=meshes.mesh_of(params) or meshes.single_mesh())
 
 
-def _needed(settings: IndexSettings) -> tuple[str, ...]:
-    """Taps that the basis or a site reads, each once."""
+def _with_needed(tapped: TappedModel, settings: IndexSettings) -> TappedModel:
+    """The model with the taps that the basis or a site reads; with all while none are named."""
     residual = [site for site in settings.sites if site != "logit"]
-    return tuple(dict.fromkeys([*settings.taps, *residual]))
+    needed = tuple(dict.fromkeys([*settings.taps, *residual]))
+    return only(tapped, needed) if needed else tapped
 
 
 def _residual_site(

@@ -189,10 +189,11 @@ def refuse_not_finite(values: np.ndarray) -> None:
     Raises:
       ValueError: with the number of examples, and the first.
     """
-    bad_N = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    finite_N = np.logical_and.reduce(np.isfinite(values), axis=tuple(range(1, values.ndim)))
+    bad_N = np.logical_not(finite_N)
     if bad_N.any():
         raise ValueError(
-            f"the model's logits are not finite for {int(bad_N.sum())} of {len(bad_N)} examples, "
+            f"the model's logits are not finite for {int(bad_N.sum())} of {len(values)} examples, "
             f"first of row {int(bad_N.argmax())}; compute them in float32 and check the checkpoint"
         )
 

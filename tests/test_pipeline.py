@@ -44,8 +44,18 @@ def run(tmp_path_factory):
 def test_a_run_writes_what_it_promises(run):
     workdir, done = run
     summary = json.loads((workdir / "summary.json").read_text())
-    for field in ("lds", "ceiling", "num_train", "num_queries"):
+    for field in ("lds", "perfect_predictor", "num_train", "num_queries", "seconds"):
         assert isinstance(summary[field], (int, float))
+    assert "10 retrained subsets and 40 queries are too few to rank methods" in summary["too_small"]
+    assert summary["too_small"] in done.stdout
+    assert (
+        summary["command"].startswith("__main__.py run --config") or "run.py" in summary["command"]
+    )
+    assert set(summary["products"]) == {
+        "model", "operators", "measurements", "recovery", "attribution", "bank"
+    }  # fmt: skip
+    assert all(list(workdir.glob(f"{path}*")) for path in summary["products"].values())
+    assert "joint" not in summary["settings"]["index"], "settings of parts not used are left out"
     assert summary["lds_ci95"][0] <= summary["lds"] <= summary["lds_ci95"][1]
     assert set(summary["methods"]) == {"stride", "grad-dot", "feature-cosine", "random"}
     for row in summary["methods"].values():
@@ -53,7 +63,7 @@ def test_a_run_writes_what_it_promises(run):
     assert {"data", "model", "operators", "measurements", "recovery", "bank"} <= set(
         summary["stages"]
     )
-    assert summary["settings"]["stride"]["design"]["num_subsets"] == 200
+    assert summary["settings"]["index"]["design"]["num_subsets"] == 200
     assert summary["versions"]["jaxopt"] == "0.8.5"
     assert (summary["num_train"], summary["num_queries"]) == (600, 40)
     assert summary["recovery"]["max_relative_gap"] <= 1e-3
@@ -61,8 +71,9 @@ def test_a_run_writes_what_it_promises(run):
     assert "perfect predictor" in done.stdout
     attribution = Attribution.load(workdir / "attribution.parquet")
     assert attribution.scores_QxN.shape == (40, 600)
-    assert attribution.settings["stride"]["basis"]["rank"] == 64
-    assert attribution.settings["stride"]["taps"] == ["input"], "the choice travels with the scores"
+    assert attribution.settings["index"]["basis"]["rank"] == 64
+    assert attribution.settings["index"]["taps"] == ["input"], "the choice travels with the scores"
+    assert set(attribution.top(2).columns) >= {"query_label", "train_label", "train_row", "rank"}
     assert (workdir / "proponents.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -72,9 +83,9 @@ def test_a_second_run_reuses_every_stage(run):
                 for p in workdir.glob(kind)]  # fmt: skip
     stages = {p: p.stat().st_mtime_ns for p in products}
     assert len(stages) >= 6
-    other = "--config.stride.lasso.lambda_fraction=0.1"
+    other = "--config.read.lasso.lambda_fraction=0.1"
     refused = command(workdir, other)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "lambda_fraction: 0.02 there, 0.1 here" in refused.stderr
     again = command(workdir, other, "--reuse")
     assert again.returncode == 0, again.stderr
@@ -84,18 +95,43 @@ def test_a_second_run_reuses_every_stage(run):
 
 
 def test_mistakes_are_named_before_work_starts(tmp_path):
-    wrong = command(tmp_path, "--config.stride.design.degree=300")
+    wrong = command(tmp_path, "--config.index.design.degree=300")
     assert wrong.returncode != 0
     assert "degree=300 exceeds num_subsets=200" in wrong.stderr
     assert not list(tmp_path.iterdir())
     unknown = command(tmp_path, config="configs/mnist5k.py:quick")
     assert "unknown config argument 'quick'" in unknown.stderr
-    with pytest.raises(ValueError, match=r"config.stride has no setting 'desing'"):
-        build(RunSettings, {"stride": {"desing": {}}})
+    with pytest.raises(ValueError, match=r"config.index has no setting 'desing'"):
+        build(RunSettings, {"index": {"desing": {}}})
     with pytest.raises(ValueError, match=r"config.num_subsets='9' must be of type int"):
         build(Design, {"num_subsets": "9"})
-    with pytest.raises(ValueError, match=r"config.stride is a section of settings"):
-        build(RunSettings, {"stride": 3})
+    with pytest.raises(ValueError, match=r"config.index is a section of settings"):
+        build(RunSettings, {"index": 3})
+
+
+def test_a_run_goes_as_far_as_one_wants(tmp_path):
+    """Without a bank, up to a stage; a tap that is not there is refused before training."""
+    small = ("--config.bank=None", "--config.train.epochs=1", "--config.num_checkpoints=1")
+    wrong = command(tmp_path / "wrong", "--config.index.taps=hiden0", *small)
+    assert wrong.returncode == 2
+    assert "unknown tap 'hiden0'" in wrong.stderr
+    assert not (tmp_path / "wrong" / "model").exists()
+    done = command(tmp_path, "--until=model", *small)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary["stages"]) == {"data", "model"}
+    assert summary["lds"] is summary["perfect_predictor"] is summary["recovery"] is None
+    assert 0 < summary["accuracy"] <= 1
+    assert not (tmp_path / "operators").exists()
+    done = command(tmp_path, *small)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["lds"] is None
+    assert summary["methods"] == {}
+    assert summary["recovery"]["max_relative_gap"] <= 1e-3
+    assert (tmp_path / "attribution.parquet").exists()
+    assert not (tmp_path / "bank").exists()
+    assert "0.000" not in done.stdout
 
 
 def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
@@ -118,7 +154,7 @@ def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
         *("less", "datamodels", "stride", "stride-joint", "stride-direct", "stride-k30"),
         *("stride-2", "trak-2", "logra-2", "ekfac-2"),
     }
-    assert {"ceiling", "bank", "device", "versions"} <= set(board)
+    assert {"bank", "device", "versions"} <= set(board)
     for row in rows.values():
         low, high = row["lds_ci95"]
         assert low <= row["lds"] <= high
@@ -134,7 +170,9 @@ def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
 
 def test_keys_follow_the_chain_of_stages(tmp_path):
     plain = Run(RunSettings(), tmp_path)
-    other = Run(build(RunSettings, {"stride": {"joint": {"steps": 5}}}), tmp_path)
+    other = Run(build(RunSettings, {"index": {"closed_form": {"damping": 5.0}}}), tmp_path)
+    unused = Run(build(RunSettings, {"index": {"joint": {"steps": 5}}}), tmp_path)
+    assert unused.products.key("operators") == plain.products.key("operators")
     assert plain.products.key("model") == other.products.key("model")
     assert plain.products.key("operators") != other.products.key("operators")
     assert plain.products.key("recovery") != other.products.key("recovery")
@@ -154,7 +192,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         tear()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(UnreadableFileError, match=r"a.npz can't be read.*delete it"):
+    with pytest.raises(UnreadableFileError, match=r"a.npz can't be read as arrays"):
         read_arrays(target)
     assert fingerprint(np.arange(3)) != fingerprint(np.arange(3.0))
 

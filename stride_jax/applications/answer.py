@@ -179,7 +179,7 @@ def ask(
     recovery, diagnostics = recover(
         _state(run), y_GxK, run.settings.read.lasso, SelectionSettings(rule="best")
     )
-    assert diagnostics is not None, "a rule that holds measurements out has them"
+    assert diagnostics.held_out_r2_Q is not None, "this rule holds measurements out"
     scores_N = stride.by_query(recovery, 1).toarray()[0]
     y_K = y_GxK.sum(axis=0)
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]

@@ -7,11 +7,11 @@ together, and what a stage has done so far survives a kill.
 import dataclasses
 import functools
 import os
-import pathlib
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh, NamedSharding
@@ -33,7 +33,7 @@ from stride_jax.data import (
     planted_facts,
     write_splits,
 )
-from stride_jax.frozen import FrozenModel, freeze
+from stride_jax.frozen import FrozenModel, freeze, resolve
 from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.recovery import Recovery
 from stride_jax.run import stages
@@ -45,6 +45,7 @@ from stride_jax.run.settings import RunSettings, used
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import Progress, silent
 
 STAGES = stages.STAGES
@@ -62,7 +63,7 @@ class Run:
         report: durable.Report | None = None,
     ) -> None:
         self.settings = settings
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = local_folder(workdir)
         self.progress = progress if processes.leads() else silent
         self.stop = durable.StopRequest() if stop is None else stop
         self.report = report if processes.leads() else None
@@ -147,6 +148,7 @@ class Run:
         """The base model with its checkpoints and temperature, from disk or trained."""
         folder = self.products.path("model")
         if checkpoint.latest(folder) is None:
+            self._refuse_unknown_taps()
             params, config = train_base(
                 self.module, self.data[0], self.settings, self.execution("model")
             )
@@ -157,6 +159,13 @@ class Run:
             folder, self.module, self.train.inputs[:1], self.settings.num_checkpoints, self.mesh
         )
         return model
+
+    def _refuse_unknown_taps(self) -> None:
+        """Taps and sites by shapes alone, before anything is trained."""
+        one = self.train.inputs[:1]
+        fresh = functools.partial(models.initial_params, self.module, inputs=jnp.asarray(one))
+        params = jax.eval_shape(fresh, jax.random.key(0))
+        resolve(from_model(self.module), params, one, self.settings.index)
 
     def another(self, i: int) -> "Run":
         """The same run with a base model of another seed, the i-th."""
