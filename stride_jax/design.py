@@ -2,7 +2,9 @@
 
 Every example joins d of K subsets at random, so the membership matrix `M in {0,1}^{K x N}` is the
 adjacency of a left-d-regular bipartite graph. Membership is a pure function of (seed, example id):
-it survives reordering, and examples appended later move no one.
+it survives reordering, and examples appended later move no others.
+
+Letters of its own: V rows that are gathered, x any further axes.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ class Design:
     Attributes:
       num_subsets: K, subsets = operators = measurements per query.
       degree: d, subsets each example belongs to.
-      seed: of the draw.
+      seed: random seed of the draw.
 
     Raises:
       ValueError: d > K, or either below 1.
@@ -118,7 +120,7 @@ def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
     if (empty := int((sizes == 0).sum())) > 0:
         raise ValueError(
             f"{empty} of {k} subsets are empty ({n} examples in {d} subsets each, {n * d / k:.1f} "
-            f"a subset on average); use num_subsets <= {max(1, n * d // 10)}, or another seed"
+            f"per subset on average); use num_subsets <= {max(1, n * d // 10)}, or another seed"
         )
     return subsets_Nxd
 
@@ -132,7 +134,7 @@ def subset_sum(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> j
       num_subsets: K.
 
     Returns:
-      `[K, ...]`, by d segment-sums; no array larger than `values` or the result is made.
+      `[K, ...]`, by d segment sums; no array larger than `values` or the result is allocated.
     """
     out = jnp.zeros((num_subsets, *values.shape[1:]), values.dtype)
     for column in range(subsets_Nxd.shape[1]):
@@ -142,7 +144,7 @@ def subset_sum(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> j
 
 def subset_sizes(subsets_Nxd: jax.Array, num_subsets: int) -> jax.Array:
     """`M 1`: members of each subset, `[K]` float32."""
-    return subset_sum(subsets_Nxd, jnp.ones(subsets_Nxd.shape[0]), num_subsets)
+    return subset_sum(subsets_Nxd, jnp.ones(subsets_Nxd.shape[0], jnp.float32), num_subsets)
 
 
 def subset_mean(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> jax.Array:
@@ -152,42 +154,31 @@ def subset_mean(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> 
     return total / sizes.reshape(-1, *(1,) * (values.ndim - 1))
 
 
-def gather_add(values: jax.Array, index_Dx: jax.Array) -> jax.Array:
+def gather_add(values: jax.Array, index_dx: jax.Array) -> jax.Array:
     """`Σ_j values[index[j]]`: sums of d rows each, for any shape of sums.
+
+    With the memberships as the index it is `Mᵀ r`.
 
     Args:
       values: `[V, …]`; where sums are of unequal length, its last row is zero, for padding.
-      index_Dx: `[d, …]` integers in 0 … V − 1; they are not checked.
+      index_dx: `[d, …]` integers in 0 … V − 1; they are not checked.
     """
-    if index_Dx.shape[0] > _UNROLL:
-        parts = index_Dx.shape[0] // _UNROLL
-        head = index_Dx[: parts * _UNROLL].reshape(parts, _UNROLL, *index_Dx.shape[1:])
+    if index_dx.shape[0] > _UNROLL:
+        parts = index_dx.shape[0] // _UNROLL
+        head = index_dx[: parts * _UNROLL].reshape(parts, _UNROLL, *index_dx.shape[1:])
 
         def add(total: jax.Array, some: jax.Array) -> tuple[jax.Array, None]:
             return total + gather_add(values, some), None
 
         total, _ = jax.lax.scan(add, gather_add(values, head[0]), head[1:])
-        rest = index_Dx[parts * _UNROLL :]
+        rest = index_dx[parts * _UNROLL :]
         return total + gather_add(values, rest) if rest.shape[0] else total
     # Unrolled, XLA fuses the d gathers into one loop that runs along the queries; as one gather
     # and a sum it was a hundred times slower on CPU.
-    total = values.at[index_Dx[0]].get(mode=_IN_BOUNDS)
-    for j in range(1, index_Dx.shape[0]):
-        total = total + values.at[index_Dx[j]].get(mode=_IN_BOUNDS)
+    total = values.at[index_dx[0]].get(mode=_IN_BOUNDS)
+    for j in range(1, index_dx.shape[0]):
+        total = total + values.at[index_dx[j]].get(mode=_IN_BOUNDS)
     return total
-
-
-def example_sum(subsets_Nxd: jax.Array, values: jax.Array) -> jax.Array:
-    """`Mᵀ r`: sum of the values of an example's subsets.
-
-    Args:
-      subsets_Nxd: membership.
-      values: `[K, ...]`.
-
-    Returns:
-      `[N, ...]`, a gather-and-add of d rows.
-    """
-    return gather_add(values, subsets_Nxd.T)
 
 
 def members(subsets_Nxd: jax.Array | np.ndarray, num_subsets: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,12 +201,12 @@ def members(subsets_Nxd: jax.Array | np.ndarray, num_subsets: int) -> tuple[np.n
 
 
 def subsets_needed(num_train: int, sparsity: int, constant: float = 1.6) -> int:
-    """How many subsets a planned sparsity needs: `K = c k log(N / k)` (docs/method.md §2).
+    """Number of subsets that a planned sparsity needs: `K = c ν log(N / ν)` (docs/method.md §2).
 
     Args:
       num_train: N.
-      sparsity: k, influential examples per query.
-      constant: c; the published K = 1000 at k = 50, N = 11.4 M is 1.6 times k log(N / k) = 617.
+      sparsity: ν, influential examples per query.
+      constant: c; the published K = 1000 at ν = 50, N = 11.4 M is 1.6 times ν log(N / ν) = 617.
 
     Raises:
       ValueError: sparsity outside 1 … N.
@@ -226,59 +217,3 @@ def subsets_needed(num_train: int, sparsity: int, constant: float = 1.6) -> int:
     if not 1 <= sparsity <= num_train:
         raise ValueError(f"sparsity={sparsity} must lie between 1 and num_train={num_train}")
     return max(1, math.ceil(constant * sparsity * math.log(num_train / sparsity)))
-
-
-@dataclasses.dataclass(frozen=True)
-class DesignReport:
-    """What a drawn design turned out to be.
-
-    Attributes:
-      size_min, size_mean, size_max: members per subset.
-      expansion_min, expansion_mean: `|neighbours of S| / (d |S|)` over sampled sets S of
-        `sample_size` examples; `1 − eps` for a (|S|, eps)-expander.
-      sample_size: |S|.
-    """
-
-    size_min: int
-    size_mean: float
-    size_max: int
-    expansion_min: float
-    expansion_mean: float
-    sample_size: int
-
-
-def inspect_design(
-    design: Design,
-    subsets_Nxd: jax.Array,
-    sample_size: int = 20,
-    num_samples: int = 200,
-) -> DesignReport:
-    """Measure subset sizes, and expansion on random sets of examples.
-
-    Args:
-      design: what was asked for.
-      subsets_Nxd: what was drawn.
-      sample_size: |S|, about twice the planned sparsity.
-      num_samples: how many sets.
-
-    Raises:
-      ValueError: sample_size above N.
-    """
-    table = np.asarray(subsets_Nxd)
-    if not 1 <= sample_size <= len(table):
-        raise ValueError(f"sample_size={sample_size} must lie between 1 and N={len(table)}")
-    sizes = np.bincount(table.reshape(-1), minlength=design.num_subsets)
-    rng = np.random.default_rng(design.seed)
-    ratios = [
-        len(np.unique(table[rng.choice(len(table), sample_size, replace=False)]))
-        / (design.degree * sample_size)
-        for _ in range(num_samples)
-    ]
-    return DesignReport(
-        int(sizes.min()),
-        float(sizes.mean()),
-        int(sizes.max()),
-        min(ratios),
-        float(np.mean(ratios)),
-        sample_size,
-    )

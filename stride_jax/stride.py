@@ -6,7 +6,6 @@ against it. A run (`stride_jax.run`) calls the same steps one by one, with files
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from stride_jax.measure import MeasureSettings, measure
 from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.observed import as_training
 from stride_jax.operators.gradients import squared_errors
-from stride_jax.recovery import LassoState, Recovery, init, recover
+from stride_jax.recovery import Diagnostics, LassoState, Recovery, init, recover
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.keep import nowhere
@@ -382,16 +381,19 @@ def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
         )
 
 
-def by_query_diagnostics(diagnostics: Any, num_queries: int) -> Mapping[str, np.ndarray]:
-    """Diagnostics of lambda's choice as named arrays, the mean over a query's token groups."""
-    if diagnostics is None:
-        return {}
-    fields = {f.name: getattr(diagnostics, f.name) for f in dataclasses.fields(diagnostics)}
-    return {
-        name.removesuffix("_Q"): np.asarray(v, np.float64).reshape(num_queries, -1).mean(axis=1)
-        for name, v in fields.items()
-        if v is not None
-    }
+def by_query_diagnostics(diagnostics: Diagnostics, num_queries: int) -> dict[str, np.ndarray]:
+    """Diagnostics as named arrays, `[Q]`: a query's token groups as their mean, gaps as the largest.
+
+    Those that the rule of lambda did not measure are left out.
+    """
+    named = {}
+    for field in dataclasses.fields(diagnostics):
+        values = getattr(diagnostics, field.name)
+        if values is not None:
+            rows = np.asarray(values, np.float64).reshape(num_queries, -1)
+            name = field.name.removesuffix("_Q")
+            named[name] = rows.max(axis=1) if name == "relative_gap" else rows.mean(axis=1)
+    return named
 
 
 def direct(

@@ -38,5 +38,10 @@ def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int
         mode = None if name == "ids" else "r"
         return np.load(home / f"{role}-{name}.npy", mmap_mode=mode, allow_pickle=False)
 
-    splits = {role: Examples(*(column(role, n) for n in _COLUMNS)) for role in about["roles"]}
+    splits = {
+        role: Examples.trusted(
+            column(role, "inputs"), column(role, "labels"), column(role, "ids"), None
+        )
+        for role in about["roles"]
+    }
     return splits, int(about["num_classes"])

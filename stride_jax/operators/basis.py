@@ -1,8 +1,8 @@
 """The shared basis `B_psi`: tapped activations to R features.
 
 Taps are concatenated, each centred and divided by the mean standard deviation of its units, then
-projected to R directions; a constant feature is added. (Scaling each tap to
-unit total variance instead lost half of the score; docs/method.md §3.1.)
+projected to R − 1 directions; a constant feature is added (docs/method.md §3.1). Scaling each tap
+to unit total variance instead lost half of the score.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ class BasisSettings:
     """How activations become features.
 
     Attributes:
-      rank: R, principal components kept (fewer if the data have fewer); the constant comes on top.
+      rank: R − 1, principal components (fewer if the data have fewer); the constant is added.
       kind: `linear`: principal components; `random`: random orthogonal directions; `mlp`: linear
         plus a small MLP that starts at zero and learns in joint training.
-      hidden: units of that MLP.
+      hidden: hidden units of that MLP.
       sample: tokens drawn to fit the components, all if there are fewer.
-      seed: of the draw and of the MLP.
+      seed: random seed of the draw and of the MLP.
     """
 
     rank: int = 256
@@ -50,10 +50,11 @@ class Basis:
     """psi: centring, scaling and projection, as one pytree.
 
     Attributes:
-      mean: `{tap: [D_tap]}`.
-      scale: `{tap: []}` mean standard deviation of the tap's units.
-      weights: what joint training may train: `projection` `[D, R]`, and for an MLP basis `inner`
-        `[D, hidden]`, `bias` `[hidden]` and `outer` `[hidden, R]`.
+      mean: mean activation of each tap, `{tap: [D_tap]}`.
+      scale: mean standard deviation of each tap's units, `{tap: []}`.
+      weights: what joint training may train: `projection` `[D, R − 1]`, and for an MLP basis
+        `inner` `[D, hidden]`, `bias` `[hidden]` and `outer` `[hidden, R − 1]`; D is the width of
+        all taps together.
     """
 
     mean: Activations
@@ -62,7 +63,7 @@ class Basis:
 
     @property
     def rank(self) -> int:
-        """R + 1: features with the constant."""
+        """R: features, the constant included."""
         return self.weights["projection"].shape[1] + 1
 
 
@@ -93,7 +94,7 @@ def features(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
       x: `[..., D]` from `standardise`.
 
     Returns:
-      `[..., R + 1]`.
+      `[..., R]`.
     """
     b = x @ weights["projection"]
     if "inner" in weights:
@@ -108,7 +109,7 @@ def example_features(basis: Basis, activations: Activations) -> jax.Array:
 
 
 def _principal_components(x: np.ndarray, rank: int) -> np.ndarray:
-    """Leading directions of centred rows, their largest entry positive, `[D, min(R, rank)]`."""
+    """Leading directions of centred rows, entries of largest magnitude positive, `[D, rank]`."""
     values, vectors = np.linalg.eigh((x.T @ x / len(x)).astype(np.float64))
     # Directions without variance carry nothing but rounding.
     rank = min(rank, int((values > values[-1] * 1e-7).sum()))
@@ -124,8 +125,8 @@ def fit_basis(activations: Mapping[str, jax.Array | np.ndarray], settings: Basis
       settings: rank and kind.
 
     Returns:
-      A basis whose projection holds the leading `min(R, rank of the data)` principal directions,
-      or as many random ones.
+      A basis whose projection holds the leading `min(settings.rank, rank of the data)` principal
+      directions, or as many random ones.
 
     Raises:
       ValueError: no taps, or activations without any variance.
@@ -136,7 +137,7 @@ def fit_basis(activations: Mapping[str, jax.Array | np.ndarray], settings: Basis
     (50, 1, 4)
     """
     if not activations:
-        raise ValueError("a basis needs at least one tap")
+        raise ValueError("there are no activations: a basis needs at least one tap")
     rng = np.random.default_rng(settings.seed)
     first = next(iter(activations.values()))
     tokens = first.shape[0] * first.shape[1]

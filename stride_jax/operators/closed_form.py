@@ -3,11 +3,13 @@
 To first order around `a_k = 0` the objective of joint training is quadratic, with a Hessian that
 all subsets share (docs/method.md §5.1):
 
-    a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / s̄,    s̄ = N d / K, the mean subset size
+    a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / S̄,    S̄ = N d / K, the mean subset size
 
 so that a query's measurement `<g_x, a_k>` is a sum over the subset's members. (Their mean, as the
 published objective has it, divides by sizes that differ between subsets, which the linear model
 `M w` can't follow: .518 where the sum had .530 at K = 1000 on MNIST-5k.)
+
+Letters of its own: n rows of a matrix, P pairs of outputs.
 """
 
 import dataclasses
@@ -39,10 +41,10 @@ class ClosedFormSettings:
     Attributes:
       damping: gamma relative to the mean eigenvalue of the Fisher; 1 – 3 was best on every dataset
         tried (docs/lab.md).
-      doubt: share of the uniform distribution mixed into predictions on training examples, see
-        `observed.as_training`.
-      output_damping: with plain Kronecker factors, that of the output side; `damping` is then the
-        feature side's.
+      doubt: share of the uniform distribution that is mixed into predictions on training examples
+        (`observed.as_training`).
+      output_damping: damping of the output side of plain Kronecker factors; `damping` is then that
+        of the feature side.
       fisher: `exact`, `eigen` (Kronecker factors with corrected eigenvalues), `kronecker`, or
         `auto`: exact at the logit site while R·O is at most `exact_limit`, else eigen.
       exact_limit: largest side of an exact Fisher.
@@ -60,14 +62,14 @@ class ClosedFormSettings:
             raise ValueError(f"fisher={self.fisher!r}: use 'auto' or one of {FORMS}")
         if self.damping <= 0 or self.output_damping <= 0:
             raise ValueError(
-                f"damping={self.damping}, output_damping={self.output_damping}: must be positive, "
-                "since the Fisher is singular (logits have a free constant)"
+                f"damping={self.damping}, output_damping={self.output_damping}: both must be "
+                "positive, since the Fisher is singular (logits have a free constant)"
             )
         if not 0 <= self.doubt < 1:
-            raise ValueError(f"doubt={self.doubt} must lie in [0, 1)")
+            raise ValueError(f"doubt={self.doubt} is a share: it must lie in [0, 1)")
 
     def form(self, rank: int, site: Site) -> str:
-        """Which curvature is summed at a site, with R = `rank` features."""
+        """The form of curvature summed at a site, with R = `rank` features."""
         if self.fisher != "auto":
             return self.fisher
         small = rank * site.width <= self.exact_limit
@@ -84,10 +86,10 @@ def precondition(
     `F ≈ E[b bᵀ] ⊗ E[diag p − p pᵀ]`, each factor damped relative to its own mean eigenvalue.
 
     Args:
-      moments: from `passes.accumulate`, one set or several added up.
+      moments: moments from `passes.accumulate`, one set or several added up.
       v_BxRxO: right-hand sides.
       settings: damping.
-      mesh: where it is called inside `jax.shard_map`, that one's.
+      mesh: mesh of the surrounding `jax.shard_map`; None outside of one.
 
     Returns:
       `[B, R, O]`.
@@ -120,7 +122,7 @@ def precondition(
 
 
 def mean_size(moments: Moments) -> jax.Array:
-    """`s̄ = N d / K`, members of a subset on average."""
+    """`S̄ = N d / K`, the mean number of members per subset."""
     return moments.sizes_K[0].mean()
 
 
@@ -132,16 +134,16 @@ def solve_steps(
 
     def local(moments: Moments, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
         a_KxRxO = precondition(moments, moments.gradients_KxRxO[0] / mean, settings, mesh)
-        # RMS logit shift over the training tokens, from E[b bᵀ]: what "one nat" means below.
+        # Root mean square shift of the outputs over the training tokens, from E[b bᵀ].
         features_RxR = moments.features_RxR[0] / moments.tokens[0]
         power_K = jnp.einsum("kro,rs,kso->k", a_KxRxO, features_RxR, a_KxRxO)
         size_K = jnp.sqrt(jnp.maximum(power_K / a_KxRxO.shape[2], 1e-30))
         return a_KxRxO / size_K[:, None, None], size_K
 
-    given = jax.tree.map(lambda where: where.spec, shardings(moments, mesh))
+    specs = jax.tree.map(lambda where: where.spec, shardings(moments, mesh))
     own = P(meshes.SUBSET)
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(given, P()), out_specs=(own, own), check_vma=False
+        local, mesh=mesh, in_specs=(specs, P()), out_specs=(own, own), check_vma=False
     )(moments, mean_size(moments))
 
 
@@ -151,7 +153,8 @@ def solve_program(
     """The compiled solution for moments of these sizes."""
 
     def fresh() -> Moments:
-        rotation = (jnp.zeros((rank, rank)), jnp.zeros((width, width))) if form == "eigen" else None
+        left, right = (jnp.zeros((n, n), jnp.float32) for n in (rank, width))
+        rotation = (left, right) if form == "eigen" else None
         return zeros(num_subsets, rank, width, Curvature(form, rotation))
 
     moments = jax.eval_shape(fresh)
@@ -167,14 +170,15 @@ def closed_form(
 ) -> Operators:
     """All K operators at once from the moments of the training set.
 
-    `a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / s̄`, stored at unit size (an RMS output shift of 1
-    over the training set) beside its own size, so that one measuring scale suits them all.
+    `a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / S̄`, stored at unit size (a root mean square
+    output shift of 1 over the training tokens) with its own size beside it, so that one measuring
+    scale suits them all.
 
     Args:
-      basis: the one the moments were made with.
-      moments: from `passes.accumulate`, one set or several added up.
+      basis: basis under which the moments were summed.
+      moments: moments from `passes.accumulate`, one set or several added up.
       settings: damping.
-      signs_C: of the site's folding, if it has one.
+      signs_C: signs of the site's folding; None for a site without one.
 
     Raises:
       ValueError: a Fisher that is zero or not finite.
@@ -205,11 +209,12 @@ def directions(
     source: Source,
     settings: ClosedFormSettings,
 ) -> jax.Array:
-    """`(F + gamma I)^{-1} g_x / s̄` of queries, `[Q, R, O]`: what an example's gradient meets.
+    """`(F + gamma I)^{-1} g_x / S̄` of queries, `[Q, R, O]`: their inner product with an example's
+    gradient is the example's direct score.
 
     Args:
-      moments, basis, site: of the index.
-      source: the queries, observed (`observed_source`).
+      moments, basis, site: parts of the index.
+      source: the observed queries (`observed_source`).
       settings: damping.
     """
     g_QxRxO = _gradients(site, source.params, basis, *source.data)
@@ -219,16 +224,16 @@ def directions(
 def direct_scores(
     v_QxRxO: np.ndarray, basis: Basis, site: Site, source: Source, memory: int = 1 << 30
 ) -> np.ndarray:
-    """`w_i = <g_x, (F + gamma I)^{-1} g_i> / s̄`, what the K measurements sum over subsets.
+    """`w_i = <g_x, (F + gamma I)^{-1} g_i> / S̄`, of which measurements are sums over subsets.
 
     Args:
       v_QxRxO: `directions` of the queries.
-      basis, site: of the index.
-      source: n training examples, observed as `observed.as_training` gives them.
+      basis, site: parts of the index.
+      source: N training examples, observed as `observed.as_training` gives them.
       memory: `Execution.memory`; a quarter holds the examples' gradients.
 
     Returns:
-      `[Q, n]` float32 nats.
+      `[Q, N]` float32 nats.
     """
     v = v_QxRxO.reshape(len(v_QxRxO), -1)
     size = max(1, memory // (16 * v.shape[1]))

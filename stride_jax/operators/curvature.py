@@ -1,8 +1,11 @@
 """A batch's share of the moments that the closed form needs (docs/method.md §5.3).
 
-A batch runs the frozen model a part at a time, and holds of each part its features b, its errors e
-and its share of the curvature; then it adds each example's `g_i = Σ_t omega_t b_{i,t} e_{i,t}ᵀ` to
-its subsets. Nothing of size N, or of tokens times vocabulary, outlives a part.
+A batch runs the frozen model one part at a time, and holds of each part its features b, its errors
+e and its share of the curvature; then it adds each example's `g_i = Σ_t omega_t b_{i,t} e_{i,t}ᵀ`
+to its subsets. Nothing of size N, or of tokens times vocabulary, outlives a part.
+
+Letters of its own: W devices along the mesh axis `data`, n examples of a part or of a device, k
+subsets of a device, o outputs taken at a time, P pairs of outputs.
 """
 
 import functools
@@ -27,15 +30,15 @@ class Batch(NamedTuple):
     """A batch of examples and the subsets they join.
 
     Attributes:
-      data: what `Step.forward` reads.
+      data: input of `Step.forward`.
       mask_B: 1 for examples, 0 for padding.
-      rows_DxSxK: which rows of a device's share each subset sums, from `passes.sum_tables`.
+      rows_WxSxK: rows of each device's share that each subset sums, from `passes.sum_tables`.
       sizes_K: members of each subset in the batch.
     """
 
     data: Any
     mask_B: jax.Array
-    rows_DxSxK: jax.Array
+    rows_WxSxK: jax.Array
     sizes_K: jax.Array
 
 
@@ -44,8 +47,8 @@ class Step(NamedTuple):
 
     Attributes:
       forward: the frozen model; traced.
-      parts: equal parts that the batch is cut into.
-      width: outputs whose outer products are made at a time.
+      parts: number of equal parts that the batch is cut into.
+      width: number of outputs whose outer products are held at a time.
       mesh: devices.
     """
 
@@ -56,7 +59,7 @@ class Step(NamedTuple):
 
 
 class _Curvature(NamedTuple):
-    """A part's share of the sums that are not by subset; letters as in `Moments`."""
+    """A part's share of the sums that are not per subset; names as in `Moments`."""
 
     features_RxR: jax.Array
     outputs_OxO: jax.Array
@@ -75,8 +78,8 @@ def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array, mesh: Mesh
             weight_n = w_n * p_nxC[:, c] * ((c == other) - p_nxC[:, other])
             return (b_nxR * weight_n[:, None]).T @ b_nxR
 
-        # One sum over devices, after the loop: XLA on CPU runs a loop that waits for other devices
-        # beside whatever else waits for them, and runs out of threads.
+        # One sum over devices, after the loop: on CPU, XLA runs a loop that waits for other devices
+        # concurrently with other waiting work, and runs out of threads.
         return jax.lax.psum(jax.lax.map(block, (first, second)), mesh.axis_names)
 
     rows = meshes.over_examples(mesh).spec
@@ -85,11 +88,11 @@ def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array, mesh: Mesh
 
 
 def _by_subset(
-    b_BxTxR: jax.Array, e_BxTxO: jax.Array, rows_DxSxK: jax.Array, step: Step
+    b_BxTxR: jax.Array, e_BxTxO: jax.Array, rows_WxSxK: jax.Array, step: Step
 ) -> jax.Array:
     """`Σ_{i in A_k} Σ_t b_{i,t} e_{i,t}ᵀ`, `[K, R, O]`.
 
-    Each example's outer product is made once, `step.width` outputs at a time, and added to its
+    Each example's outer product is computed once, `step.width` outputs at a time, and added to its
     subsets; each device adds up its own examples.
     """
     outputs, width = e_BxTxO.shape[2], step.width
@@ -97,7 +100,7 @@ def _by_subset(
 
     def local(b_nxTxR: jax.Array, e_nxTxO: jax.Array, rows_1xSxk: jax.Array) -> jax.Array:
         n, tokens, rank = b_nxTxR.shape
-        # One more example, of zeros, is what rows point at for padding.
+        # Padding rows point at one more example, of zeros.
         b_nxTxR = jnp.pad(b_nxTxR, ((0, 1), (0, 0), (0, 0)))
         padded = jnp.pad(e_nxTxO, ((0, 1), (0, 0), (0, blocks * width - outputs)))
 
@@ -112,7 +115,7 @@ def _by_subset(
 
     specs = P(meshes.DATA), P(meshes.DATA), P(meshes.DATA, None, meshes.SUBSET)
     summed = jax.shard_map(local, mesh=step.mesh, in_specs=specs, out_specs=P(meshes.SUBSET))
-    return summed(b_BxTxR, e_BxTxO, rows_DxSxK)
+    return summed(b_BxTxR, e_BxTxO, rows_WxSxK)
 
 
 class _Part(NamedTuple):
@@ -189,7 +192,7 @@ def add_batch(
     none = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
     sums, rest = jax.lax.scan(add, none, pieces)
     rest = jax.tree.map(lambda v: _join(v, devices), rest)
-    by_subset = _by_subset(rest.b_nxTxR, rest.e_nxTxO, batch.rows_DxSxK, step)
+    by_subset = _by_subset(rest.b_nxTxR, rest.e_nxTxO, batch.rows_WxSxK, step)
 
     def grown(old: Any, new: jax.Array | None) -> Any:
         return None if new is None else compensated(old, new)

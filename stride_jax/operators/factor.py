@@ -1,13 +1,17 @@
-"""Cholesky factor of an exact Fisher, its rows shared out over devices.
+"""Cholesky factor of an exact Fisher, its rows divided among devices.
 
-The Fisher comes as blocks of two outputs each, `F_{cc'}`, `[R, R]`. It is factorised a few outputs,
-a column of the matrices below, after the other:
+The Fisher comes as one block per pair of outputs, `F_{cc'}`, `[R, R]`. It is factorised by block
+columns of a few outputs each, one after the other:
 
     L_{jj} L_{jj}ᵀ = F_{jj} − Σ_{k<j} L_{jk} L_{jk}ᵀ
     L_{ij} = (F_{ij} − Σ_{k<j} L_{ik} L_{jk}ᵀ) L_{jj}^{-ᵀ}
 
-Each device makes its rows of every block, and all get the column when it is done: n³ / 3 operations
-fall with devices, but for the small `L_{jj}`, and n² / 2 numbers travel.
+Each device computes its own rows of every block, and a finished column is gathered on all devices:
+the n³ / 3 operations, n = O R, are divided by their number, but for the small `L_{jj}`, and n² / 2
+numbers travel.
+
+Letters of its own: P pairs of outputs, h rows of a block on one device, i blocks below a column's
+first one, r columns of a block column.
 """
 
 import jax
@@ -17,7 +21,7 @@ from jax.sharding import Mesh
 
 from stride_jax.operators.moments import pairs
 
-# Each is compiled for; fewer have larger `L_{jj}`, which every device makes for itself.
+# Every block column adds to compile time; fewer have larger `L_{jj}`, which all devices repeat.
 _COLUMNS = 10
 
 
@@ -26,9 +30,9 @@ def cholesky(fisher_PxRxR: jax.Array, ridge: jax.Array, width: int, mesh: Mesh |
 
     Args:
       fisher_PxRxR: blocks of the output pairs `c <= c'`, in the order of `moments.pairs`.
-      ridge: added to the diagonal.
+      ridge: number added to the diagonal.
       width: O.
-      mesh: where it is called inside `jax.shard_map`, that one's; None elsewhere.
+      mesh: mesh of the surrounding `jax.shard_map`; None outside of one.
 
     Returns:
       `[O R, O R]`, rows and columns ordered (output, feature), the same on every device.
@@ -52,7 +56,7 @@ def cholesky(fisher_PxRxR: jax.Array, ridge: jax.Array, width: int, mesh: Mesh |
     step = width if devices == 1 else -(-width // _COLUMNS)
     place_OxO = _places(width)
     diagonal_hxR = ridge * (first + jnp.arange(height)[:, None] == jnp.arange(rank)[None])
-    # Below each column's first block: own rows, and all.
+    # What lies below each column's first block: this device's rows, and all rows.
     mine: list[jax.Array] = []
     whole: list[jax.Array] = []
     columns: list[jax.Array] = []
@@ -77,7 +81,7 @@ def cholesky(fisher_PxRxR: jax.Array, ridge: jax.Array, width: int, mesh: Mesh |
 
 
 def _places(width: int) -> np.ndarray:
-    """Which of the pairs is block (c, c') of the whole matrix, `[O, O]`; blocks are symmetric."""
+    """Index of the pair that is block (c, c') of the matrix, `[O, O]`; blocks are symmetric."""
     first, second = pairs(width)
     place_OxO = np.zeros((width, width), np.int32)
     place_OxO[first, second] = place_OxO[second, first] = np.arange(len(first))

@@ -1,4 +1,7 @@
-"""Gradients of a token's loss in the steering matrices, in the site's own coordinates."""
+"""Gradients of a token's loss in the steering matrices, in the site's own coordinates.
+
+Letter of its own: G groups of tokens per sequence.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +33,8 @@ def steering_gradients(
 ) -> jax.Array:
     """`g = Σ_t omega_t b_t e_tᵀ` per example, `[B, R, O]`, or per group of tokens, `[B G, R, O]`.
 
-    Minus the gradient of its loss in the steering matrix at `a = 0`, so that an operator lowers
-    the loss by `<g, a>` to first order.
+    It is minus the gradient of the loss in the steering matrix at `a = 0`, so that an operator
+    lowers the loss by `<g, a>` to first order.
     """
     errors_BxTxO = site.errors(params, observed, context) * observed.weights_NxT[..., None]
     if group:

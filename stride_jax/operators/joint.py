@@ -1,8 +1,8 @@
 """Joint training of the basis and all K operators, with the published losses (docs/method.md §4).
 
-With the remedies that make the members' effect visible above the noise: fidelity over all members
-at every step, from cached features; one stability batch, the same for all subsets, at each step; an
-optimiser without per-subset randomness.
+Three choices keep the members' effect above the noise: fidelity over all members at every step,
+from cached features; one stability batch per step for all subsets; an optimiser without randomness
+per subset.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shape
 
 
 def shardings(problem: Problem, mesh: Mesh) -> Problem:
-    """Where a problem lives: members by subset over `subset`, the rest on every device."""
+    """Shardings of a problem: members by subset over `subset`, the rest on every device."""
     split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
     everywhere = jax.tree.map(lambda _: whole, problem)
     return dataclasses.replace(everywhere, rows_KxS=split, mask_KxS=split)
@@ -47,7 +47,7 @@ class Training(NamedTuple):
     Attributes:
       start: `(basis weights) -> state`.
       step: `(state, problem, site, key) -> (state, terms)`; the state is donated.
-      state: its shapes, with where they live.
+      state: shapes and shardings of the state.
     """
 
     start: Any
@@ -63,9 +63,9 @@ def training(
     Args:
       num_subsets: K.
       width: O of the site.
-      basis: where psi starts.
+      basis: initial psi.
       settings: losses and optimiser.
-      chunks: from `num_chunks`.
+      chunks: number of chunks of subsets, from `num_chunks`.
       mesh: devices.
     """
     size = num_subsets, basis.rank, width
@@ -113,7 +113,8 @@ def program(
 ) -> Program:
     """The compiled step of training on all the source's examples, or on their shapes.
 
-    The largest of K random subsets has about `mean + 4 sqrt(mean)` members; training knows it.
+    The largest of K random subsets has about `mean + 4 sqrt(mean)` members; training itself counts
+    them.
     """
     mesh, k, count = execution.mesh_for(design.num_subsets), design.num_subsets, source.num_rows
     mean = count * design.degree / k
@@ -148,7 +149,7 @@ def _problem(
     source: Source,
     drawn: tuple[JointSettings, jax.Array],
 ) -> Problem:
-    """What the losses read; `tables` are from `design.members`, `drawn` makes the sketch."""
+    """What the losses read; `tables` come from `design.members`, `drawn` gives the sketch."""
     settings, key = drawn
     observed, context = source.data
     x_NxTxD = standardise(basis, observed.activations)
@@ -183,11 +184,11 @@ def train_jointly(
       design: K.
       subsets_Nxd: membership of the training examples.
       site: where operators act.
-      basis: where psi starts.
-      source: the training examples, observed (`observed_source`).
+      basis: initial psi.
+      source: the observed training examples (`observed_source`).
       settings: losses and optimiser.
-      execution: the K axis is split over `subset`; parameters, optimiser and losses are kept on
-        the way.
+      execution: devices, over whose `subset` axis the K axis is split; where parameters, optimiser
+        and losses are saved between steps.
 
     Returns:
       The operators, and the losses by term, each `[steps]`.
@@ -224,22 +225,22 @@ def train_jointly(
 def _minimise(
     state: Any, step: Any, keys: Any, settings: JointSettings, execution: Execution, loop: str
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """All steps, resumed where they were stopped; the losses by term."""
+    """All steps, resumed from the last saved one; the losses by term."""
     names = ("fidelity", "stability", *(("linearity",) if settings.linearity else ()))
     log = {name: np.zeros(settings.steps, np.float32) for name in names}
     keep: Keep = execution.keep
     begin, (state, log) = keep.resume(loop, (state, log))
-    late: list[tuple[int, dict[str, jax.Array]]] = []
+    waiting: list[tuple[int, dict[str, jax.Array]]] = []
 
     def complete() -> tuple[Any, dict[str, np.ndarray]]:
-        while late:
-            i, terms = late.pop()
+        while waiting:
+            i, terms = waiting.pop()
             for name, value in terms.items():
                 log[name][i] = float(value)
         return state, log
 
     for i in execution.progress(range(begin, settings.steps), desc="operators"):
         state, terms = step(state, key=keys(i))
-        late.append((i, terms))
+        waiting.append((i, terms))
         keep.step(loop, i + 1, complete, terms)
     return complete()

@@ -1,4 +1,7 @@
-"""The published losses of joint training, of all K operators at once."""
+"""The published losses of joint training, of all K operators at once.
+
+Letters of its own: c subsets of a chunk, q columns of the Johnson-Lindenstrauss sketch.
+"""
 
 import dataclasses
 import functools
@@ -23,13 +26,13 @@ class JointSettings:
 
     Attributes:
       steps: Adam steps.
-      learning_rate: of the steering matrices.
-      basis_learning_rate: of the basis; 0 keeps its principal components.
+      learning_rate: learning rate of the steering matrices.
+      basis_learning_rate: learning rate of the basis; 0 leaves its principal components fixed.
       fidelity, stability, linearity: weights of the losses.
-      stability_batch: examples in the batch that all subsets share at a step.
+      stability_batch: examples per step in the batch that all subsets share.
       sketch: q, columns of the Johnson-Lindenstrauss sketch.
       gamma: ridge of the linearity loss, relative to the sketch's mean squared singular value.
-      seed: of batches and sketch.
+      seed: random seed of batches and sketch.
     """
 
     steps: int = 60
@@ -51,7 +54,10 @@ class JointSettings:
                 f"stability_batch={self.stability_batch}: all must be positive"
             )
         if min(self.fidelity, self.stability, self.linearity, self.basis_learning_rate) < 0:
-            raise ValueError("loss weights and basis_learning_rate can't be negative")
+            raise ValueError(
+                f"fidelity={self.fidelity}, stability={self.stability}, linearity={self.linearity},"
+                f" basis_learning_rate={self.basis_learning_rate}: none may be negative"
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +68,7 @@ class Problem:
     params: Params  # of the layers after a residual site's tap
     observed: Observed
     context: Context
-    x_NxTxD: jax.Array  # standardised activations, or the features where the basis is kept
+    x_NxTxD: jax.Array  # standardised activations, or the features of a fixed basis
     subsets_Nxd: jax.Array
     rows_KxS: jax.Array
     mask_KxS: jax.Array
@@ -70,9 +76,9 @@ class Problem:
 
 
 def jl_sketch(subsets_Nxd: jax.Array, num_subsets: int, q: int, key: jax.Array) -> jax.Array:
-    """Johnson-Lindenstrauss sketch of the design, `M̃ = M R`, R Gaussian of variance 1/q, `[K, q]`.
+    """Johnson-Lindenstrauss sketch, `[K, q]`: M times a Gaussian matrix of variance 1/q.
 
-    The rows of R are drawn and added up one chunk of examples at a time.
+    The rows of the Gaussian matrix are drawn and added up one chunk of examples at a time.
     """
     chunk = 65_536
     total = jnp.zeros((num_subsets, q), jnp.float32)
@@ -119,6 +125,16 @@ def total_loss(
     settings: JointSettings,
     num_chunks: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted sum of the losses over all subsets, and each loss by name.
+
+    Args:
+      trained: steering matrices `a`, and the basis' weights `basis` where it is trained.
+      site: where operators act.
+      problem: what no step changes.
+      batch_B: rows of the stability batch.
+      settings: weights of the losses.
+      num_chunks: chunks of subsets that are computed one after the other.
+    """
     learn_basis = "basis" in trained
     b_NxTxR = features(trained["basis"], problem.x_NxTxD) if learn_basis else problem.x_NxTxD
     a_KxRxO = trained["a"]
@@ -132,7 +148,7 @@ def total_loss(
         fit_K, kl_K, y_KxB = jax.tree.map(
             lambda v: v.reshape(k, *v.shape[2:]), jax.lax.map(jax.checkpoint(run), split)
         )
-    # Sums, so that an operator is trained the same whatever other operators there are.
+    # Sums, so that an operator's training does not depend on the other operators.
     terms = {"fidelity": fit_K.sum(), "stability": kl_K.sum()}
     if settings.linearity:
         sketch = problem.sketch_Kxq
@@ -145,18 +161,18 @@ def total_loss(
 def num_chunks(
     num_subsets: int, largest: int, problem: Problem, rank: int, batch: int, memory: int
 ) -> int:
-    """Into how many equal chunks the subsets are cut for temporaries to fit the memory.
+    """Number of equal chunks of subsets whose temporaries fit the memory.
 
     The temporaries of a subset: features of its members, and about four arrays of shifts of its
     members and of the shared batch.
 
     Args:
-      num_subsets: of one device.
-      largest: members of the largest.
+      num_subsets: subsets per device.
+      largest: members of the largest subset.
       problem: the examples, or their shapes.
       rank: R.
       batch: `JointSettings.stability_batch`.
-      memory: `Execution.memory`.
+      memory: `Execution.memory`, bytes.
     """
     _, tokens, classes = problem.observed.logits_NxTxC.shape
     shifts = 4 * (largest + batch) * tokens * classes

@@ -1,6 +1,8 @@
 """The three published losses, and the exact change of a loss under a logit shift.
 
 Each is a pure function of logit shifts s; docs/method.md §4 has the equations.
+
+Letter of its own: q columns of the Johnson-Lindenstrauss sketch.
 """
 
 import jax
@@ -16,7 +18,7 @@ def _log_mean_exp(p: jax.Array, shift: jax.Array) -> jax.Array:
     """`log Σ_c p_c exp(s_c)` to full relative accuracy for small and large s alike."""
     top = shift.max(axis=-1, keepdims=True)
     large = jnp.max(jnp.abs(shift), axis=-1) > _LARGE
-    # Both branches are finite everywhere, so the gradient of the untaken one can't poison.
+    # Both branches are finite everywhere: the gradient of the one not taken adds no NaN.
     small_shift = jnp.where(large[..., None], 0.0, shift)
     small = jnp.log1p(jnp.sum(p * jnp.expm1(small_shift), axis=-1))
     direct = jnp.log(jnp.sum(p * jnp.exp(shift - top), axis=-1) + 1e-37) + top[..., 0]
@@ -27,8 +29,8 @@ def loss_drop(shift: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Arr
     """How much a logit shift lowers the cross-entropy, per token, without cancellation.
 
     `Loss(o) − Loss(o + s) = −log1p(Σ_c p_c expm1(s_c − s_y))`, `p = softmax(o)`: the difference of
-    two float32 losses would be all rounding for small s (docs/method.md §6.1). The true class is
-    the reference inside, so that a query with p_y near 1 keeps its digits too.
+    two float32 losses would be nothing but rounding for small s (docs/method.md §6.1). The true
+    class is the reference inside, so that a query with p_y near 1 keeps its digits too.
 
     Args:
       shift: `[..., C]` s.
@@ -62,11 +64,11 @@ def fidelity(
 
     Args:
       shift_SxTxC: shifts of one operator.
-      logits_SxTxC, labels_SxT, weights_SxT: of the members; weights omega in [0, 1].
+      logits_SxTxC, labels_SxT, weights_SxT: the members' own; weights omega in [0, 1].
       mask_S: 1 for members, 0 for padding.
 
     Returns:
-      Scalar, nats an example.
+      Scalar, nats per example.
     """
     steered = cross_entropy(logits_SxTxC, labels_SxT) - loss_drop(
         shift_SxTxC, logits_SxTxC, labels_SxT
@@ -85,11 +87,11 @@ def stability(
 
     Args:
       shift_BxTxC: shifts of one operator.
-      logits_BxTxC, weights_BxT: of the batch.
+      logits_BxTxC, weights_BxT: the batch's own.
       mask_B: 1 for examples outside the subset, 0 for its members.
 
     Returns:
-      Scalar, nats an example.
+      Scalar, nats per example.
     """
     p = jax.nn.softmax(logits_BxTxC)
     kl = _log_mean_exp(p, shift_BxTxC) - (p * shift_BxTxC).sum(axis=-1)
@@ -100,7 +102,7 @@ def linearity(y_BxK: jax.Array, sketch_Kxq: jax.Array, gamma: jax.Array | float)
     """How far measurements lie from the range of the (sketched) design.
 
     `mean_x || M̃ (M̃ᵀM̃ + gamma I)^{-1} M̃ᵀ y_x − y_x ||²`, with the Johnson-Lindenstrauss sketch
-    `M̃ = M R`. It pulls y towards vectors that `M w` can explain.
+    M̃ of M. It pulls y towards vectors that `M w` can explain.
 
     Args:
       y_BxK: measurements of a batch of examples under all operators.
@@ -111,6 +113,6 @@ def linearity(y_BxK: jax.Array, sketch_Kxq: jax.Array, gamma: jax.Array | float)
       Scalar.
     """
     q = sketch_Kxq.shape[1]
-    gram = sketch_Kxq.T @ sketch_Kxq + gamma * jnp.eye(q)
+    gram = sketch_Kxq.T @ sketch_Kxq + gamma * jnp.eye(q, dtype=sketch_Kxq.dtype)
     w_qxB = jax.scipy.linalg.solve(gram, sketch_Kxq.T @ y_BxK.T, assume_a="pos")
     return ((sketch_Kxq @ w_qxB - y_BxK.T) ** 2).sum(axis=0).mean()

@@ -1,6 +1,8 @@
 """Sums over examples: what the closed form needs of the training set, nothing of size N.
 
 Sums add up, so examples that come later update an index without a second pass over the old ones.
+
+Letter of its own: P = O (O + 1) / 2 pairs of outputs.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ class Curvature(NamedTuple):
     Attributes:
       form: one of `FORMS`; `exact` at the plain logit site only.
       rotation: eigenvectors for `eigen`, `([R, R], [O, O])`; None for those of the examples' own
-        factors, which takes one more pass. Moments that are to be added up need the same.
+        factors, which takes one more pass. Moments can be added up if theirs are the same.
     """
 
     form: str
@@ -42,9 +44,9 @@ class Moments:
       features_RxR: `Σ omega b bᵀ`.
       outputs_OxO: `Σ omega Uᵀ (diag p − p pᵀ) U` at the logit site, `Σ omega δ δᵀ` at a residual
         one.
-      fisher_PxRxR: `Σ omega b bᵀ (diag p − p pᵀ)_{cc'}` for the P = O (O + 1) / 2 pairs
-        `c <= c'`; None where factors do.
-      eigenvalues_RxO: the diagonal of the Fisher in the basis `rotation`; None without one.
+      fisher_PxRxR: `Σ omega b bᵀ (diag p − p pᵀ)_{cc'}` for the P pairs `c <= c'`; None for other
+        forms.
+      eigenvalues_RxO: the diagonal of the Fisher in the basis `rotation`; None for other forms.
       gradients_KxRxO: `Σ_{i in A_k} g_i`.
       sizes_K: members of each subset.
       tokens: `Σ omega`.
@@ -70,7 +72,7 @@ def compensated(total: Sum, new: jax.Array) -> Sum:
 
 
 def pairs(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The output pairs `c <= c'` of an exact Fisher, in the order it is kept."""
+    """The output pairs `c <= c'` of an exact Fisher, in the order in which it is stored."""
     return np.triu_indices(width)
 
 
@@ -94,7 +96,7 @@ def zeros(num_subsets: int, rank: int, width: int, curvature: Curvature) -> Mome
 
 
 def empty(num_subsets: int, rank: int, width: int, curvature: Curvature, mesh: Mesh) -> Moments:
-    """`zeros`, made where they will live."""
+    """`zeros`, laid out over the mesh."""
     meshes.check_divisible("num_subsets", num_subsets, mesh, meshes.SUBSET)
 
     def fresh(rotation: tuple[jax.Array, jax.Array] | None) -> Moments:
@@ -105,7 +107,7 @@ def empty(num_subsets: int, rank: int, width: int, curvature: Curvature, mesh: M
 
 
 def shardings(moments: Moments, mesh: Mesh) -> Moments:
-    """Where each of the moments lives: sums by subset over `subset`, the others on every device."""
+    """Shardings of the moments: sums per subset over `subset`, the others on every device."""
     split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
     everywhere = jax.tree.map(lambda _: whole, moments)
     return dataclasses.replace(everywhere, gradients_KxRxO=(split, split), sizes_K=(split, split))

@@ -1,11 +1,11 @@
-"""A shared basis of the logits' directions: K steering matrices that a large vocabulary affords.
+"""A shared basis of the logits' directions: small steering matrices for a large vocabulary.
 
 Influence compares errors `e_y − p` of two tokens by their dot product. Folding the vocabulary into
-O buckets with random signs, `(Uᵀ v)_o = sqrt(O/C) Σ_{c mod O = o} s_c v_c`, keeps every dot product
-in expectation, up to the factor O/C, and rare tokens' as well as common ones'; it costs an addition
-a class (Charikar, Chen & Farach-Colton, Finding frequent items in data streams, 2002). The leading
-eigenvectors of the logits' Fisher leave rare tokens out: .445 of LDS with 256 of 1,024 directions
-where folding had .492 (docs/lab.md).
+O buckets with random signs, `(Uᵀ v)_o = sqrt(O/C) Σ_{c mod O = o} σ_c v_c`, keeps every dot product
+in expectation, up to the factor O/C, for rare tokens as well as for common ones, and costs one
+addition per class (Charikar, Chen & Farach-Colton, Finding frequent items in data streams, 2002).
+The leading eigenvectors of the logits' Fisher leave rare tokens out: .445 of LDS with 256 of 1,024
+directions where folding had .492 (docs/lab.md).
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def draw_signs(num_classes: int, seed: int = 0) -> jax.Array:
-    """The signs s of a folding, `[C]` float32."""
+    """The signs σ of a folding, `[C]` float32."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], num_classes)
     return jnp.asarray(signs, jnp.float32)
 
@@ -26,7 +26,7 @@ def fold(v: jax.Array, signs_C: jax.Array, width: int) -> jax.Array:
 
     Args:
       v: `[..., C]`.
-      signs_C: from `draw_signs`.
+      signs_C: signs from `draw_signs`.
       width: O.
 
     Returns:
@@ -45,7 +45,7 @@ def fold(v: jax.Array, signs_C: jax.Array, width: int) -> jax.Array:
 def fold_classes(labels: jax.Array, signs_C: jax.Array, width: int) -> jax.Array:
     """`Uᵀ e_y` of one class each, `[...]` int32 to `[..., O]`: `fold` of one-hot vectors."""
     size = signs_C[labels] * math.sqrt(width / signs_C.shape[0])
-    return jax.nn.one_hot(labels % width, width) * size[..., None]
+    return jax.nn.one_hot(labels % width, width, dtype=size.dtype) * size[..., None]
 
 
 def unfold(a: jax.Array, signs_C: jax.Array) -> jax.Array:

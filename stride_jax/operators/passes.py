@@ -1,4 +1,7 @@
-"""One pass over the training set: batches in, the moments of the closed form out."""
+"""One pass over the training set: batches in, the moments of the closed form out.
+
+Letter of its own: W devices along the mesh axis `data`.
+"""
 
 import math
 from typing import Any
@@ -45,13 +48,13 @@ def accumulate(
       site: where operators act.
       basis: psi, fitted before.
       source: the examples; `observed_source` for ones that were observed before.
-      curvature: which is summed.
-      execution: examples of a batch are split over all devices, the K axis over `subset`.
+      curvature: form of curvature that is summed.
+      execution: devices: examples of a batch are split over all of them, the K axis over `subset`.
 
     Returns:
-      The moments, and how wrong the model is about each example: `||e_i|| = sqrt(Σ_t omega_t
-      ||e_y − p||²)`, `[N]` float32. An example's influence on anything is proportional to it, which
-      recovery may know beforehand.
+      The moments, and each example's residual `||e_i|| = sqrt(Σ_t omega_t ||e_y − p||²)`, `[N]`
+      float32. An example's influence on any query is proportional to it, so recovery may use it as
+      a prior.
 
     Raises:
       ValueError: an unknown form, `exact` where the site has none, or logits that are not finite.
@@ -119,7 +122,7 @@ def program(
     """The compiled step of a pass over `count` examples like the source's.
 
     Its abstract table of sums has as many rows as the largest subset's share of a batch is likely
-    to need; a pass knows it exactly.
+    to need; a pass itself knows the number.
     """
     mesh, k = execution.mesh_for(design.num_subsets), design.num_subsets
     size, step = batch_sizes(source.extent(site), (basis.rank, site.width), count, execution, mesh)
@@ -158,12 +161,13 @@ def batch_sizes(
       extent: T tokens and C classes.
       outer: R features and O outputs.
       count: N.
-      execution: `batch_size` is that of a row of devices along `subset`: they all get its features
-        and errors.
+      execution: its `batch_size` counts examples per row of devices along `subset`, all of which
+        hold the row's features and errors.
       mesh: devices.
     """
     (tokens, classes), (rank, outputs) = extent, outer
-    # Of a part's logits, of a batch's features and errors, and of its outer products at a time.
+    # One share: a part's logits, or the outer products held at a time. Four: a batch's features
+    # and errors.
     memory = execution.memory // 16
     devices, rows = mesh.size, mesh.shape[meshes.DATA]
     held = 4 * tokens * (rank + outputs)
@@ -179,10 +183,10 @@ def batch_sizes(
 def sum_tables(
     subsets_Nxd: np.ndarray, num_subsets: int, size: int, mesh: Mesh
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every batch, who adds to which sum, `[D, S, K]`, and the members of each subset, `[K]`.
+    """For every batch, the rows that each sum adds, `[W, S, K]`, and the subsets' sizes, `[K]`.
 
-    The D devices along `data` number their rows of the batch from 0; the row after them, zero, is
-    padding.
+    The W devices along `data` number their rows of the batch from 0; the row after the last one is
+    zero and serves as padding.
     """
     own = size // mesh.shape[meshes.DATA]
     tables = []

@@ -1,8 +1,10 @@
-"""Which taps the basis should see, without a single retrained model.
+"""Which tap the basis should read, chosen without retraining.
 
-A tap whose variation moves the logits most is where the model reads its examples from; taps that
-move them little, such as the last layers of a network that has memorised its training set, have
-forgotten what tells examples apart, and only dilute the basis (docs/lab.md has the figures).
+Letter of its own: n tokens that count.
+
+A tap whose variation moves the logits most carries what tells examples apart; taps that move them
+little, such as the last layers of a network that has memorised its training set, only dilute the
+basis (docs/lab.md has the figures).
 """
 
 import functools
@@ -35,19 +37,19 @@ def tap_energies(
     probes: int = 4,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How much the variation of each tap can move the logits.
+    """Energy of each tap: how far its variation can move the logits.
 
     `tr Cov(h) · E ||∂o / ∂h||²_F`: the variance of the tap over the training set times the mean
     squared Jacobian of the rest of the network (Hutchinson's estimate), one vjp per tap and probe.
 
     Args:
       tapped: model with a suffix form.
-      params: its parameters.
-      observed: its output on the training set, `{tap: [N, T, D_tap]}`.
-      inputs: `[N, ...]` the same examples.
+      params: parameters of the model.
+      observed: the model's output on the training set, `{tap: [N, T, D_tap]}`.
+      inputs: inputs of the same examples, `[N, ...]`.
       sample: examples drawn for the Jacobians.
-      probes: random directions per example.
-      seed: of the draws.
+      probes: random output directions per example.
+      seed: random seed of the draws.
 
     Returns:
       `{tap: energy}`.

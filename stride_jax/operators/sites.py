@@ -9,6 +9,8 @@ in s alone and do not know the site. Each class says how a steering matrix shift
 (`shift`, `shifts`), what the gradient of a token's loss in its outputs is (`errors`), and what the
 curvature of its outputs is (`fisher`, `variances`); whether the whole Fisher may be summed
 (`has_exact_fisher`), and whether a shift runs layers of the frozen model (`reads_params`).
+
+Letter of its own: n tokens, or sequences of T tokens.
 """
 
 import dataclasses
@@ -153,9 +155,9 @@ class ResidualSite:
     """Operators that add to the activation of one tap; the frozen layers after it run as usual.
 
     Attributes:
-      width: O = D of the tap.
-      tap: its name.
-      shape: the tap's own shape after the example axis, which `suffix` expects.
+      width: O = D, width of the tap.
+      tap: name of the tap.
+      shape: shape of the tap after the example axis, as `suffix` expects it.
       suffix: rest of the network as a function of the tap.
     """
 
@@ -168,7 +170,7 @@ class ResidualSite:
 
     @property
     def name(self) -> str:
-        """The tap's."""
+        """Name of the tap."""
         return self.tap
 
     def context(self, observed: Observed, inputs: np.ndarray | jax.Array) -> Context:

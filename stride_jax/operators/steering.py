@@ -17,10 +17,9 @@ class Operators:
       basis: `B_psi`.
       a_KxRxO: steering matrices; O = C at the logit site, or the buckets of its folding; D at a
         residual site. R counts the constant feature.
-      size_K: factor of a measurement under `a_k`: the closed form stores matrices of one size and
-        their own sizes here, training leaves matrices as they are and ones here.
-      signs_C: of the folding that makes the logit site's output basis U; None where the outputs are
-        the logits.
+      size_K: factor of a measurement under `a_k`: the closed form stores matrices of unit size and
+        their own sizes here; joint training stores matrices as they are and ones here.
+      signs_C: signs of the folding U of the logit site; None where the outputs are the logits.
     """
 
     basis: Basis
@@ -33,7 +32,7 @@ class Operators:
 
 
 def shardings(operators: Operators, mesh: jax.sharding.Mesh) -> Operators:
-    """Where operators live: their K matrices over `subset`, the basis on every device."""
+    """Shardings of operators: their K matrices over `subset`, the basis on every device."""
     meshes.check_divisible("num_subsets", len(operators), mesh, meshes.SUBSET)
     split, whole = meshes.over_subsets(mesh), meshes.replicated(mesh)
     everywhere = jax.tree.map(lambda _: whole, operators)
