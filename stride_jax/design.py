@@ -142,18 +142,6 @@ def subset_sum(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> j
     return out
 
 
-def subset_sizes(subsets_Nxd: jax.Array, num_subsets: int) -> jax.Array:
-    """`M 1`: members of each subset, `[K]` float32."""
-    return subset_sum(subsets_Nxd, jnp.ones(subsets_Nxd.shape[0], jnp.float32), num_subsets)
-
-
-def subset_mean(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> jax.Array:
-    """Mean of the members' values, `[K, ...]`."""
-    sizes = subset_sizes(subsets_Nxd, num_subsets)
-    total = subset_sum(subsets_Nxd, values, num_subsets)
-    return total / sizes.reshape(-1, *(1,) * (values.ndim - 1))
-
-
 def gather_add(values: jax.Array, index_dx: jax.Array) -> jax.Array:
     """`Σ_j values[index[j]]`: sums of d rows each, for any shape of sums.
 
