@@ -27,12 +27,12 @@ from benchmarks.program import Asked, Program
 from stride_jax import evaluation
 from stride_jax.baselines import logra
 from stride_jax.design import membership
+from stride_jax.reading import lasso_state
 from stride_jax.recovery import Recovery, solve
 from stride_jax.recovery.selection import SelectionSettings, recover
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars
-from stride_jax.stride import lasso_state
 
 Trial = tuple[str, str, Stride, bool]
 """Group, what is changed, settings, and whether scores are direct."""

@@ -221,8 +221,8 @@ def removals(
     removal = CounterfactualSettings(
         settings.removal_top_k, num_seeds=1, models_at_once=run.bank.settings.models_at_once
     )
-    world = (run.module, run.train, chosen)
     recipe = run.settings.train
+    setup = evaluation.Retraining(run.module, run.train, chosen, recipe)
     asked = fingerprint(repr(run.module), recipe, run.train.inputs, chosen.inputs, removal)
 
     def stored(name: str, key: str, work: Callable[[], CounterfactualResult]) -> dict[str, Any]:
@@ -233,16 +233,16 @@ def removals(
 
     @functools.cache
     def reference() -> evaluation.CounterfactualReference:
-        return evaluation.counterfactual_reference(*world, recipe, removal)
+        return evaluation.counterfactual_reference(setup, removal)
 
     def remove(scores_QxN: np.ndarray) -> CounterfactualResult:
-        return evaluation.counterfactual_removal(*world, scores_QxN, recipe, removal, reference())
+        return evaluation.counterfactual_removal(setup, scores_QxN, removal, reference())
 
     out = {"control": stored("control", asked, lambda: reference().random)}
     for name, outcome in bars(outcomes.items(), desc="removal"):
         scores = outcome.scores_QxN[rows]
         out[name] = stored(name, fingerprint(asked, scores), functools.partial(remove, scores))
-    columns = {"top_k": "top_k", "drop": "drop_K", "drop_ci95": "drop_ci95"}
+    columns = {"top_k": "top_k", "drop": "drop_Z", "drop_ci95": "drop_ci95"}
     return {
         name: {column: r[key].tolist() for column, key in columns.items()}
         for name, r in out.items()

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks.program import Asked, Program, listed
-from stride_jax import attribution, design, stride
+from stride_jax import attribution, design, fitting, reading
 from stride_jax.frozen import freeze
 from stride_jax.run.pipeline import Run
 from stride_jax.run.planning import StageCost, extent_of, gib, plan
@@ -75,11 +75,11 @@ def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
     settings, read = run.settings.index, run.settings.read
     subsets = design.membership(settings.design, run.train.ids)
     frozen = freeze(run.tapped, run.model.params, run.train, settings, execution)
-    fit = functools.partial(stride.fit_operators, frozen, run.train, subsets, execution)
+    fit = functools.partial(fitting.fit_operators, frozen, run.train, subsets, execution)
     operators = fit()[0]
     works: dict[str, Callable[[], Any]] = {
         "pass": lambda: fit()[:2],
-        "measure": lambda: stride.measure_all(
+        "measure": lambda: reading.measure_all(
             frozen, operators, run.query, read.measure, execution
         ),
     }

@@ -5,33 +5,32 @@ against it. A run (`stride_jax.run`) calls the same steps one by one, with files
 """
 
 import dataclasses
-import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 
 from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.attribution import Attribution
 from stride_jax.examples import Examples, as_examples
-from stride_jax.frozen import FrozenModel, evenly_spaced, freeze, on_one_device
+from stride_jax.fitting import Moments, fit_operators, pass_over, solve_operators
+from stride_jax.frozen import FrozenModel, freeze
 from stride_jax.index import Index
-from stride_jax.measure import MeasureSettings, measure
 from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.observed import as_training
-from stride_jax.operators.gradients import squared_errors
-from stride_jax.recovery import Diagnostics, LassoState, Recovery, init, recover
+from stride_jax.reading import (
+    diagnostics_by_query,
+    influences_by_query,
+    lasso_state,
+    measure_all,
+    say_where_no_signal,
+)
+from stride_jax.recovery import recover
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
-from stride_jax.runtime.keep import nowhere
 from stride_jax.settings import IndexSettings, ReadSettings
 from stride_jax.taps import Params, TappedModel
-
-Operators = dict[str, ops.Operators]
-Moments = dict[str, ops.Moments]
 
 
 def fit(
@@ -65,6 +64,16 @@ def fit(
     Raises:
       ValueError: examples, settings or a model that do not fit each other; says which value, and
         what to do.
+
+    >>> import stride_jax
+    >>> model = stride_jax.from_function(lambda w, x: (x @ w, {"input": x}))
+    >>> x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    >>> settings = IndexSettings(design=stride_jax.Design(num_subsets=20, degree=4))
+    >>> index = fit(model, np.eye(4, 3, dtype=np.float32), x, np.arange(60) % 3, settings)
+    >>> index
+    Index(60 training examples, K=20, d=4, taps: input, sites: logit, 0.0 MiB)
+    >>> attribute(model, np.eye(4, 3, dtype=np.float32), index, x[:2], [0, 1]).scores.shape
+    (2, 60)
     """
     _of_class(settings, IndexSettings)
     if keep_moments and settings.fit == "joint":
@@ -86,105 +95,6 @@ def _of_class(settings: Any, wanted: type) -> None:
             f"settings={type(settings).__name__}(…) given where {wanted.__name__} is needed: "
             "IndexSettings make an index, ReadSettings read it"
         )
-
-
-def fit_operators(
-    frozen: FrozenModel,
-    examples: Examples,
-    subsets_Nxd: jax.Array,
-    execution: Execution = Execution(),
-) -> tuple[Operators, Moments, np.ndarray]:
-    """Fit the basis, then every site's K operators, in closed form or by training.
-
-    Returns:
-      Operators and moments by site (joint training has no moments), and `||e_i||` of the
-      examples, doubted as the closed form does, `[N]`.
-    """
-    settings = frozen.settings
-    if settings.fit == "joint":
-        return _train(frozen, examples, subsets_Nxd, execution)
-    basis = _fit_basis(frozen, examples, execution)
-    rotations = _rotations(frozen, examples, basis, execution)
-    moments, residual_N = _pass(frozen, examples, subsets_Nxd, (basis, rotations), execution)
-    return _solve(frozen, basis, moments), moments, residual_N
-
-
-def _solve(frozen: FrozenModel, basis: ops.Basis, moments: Moments) -> Operators:
-    settings = frozen.settings.closed_form
-    return {
-        name: ops.closed_form(
-            basis, sums, settings, frozen.signs_C if name == "logit" else None
-        )
-        for name, sums in moments.items()
-    }  # fmt: skip
-
-
-def _train(
-    frozen: FrozenModel, examples: Examples, subsets_Nxd: jax.Array, execution: Execution
-) -> tuple[Operators, Moments, np.ndarray]:
-    settings = frozen.settings
-    chunk = frozen.observe(examples, execution)
-    observed = chunk.observed
-    basis = ops.fit_basis({n: observed.activations[n] for n in settings.taps}, settings.basis)
-    operators = {}
-    for name, site in frozen.sites.items():
-        source = frozen.observed_source(name, chunk)
-        operators[name], _ = ops.train_jointly(
-            settings.design, subsets_Nxd, site, basis, source, settings.joint, execution
-        )
-    read = as_training(observed, settings.closed_form.doubt)
-    errors = squared_errors(jax.nn.softmax(read.logits_NxTxC), read.labels_NxT)
-    return operators, {}, np.sqrt((read.weights_NxT * errors).sum(axis=1))
-
-
-def _fit_basis(frozen: FrozenModel, examples: Examples, execution: Execution) -> ops.Basis:
-    """The features' basis, from evenly spaced training examples."""
-    settings = frozen.settings
-    few = evenly_spaced(examples, settings.basis.sample)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in settings.taps}
-    for chunk in frozen.chunks(few, on_one_device(frozen.params, execution), "basis"):
-        counted = np.asarray(chunk.observed.weights_NxT) > 0
-        for name in settings.taps:
-            parts[name].append(np.asarray(chunk.observed.activations[name])[counted][:, None])
-    return ops.fit_basis({n: np.concatenate(v) for n, v in parts.items()}, settings.basis)
-
-
-def _rotations(
-    frozen: FrozenModel, examples: Examples, basis: ops.Basis, execution: Execution
-) -> dict[str, Any]:
-    """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
-    wanting = {name: "kronecker" for name, form in frozen.forms.items() if form == "eigen"}
-    if not wanting:
-        return {}
-    few = evenly_spaced(examples, frozen.settings.basis.sample)
-    # Factors do not depend on the membership.
-    rows = jnp.arange(len(few))[:, None] % frozen.settings.design.num_subsets
-    execution = dataclasses.replace(on_one_device(frozen.params, execution), keep=nowhere)
-    factors = dataclasses.replace(frozen, forms=wanting)
-    moments, _ = _pass(factors, few, rows, (basis, {}), execution)
-    return {name: ops.eigenbases(sums) for name, sums in moments.items()}
-
-
-def _pass(
-    frozen: FrozenModel,
-    examples: Examples,
-    subsets_Nxd: jax.Array,
-    fitted: tuple[ops.Basis, dict[str, Any]],
-    execution: Execution,
-) -> tuple[Moments, np.ndarray]:
-    """One pass over the examples for each site with a form: its moments; and `||e_i||`.
-
-    `fitted` are the basis, and the rotations of sites whose form is `eigen`.
-    """
-    basis, rotations = fitted
-    source, design = frozen.source(examples, training=True), frozen.settings.design
-    moments, residual_N = {}, np.zeros(0, np.float32)
-    for name, form in frozen.forms.items():
-        curvature = ops.Curvature(form, rotations.get(name))
-        moments[name], residual_N = ops.accumulate(
-            design, subsets_Nxd, frozen.sites[name], basis, source, curvature, execution
-        )
-    return moments, residual_N
 
 
 def append(
@@ -224,13 +134,16 @@ def append(
     frozen = _frozen_for(index, tapped, params, examples, execution)
     basis = next(iter(index.operators.values())).basis
     rotations = {name: sums.rotation for name, sums in moments.items()}
-    new, residual_N = _pass(frozen, examples, subsets_Nxd, (basis, rotations), execution)
+    new, residual_N = pass_over(frozen, examples, subsets_Nxd, (basis, rotations), execution)
     total = {name: ops.add(sums, new[name]) for name, sums in moments.items()}
     residual_N = np.concatenate([index.residual_N, residual_N])
     return dataclasses.replace(
-        index, operators=_solve(frozen, basis, total), train_ids=everyone, residual_N=residual_N,
+        index,
+        operators=solve_operators(frozen, basis, total),
+        train_ids=everyone,
+        residual_N=residual_N,
         moments=total,
-    )  # fmt: skip
+    )
 
 
 def _moments_of(index: Index, consequence: str) -> Moments:
@@ -260,56 +173,6 @@ def _frozen_for(
             f"({index.model}): load that checkpoint, or fit an index for this one"
         )
     return freeze(tapped, params, examples, index.settings, execution, signs_C=index.signs_C)
-
-
-def measure_all(
-    frozen: FrozenModel,
-    operators: Operators,
-    examples: Examples,
-    settings: MeasureSettings,
-    execution: Execution = Execution(),
-) -> np.ndarray:
-    """Measurements of queries, summed over sites, `[Q, K]` nats; of token groups, `[Q G, K]`."""
-    source = frozen.source(examples)
-    parts = [
-        measure(site, operators[name], source, settings, execution)
-        for name, site in frozen.sites.items()
-    ]
-    return np.sum(parts, axis=0)
-
-
-def penalty_weights(residual_N: np.ndarray, prior: float) -> np.ndarray | None:
-    """Penalty weights of the Lasso, `||e_i||^-p` over their mean, `[N]`; None without a prior.
-
-    >>> penalty_weights(np.array([1.0, 16.0]), 0.25).tolist()
-    [1.3333333333333333, 0.6666666666666666]
-    """
-    if prior == 0:
-        return None
-    weights_N = np.maximum(residual_N, 1e-6) ** -prior
-    return weights_N / weights_N.mean()
-
-
-def lasso_state(
-    index: Index, settings: ReadSettings, execution: Execution = Execution()
-) -> LassoState:
-    """The index' design with its penalty weights, ready for any measurements."""
-    design = index.settings.design
-    subsets_Nxd = designs.membership(design, index.train_ids)
-    weights_N = penalty_weights(index.residual_N, settings.prior)
-    return init(design, subsets_Nxd, penalty_N=weights_N, execution=execution)
-
-
-def by_query(recovery: Recovery, num_queries: int) -> scipy.sparse.csr_array:
-    """Influences of queries, those of their token groups added up, `[Q, N]`."""
-    rows = np.arange(len(recovery.lambda_Q))
-    groups = len(rows) // num_queries
-    if groups == 1:
-        return recovery.sparse
-    adds = scipy.sparse.csr_array(
-        (np.ones(len(rows), np.float32), (rows // groups, rows)), shape=(num_queries, len(rows))
-    )
-    return scipy.sparse.csr_array(adds @ recovery.sparse)
 
 
 def attribute(
@@ -360,40 +223,11 @@ def attribute(
     )
     say_where_no_signal(y_QxK, queries.ids)
     return Attribution(
-        queries.ids, index.train_ids, by_query(recovery, len(queries)),
+        queries.ids, index.train_ids, influences_by_query(recovery, len(queries)),
         plain({"index": index.settings, "read": settings}),
-        diagnostics=by_query_diagnostics(diagnostics, len(queries)),
+        diagnostics=diagnostics_by_query(diagnostics, len(queries)),
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
-
-
-def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
-    """Warn of queries whose K measurements are all the same, whatever their lambda."""
-    spread_Q = np.ptp(y_QxK, axis=1).reshape(len(query_ids), -1).max(axis=1)
-    silent_Q = spread_Q <= 1e-7 * max(float(np.abs(y_QxK).max(initial=0.0)), 1e-30)
-    if silent_Q.any():
-        warnings.warn(
-            f"{int(silent_Q.sum())} of {len(query_ids)} queries have no measurable signal, first "
-            f"{query_ids[silent_Q.argmax()]}: no operator changes their loss, so their scores are "
-            "all zero; a saturated prediction (p = 1 in float32) does this: calibrate the model "
-            "with taps.with_temperature",
-            stacklevel=3,
-        )
-
-
-def by_query_diagnostics(diagnostics: Diagnostics, num_queries: int) -> dict[str, np.ndarray]:
-    """Diagnostics as named arrays, `[Q]`: a query's token groups as their mean, gaps as the largest.
-
-    Those that the rule of lambda did not measure are left out.
-    """
-    named = {}
-    for field in dataclasses.fields(diagnostics):
-        values = getattr(diagnostics, field.name)
-        if values is not None:
-            rows = np.asarray(values, np.float64).reshape(num_queries, -1)
-            name = field.name.removesuffix("_Q")
-            named[name] = rows.max(axis=1) if name == "relative_gap" else rows.mean(axis=1)
-    return named
 
 
 def direct(

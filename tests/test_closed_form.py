@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 import stride_jax
 from stride_jax import operators as ops
-from stride_jax import stride, taps
+from stride_jax import reading, stride, taps
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.examples import Examples
 from stride_jax.frozen import freeze, resolve
@@ -223,7 +223,7 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
     back = Index.load(tmp_path / "index.npz")
     assert back.settings == settings
     first_order = READ.measure
-    both = stride.measure_all(
+    both = reading.measure_all(
         freeze(*args, query, back.settings), back.operators, query, first_order
     )
     parts = []
@@ -231,7 +231,7 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
         alone = dataclasses.replace(settings, sites=(name,))
         one = stride.fit(*args, train.inputs, train.labels, alone, ids=train.ids)
         frozen = freeze(*args, query, alone)
-        parts.append(stride.measure_all(frozen, one.operators, query, first_order))
+        parts.append(reading.measure_all(frozen, one.operators, query, first_order))
         assert np.linalg.norm(parts[-1]) > 0
     np.testing.assert_allclose(both, sum(parts), rtol=1e-4, atol=1e-6)
     np.savez(tmp_path / "other.npz", a=np.zeros(1))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from stride_jax import design, models, stride
+from stride_jax import design, fitting, models
 from stride_jax import operators as ops
 from stride_jax.frozen import freeze
 from stride_jax.measure import MeasureSettings
@@ -55,7 +55,7 @@ def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, 
     def work(keep, mesh):
         frozen = freeze(trained.tapped, trained.params, trained.train, settings)
         execution = Execution(mesh, keep=keep, batch_size=80)
-        made, _, norms = stride.fit_operators(frozen, trained.train, subsets, execution)
+        made, _, norms = fitting.fit_operators(frozen, trained.train, subsets, execution)
         return np.asarray(made["logit"].a_KxRxO), np.asarray(norms)
 
     mesh = meshes.make_mesh(2, 4)
@@ -77,14 +77,14 @@ def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
     mesh = meshes.make_mesh(1, 8)
     subsets = design.membership(SETTINGS.design, trained.train.ids)
     frozen = freeze(trained.tapped, trained.params, trained.train, SETTINGS)
-    made, _, _ = stride.fit_operators(frozen, trained.train, subsets, Execution(mesh))
+    made, _, _ = fitting.fit_operators(frozen, trained.train, subsets, Execution(mesh))
 
     def reading(keep, mesh):
         first_order, small = (
             MeasureSettings("first_order"),
             Execution(mesh, keep=keep, memory=32_000),
         )
-        return stride.measure_all(frozen, made, trained.query, first_order, small)
+        return reading.measure_all(frozen, made, trained.query, first_order, small)
 
     whole = reading(nowhere, mesh)
     again = through_every_stop(reading, tmp_path / "measure", 2, mesh)

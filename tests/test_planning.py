@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import mnist5k, nanochat
-from stride_jax import design, measure, stride
+from stride_jax import design, fitting, measure
 from stride_jax import operators as ops
 from stride_jax.cli import plan_report as program
 from stride_jax.evaluation import BankSettings
@@ -165,7 +165,7 @@ def test_every_stage_leaves_its_product_where_it_belongs(trained):
     settings, execution = dataclasses.replace(SETTINGS.index, taps=("hidden1",)), Execution(mesh)
     subsets = design.membership(settings.design, trained.train.ids)
     frozen = freeze(trained.tapped, trained.params, trained.train, settings, execution)
-    operators, moments, _ = stride.fit_operators(frozen, trained.train, subsets, execution)
+    operators, moments, _ = fitting.fit_operators(frozen, trained.train, subsets, execution)
     split = meshes.over_subsets(mesh)
     assert moments["logit"].gradients_KxRxO[0].sharding.is_equivalent_to(split, 3)
     assert operators["logit"].a_KxRxO.sharding.is_equivalent_to(split, 3)
@@ -181,7 +181,7 @@ def test_every_stage_leaves_its_product_where_it_belongs(trained):
     kernels = [v for v in jax.tree.leaves(sharded) if v.shape == (64, 24)]
     assert kernels[0].addressable_shards[0].data.shape == (8, 24)
     split = freeze(trained.tapped, sharded, trained.train, settings, execution)
-    again, _, _ = stride.fit_operators(split, trained.train, subsets, execution)
+    again, _, _ = fitting.fit_operators(split, trained.train, subsets, execution)
     a, b = (np.asarray(o["logit"].a_KxRxO) for o in (again, operators))
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-4
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import stride_jax
+from stride_jax import fitting, reading
 from stride_jax import operators as ops
-from stride_jax import stride
 from stride_jax.adapters import from_model
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.examples import Examples
@@ -75,18 +75,18 @@ def test_chunks_and_padding_change_nothing(language, sites, output_rank):
     assert chunks[0] > 4
     assert chunks[1] == 1
     subsets = membership(settings.design, IDS)
-    whole, _, residual_N = stride.fit_operators(frozen, examples, subsets)
-    parts, _, other_N = stride.fit_operators(frozen, examples, subsets, small)
+    whole, _, residual_N = fitting.fit_operators(frozen, examples, subsets)
+    parts, _, other_N = fitting.fit_operators(frozen, examples, subsets, small)
     close(other_N, residual_N)
     for site in sites:
         close(parts[site].a_KxRxO, whole[site].a_KxRxO)
-    y = stride.measure_all(frozen, whole, examples, first_order)
-    close(stride.measure_all(frozen, whole, examples, first_order, small), y)
+    y = reading.measure_all(frozen, whole, examples, first_order)
+    close(reading.measure_all(frozen, whole, examples, first_order, small), y)
     wide = np.pad(inputs, ((0, 0), (0, 3))), np.pad(labels, ((0, 0), (0, 3)), constant_values=-1)
     frozen, padded = frozen_with(language, settings, Examples(*wide, IDS))
-    again = stride.fit_operators(frozen, padded, subsets)[0]
+    again = fitting.fit_operators(frozen, padded, subsets)[0]
     close(again[sites[0]].a_KxRxO, whole[sites[0]].a_KxRxO)
-    close(stride.measure_all(frozen, whole, padded, first_order), y)
+    close(reading.measure_all(frozen, whole, padded, first_order), y)
 
 
 def test_token_groups_add_up_to_the_sequence(language):
@@ -94,10 +94,10 @@ def test_token_groups_add_up_to_the_sequence(language):
     for sites in (("logit",), ("block0",)):
         settings = dataclasses.replace(SETTINGS, sites=sites)
         frozen, examples = frozen_with(language, settings)
-        made, _, _ = stride.fit_operators(frozen, examples, subsets)
+        made, _, _ = fitting.fit_operators(frozen, examples, subsets)
         for form in ("first_order", "exact"):
             whole, y = (
-                stride.measure_all(frozen, made, examples, MeasureSettings(form, group=group))
+                reading.measure_all(frozen, made, examples, MeasureSettings(form, group=group))
                 for group in (0, 5)
             )
             assert y.shape == (COUNT * 3, 16)
@@ -123,7 +123,7 @@ def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
     settings = dataclasses.replace(SETTINGS, sites=("final",), closed_form=how)
     subsets = membership(settings.design, IDS)
     frozen, examples = frozen_with(language, settings)
-    made, _, _ = stride.fit_operators(frozen, examples, subsets)
+    made, _, _ = fitting.fit_operators(frozen, examples, subsets)
     seen = frozen.observe(examples).observed
     b = np.asarray(ops.example_features(made["final"].basis, seen.activations), np.float64)
     z = np.asarray(seen.activations["final"], np.float64)
@@ -166,7 +166,7 @@ def test_folded_operators_are_those_of_the_dense_basis(language, form):
     how = dataclasses.replace(SETTINGS.closed_form, fisher=form)
     settings = dataclasses.replace(SETTINGS, closed_form=how, output_rank=12)
     frozen, examples = frozen_with(language, settings)
-    made, moments, _ = stride.fit_operators(frozen, examples, subsets)
+    made, moments, _ = fitting.fit_operators(frozen, examples, subsets)
     seen = frozen.observe(examples).observed
     u = np.asarray(ops.unfold(jnp.eye(12), frozen.signs_C), np.float64).T
     p = np.asarray(jax.nn.softmax(as_training(seen, how.doubt).logits_NxTxC), np.float64)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax import stride
+from stride_jax import reading
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
@@ -145,7 +145,7 @@ def go_on(run: Run, prompt: str, settings: AskSettings) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _state(run: Run) -> LassoState:
-    return stride.lasso_state(run.index, run.settings.read)
+    return reading.lasso_state(run.index, run.settings.read)
 
 
 def ask(
@@ -180,7 +180,7 @@ def ask(
         _state(run), y_GxK, run.settings.read.lasso, SelectionSettings(rule="best")
     )
     assert diagnostics.held_out_r2_Q is not None, "this rule holds measurements out"
-    scores_N = stride.by_query(recovery, 1).toarray()[0]
+    scores_N = reading.influences_by_query(recovery, 1).toarray()[0]
     y_K = y_GxK.sum(axis=0)
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
     proponents, opponents = ([_passage(run, i, scores_N[i], y_K) for i in rows] for rows in picks)
@@ -196,7 +196,7 @@ def ask(
 def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Measurements of one question's token groups, `[G, K]`, and its loss."""
     query = Examples(inputs, labels)
-    y_GxK = stride.measure_all(run.frozen, run.index.operators, query, run.settings.read.measure)
+    y_GxK = reading.measure_all(run.frozen, run.index.operators, query, run.settings.read.measure)
     logits = run.tapped(run.model.params, jnp.asarray(inputs))[0]
     log_p = np.asarray(jax.nn.log_softmax(logits))[0]
     places = np.flatnonzero(labels[0] >= 0)
@@ -211,7 +211,7 @@ def _passage(run: Run, row: int, score: float, y_K: np.ndarray) -> Passage:
     text, tokenizer = run.text.train, run.text.tokenizer
     example = run.train.take([row])
     single = MeasureSettings("first_order", group=1)
-    y_TxK = stride.measure_all(run.frozen, run.index.operators, example, single)
+    y_TxK = reading.measure_all(run.frozen, run.index.operators, example, single)
     share_T = y_TxK @ (y_K - y_K.mean())
     share_T = share_T / max(np.abs(share_T).max(), 1e-30)
     size = int(text.sizes_N[row])

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh, NamedSharding
 
-from stride_jax import attribution, evaluation, models, stride, taps
+from stride_jax import attribution, evaluation, fitting, models, reading, taps
 from stride_jax import design as designs
 from stride_jax import index as indices
 from stride_jax.adapters import from_model
@@ -196,7 +196,7 @@ class Run:
         if checkpoint.latest(folder) is None:
             frozen, began = self.frozen, time.monotonic()
             subsets_Nxd = designs.membership(frozen.settings.design, self.train.ids)
-            operators, _, residual_N = stride.fit_operators(
+            operators, _, residual_N = fitting.fit_operators(
                 frozen, self.train, subsets_Nxd, self.execution("operators")
             )
             arrays = indices.to_arrays(operators) | {"residual_N": residual_N}
@@ -228,7 +228,9 @@ class Run:
         def compute() -> Arrays:
             measure, execution = self.settings.read.measure, self.execution("measurements")
             operators = self.index.operators
-            return {"y": stride.measure_all(self.frozen, operators, self.query, measure, execution)}
+            return {
+                "y": reading.measure_all(self.frozen, operators, self.query, measure, execution)
+            }
 
         return self.products.arrays("measurements", compute, lambda: self.index)["y"]
 
@@ -241,7 +243,7 @@ class Run:
             progress = self.stop.between(self.progress)
             memory = self.settings.execution.memory
             execution = Execution(meshes.local_mesh(), progress, memory=memory)
-            state = stride.lasso_state(self.index, self.settings.read, execution)
+            state = reading.lasso_state(self.index, self.settings.read, execution)
             return recover_in_blocks(
                 state, self.measurements, self.settings.read, folder, execution
             )
@@ -259,7 +261,7 @@ class Run:
     @property
     def influences(self) -> scipy.sparse.csr_array:
         """`[Q, N]` scores in compressed rows."""
-        return stride.by_query(self.recovery, len(self.query))
+        return reading.influences_by_query(self.recovery, len(self.query))
 
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids, labels and settings."""
@@ -287,16 +289,14 @@ class Run:
         """
         if self.settings.bank is None:
             raise ValueError("this run has bank=None, so there is nothing to evaluate against")
-        recipe = (
-            self.module, self.train, self.query, self.settings.train, self.settings.bank,
-            self.workdir / "bank",
-        )  # fmt: skip
+        setup = evaluation.Retraining(self.module, self.train, self.query, self.settings.train)
+        bank_settings, folder = self.settings.bank, self.workdir / "bank"
         evaluation.fill_bank(
-            *recipe, worker=(processes.index(), processes.count()),
+            setup, bank_settings, folder, worker=(processes.index(), processes.count()),
             progress=self.stop.between(self.progress), clock=time.monotonic,
         )  # fmt: skip
         processes.wait("bank done")
-        bank = evaluation.read_bank(*recipe)
+        bank = evaluation.read_bank(setup, bank_settings, folder)
         self.products.seconds["bank"] = bank.seconds
         return bank
 

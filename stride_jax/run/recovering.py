@@ -5,13 +5,13 @@ import pathlib
 
 import numpy as np
 
+from stride_jax.reading import diagnostics_by_query
 from stride_jax.recovery import LassoState, Recovery, joined, recover
 from stride_jax.run.products import Arrays
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import read_arrays, write_arrays
 from stride_jax.settings import ReadSettings
-from stride_jax.stride import by_query_diagnostics
 
 # Queries that are recovered, and written, together.
 _BLOCK = 1024
@@ -45,7 +45,7 @@ def recover_in_blocks(
         if path.exists():
             continue
         recovery, diagnostics = recover(state, y_QxK[block], settings.lasso, settings.selection)
-        named = by_query_diagnostics(diagnostics, len(block))
+        named = diagnostics_by_query(diagnostics, len(block))
         write_arrays(path, **dataclasses.asdict(recovery), **named)
     processes.wait("recovery done")
     parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]
