@@ -26,12 +26,13 @@ RECIPE = TrainSettings(epochs=200, batch_size=4)
 
 
 def world():
-    """Random examples: `(module, train, query, training, settings)` of the bank."""
+    """Random examples: what a bank is retrained from, and its settings."""
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(size=(60, 12)).astype(np.float32), rng.integers(0, 3, 60)
     examples = Examples(inputs, labels.astype(np.int32), np.arange(60).astype(str))
     cut = lambda rows: Examples(examples.inputs[rows], examples.labels[rows], examples.ids[rows])  # noqa: E731
-    return MLP(3, (8,)), cut(slice(40)), cut(slice(40, 60)), RECIPE, SETTINGS
+    setup = evaluation.Retraining(MLP(3, (8,)), cut(slice(40)), cut(slice(40, 60)), RECIPE)
+    return setup, SETTINGS
 
 
 def start(folder: pathlib.Path) -> int:

@@ -26,14 +26,22 @@ RECIPE = TrainSettings(epochs=2, batch_size=16)
 @pytest.fixture(scope="module")
 def small(digits):
     cut = lambda e, n: Examples(e.inputs[:n], e.labels[:n], e.ids[:n])  # noqa: E731
-    return MLP(10, (8,)), cut(digits["train"], 60), cut(digits["query"], 20)
+    return evaluation.Retraining(
+        MLP(10, (8,)), cut(digits["train"], 60), cut(digits["query"], 20), RECIPE
+    )
+
+
+def built(*args):
+    """The bank, trained where it is not there yet."""
+    evaluation.fill_bank(*args)
+    return evaluation.read_bank(*args)
 
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
     """An uninterrupted bank and its folder."""
     folder = tmp_path_factory.mktemp("whole")
-    return evaluation.build_bank(*small, RECIPE, SETTINGS, folder), folder
+    return built(small, SETTINGS, folder), folder
 
 
 def same_outputs(a, b):
@@ -63,7 +71,7 @@ def test_a_bank_killed_ten_times_has_the_bytes_of_one_that_was_not(tmp_path):
 
 def test_a_missing_shard_is_redone_and_a_corrupt_one_named(small, whole, tmp_path):
     key = evaluation.bank_key(whole[0].origin, SETTINGS)
-    evaluation.fill_bank(*small, RECIPE, SETTINGS, tmp_path)
+    evaluation.fill_bank(small, SETTINGS, tmp_path)
     shards = sorted((tmp_path / key).glob("models-*.npz"))
     assert [s.name for s in shards] == [
         f"models-0000{i}-000{min(i + 4, 10):02d}.npz" for i in (0, 4, 8)
@@ -72,7 +80,7 @@ def test_a_missing_shard_is_redone_and_a_corrupt_one_named(small, whole, tmp_pat
     shards[1].unlink()  # killed before this one
     shards[2].write_bytes(shards[2].read_bytes()[:100])  # a torn disk
     with pytest.warns(UserWarning, match=f"corrupt shard {shards[2]} .*models-00008-00010.corrupt"):
-        same_outputs(evaluation.build_bank(*small, RECIPE, SETTINGS, tmp_path), whole[0])
+        same_outputs(built(small, SETTINGS, tmp_path), whole[0])
     assert shards[0].stat().st_mtime_ns == untouched
     assert shards[2].with_suffix(".corrupt").exists()
     np.savez(shards[0], losses=np.zeros((4, 20)), margins=np.zeros((4, 19)), seconds=0.0)
@@ -80,11 +88,11 @@ def test_a_missing_shard_is_redone_and_a_corrupt_one_named(small, whole, tmp_pat
         pytest.warns(UserWarning, match="not of 4 models and 20 queries"),
         pytest.raises(evaluation.IncompleteBankError, match="1 of 3 shards are missing"),
     ):
-        evaluation.read_bank(*small, RECIPE, SETTINGS, tmp_path)
+        evaluation.read_bank(small, SETTINGS, tmp_path)
 
 
 def test_workers_by_range_equal_one_worker(small, whole, tmp_path):
-    recipe = (*small, RECIPE, SETTINGS, tmp_path)
+    recipe = (small, SETTINGS, tmp_path)
     evaluation.fill_bank(*recipe, worker=(1, 2))
     with pytest.raises(
         evaluation.IncompleteBankError,
@@ -101,17 +109,16 @@ def test_workers_by_range_equal_one_worker(small, whole, tmp_path):
 
 
 def test_a_bank_is_keyed_by_all_that_matters(small):
-    module, train, query = small
+    def key(settings=SETTINGS, **changes):
+        return evaluation.bank_key(evaluation.bank_origin(small._replace(**changes)), settings)
 
-    def key(module=module, train=train, recipe=RECIPE, settings=SETTINGS):
-        return evaluation.bank_key(evaluation.bank_origin(module, train, query, recipe), settings)
-
+    train = small.train
     flipped = Examples(train.inputs, train.labels[::-1], train.ids)
     assert key() == key(settings=dataclasses.replace(SETTINGS, models_at_once=9))
     others = [
         key(module=MLP(10, (9,))),
         key(train=flipped),
-        key(recipe=dataclasses.replace(RECIPE, epochs=3)),
+        key(training=dataclasses.replace(RECIPE, epochs=3)),
         key(settings=dataclasses.replace(SETTINGS, alpha=0.4)),
         key(settings=dataclasses.replace(SETTINGS, kind="groups")),
     ]
@@ -121,7 +128,7 @@ def test_a_bank_is_keyed_by_all_that_matters(small):
 def test_the_bank_holds_the_outputs_of_models_trained_on_its_subsets(small, whole, tmp_path):
     bank = whole[0]
     alone = dataclasses.replace(SETTINGS, models_at_once=1)
-    again = evaluation.build_bank(*small, RECIPE, alone, tmp_path)
+    again = built(small, alone, tmp_path)
     np.testing.assert_allclose(bank.losses_MxExQ, again.losses_MxExQ, rtol=1e-3, atol=1e-4)
     assert (bank.losses_MxExQ[:, 0] != bank.losses_MxExQ[:, 1]).any(), "seeds differ"
     # The margin is the log odds of p = exp(−loss).
@@ -150,10 +157,10 @@ def test_random_subsets_extend_and_groups_partition():
 
 
 def test_a_bank_of_groups_is_trained_on_everything_but_one(small, tmp_path):
-    bank = evaluation.build_bank(*small, RECIPE, GROUPS, tmp_path)
+    bank = built(small, GROUPS, tmp_path)
     assert bank.losses_MxExQ.shape == (7, 1, 20)
     assert bank.alpha == pytest.approx(52 / 60)
-    module, train, query = small
+    module, train, query, _ = small
     forward = lambda p, x: module.apply({"params": p}, x)[0]  # noqa: E731
     init_key, order_key = jax.random.split(model_keys(0, np.array([6]), np.array([0]))[0])
     params = initial_params(module, init_key, jnp.asarray(train.inputs))
@@ -169,7 +176,7 @@ def test_a_bank_of_groups_is_trained_on_everything_but_one(small, tmp_path):
 
 def test_banks_of_two_seeds_merge_and_halve(small, whole, tmp_path):
     other_seed = dataclasses.replace(SETTINGS, num_subsets=3, seed=1)
-    other = evaluation.build_bank(*small, RECIPE, other_seed, tmp_path)
+    other = built(small, other_seed, tmp_path)
     merged = evaluation.merge([whole[0], other])
     assert merged.settings.num_subsets == 8
     same_outputs(merged.take(range(5)), whole[0])

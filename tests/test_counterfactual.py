@@ -24,12 +24,12 @@ SETTINGS = evaluation.CounterfactualSettings(
 def world(digits):
     train, query = digits["train"], digits["query"]
     cut = lambda e, n: Examples(e.inputs[:n], e.labels[:n], e.ids[:n])  # noqa: E731
-    return MLP(10, (8,)), cut(train, 200), cut(query, 4)
+    return evaluation.Retraining(MLP(10, (8,)), cut(train, 200), cut(query, 4), RECIPE)
 
 
 @pytest.fixture(scope="module")
 def reference(world):
-    return evaluation.counterfactual_reference(*world, RECIPE, SETTINGS)
+    return evaluation.counterfactual_reference(world, SETTINGS)
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "settings"))
@@ -44,7 +44,7 @@ def forward(world):
 
 def probability(forward, world, rows):
     """True class's probability after direct fits on some rows, mean over seeds."""
-    module, train, query = world
+    module, train, query, _ = world
     total = 0.0
     for key in model_keys(0, np.zeros(2), np.arange(2)):
         init_key, order_key = jax.random.split(key)
@@ -58,47 +58,45 @@ def probability(forward, world, rows):
 
 def test_removal_equals_training_without_the_examples(forward, world, reference):
     scores = np.random.default_rng(0).normal(size=(4, 200))
-    found = evaluation.counterfactual_removal(*world, scores, RECIPE, SETTINGS, reference=reference)
-    assert found.top_k == (3, 30), "500 examples can't be removed from 200"
+    result = evaluation.counterfactual_removal(world, scores, SETTINGS, reference)
+    assert result.top_k == (3, 30), "500 examples can't be removed from 200"
     full = probability(forward, world, np.arange(200))
     np.testing.assert_allclose(reference.full_Q, full, atol=1e-4)
     for q in (0, 3):
-        kept = np.sort(np.argsort(-scores[q])[30:])
-        direct = full[q] - probability(forward, world, kept)[q]
-        assert found.drop_KxQ[1, q] == pytest.approx(direct, abs=1e-4)
-    np.testing.assert_allclose(found.drop_K, found.drop_KxQ.mean(axis=1))
-    for mean, (low, high) in zip(found.drop_K, found.drop_ci95, strict=True):
+        rows = np.sort(np.argsort(-scores[q])[30:])
+        direct = full[q] - probability(forward, world, rows)[q]
+        assert result.drop_ZxQ[1, q] == pytest.approx(direct, abs=1e-4)
+    np.testing.assert_allclose(result.drop_Z, result.drop_ZxQ.mean(axis=1))
+    for mean, (low, high) in zip(result.drop_Z, result.drop_ci95, strict=True):
         assert low <= mean <= high
 
 
 def test_removing_a_querys_class_hurts_and_removing_at_random_does_not(world, reference):
-    _, train, query = world
+    _, train, query, _ = world
     same_class = (query.labels[:, None] == train.labels).astype(np.float32)
-    found = evaluation.counterfactual_removal(
-        *world, same_class, RECIPE, SETTINGS, reference=reference
-    )
+    result = evaluation.counterfactual_removal(world, same_class, SETTINGS, reference)
     random = reference.random
-    assert random.top_k == found.top_k
-    assert found.drop_K[1] > 0.3
-    assert abs(random.drop_K[1]) < 0.15
+    assert random.top_k == result.top_k
+    assert result.drop_Z[1] > 0.3
+    assert abs(random.drop_Z[1]) < 0.15
     # The reference made on the way is the one made before.
     one = dataclasses.replace(SETTINGS, top_k=(30,))
-    alone = evaluation.counterfactual_removal(*world, same_class, RECIPE, one)
-    np.testing.assert_allclose(alone.drop_KxQ[0], found.drop_KxQ[1], atol=1e-4)
+    alone = evaluation.counterfactual_removal(world, same_class, one)
+    np.testing.assert_allclose(alone.drop_ZxQ[0], result.drop_ZxQ[1], atol=1e-4)
 
 
 def test_bad_removals_are_refused(world, reference):
     scores = np.zeros((4, 200))
     with pytest.raises(ValueError, match=r"scores of shape \(200, 4\) do not fit 4 queries"):
-        evaluation.counterfactual_removal(*world, scores.T, RECIPE, SETTINGS)
+        evaluation.counterfactual_removal(world, scores.T, SETTINGS)
     other, too_many = (
-        dataclasses.replace(RECIPE, epochs=5),
+        world._replace(training=dataclasses.replace(RECIPE, epochs=5)),
         dataclasses.replace(SETTINGS, top_k=(300,)),
     )
     with pytest.raises(ValueError, match="made with another model, recipe, data or settings"):
-        evaluation.counterfactual_removal(*world, scores, other, SETTINGS, reference=reference)
+        evaluation.counterfactual_removal(other, scores, SETTINGS, reference)
     with pytest.raises(ValueError, match=r"top_k=\(300,\): none is below num_train=200"):
-        evaluation.counterfactual_reference(*world, RECIPE, too_many)
+        evaluation.counterfactual_reference(world, too_many)
     with pytest.raises(ValueError, match=r"top_k=\(0, 5\): use distinct numbers from 1"):
         evaluation.CounterfactualSettings(top_k=(0, 5))
 
@@ -115,10 +113,10 @@ def test_retrieval_against_brute_force():
         order = sorted(range(50), key=lambda i: -s[i])
         recall.append(sum(r[i] for i in order[:7]) / sum(r))
         mrr.append(1 / (1 + next(rank for rank, i in enumerate(order) if r[i])))
-    found = evaluation.recall_at_k(scores, relevant, 7)
-    np.testing.assert_allclose(found.per_query_Q, recall)
-    assert found.mean == pytest.approx(np.mean(recall))
-    assert found.ci95[0] < found.mean < found.ci95[1]
+    result = evaluation.recall_at_k(scores, relevant, 7)
+    np.testing.assert_allclose(result.per_query_Q, recall)
+    assert result.mean == pytest.approx(np.mean(recall))
+    assert result.ci95[0] < result.mean < result.ci95[1]
     np.testing.assert_allclose(evaluation.mean_reciprocal_rank(scores, relevant).per_query_Q, mrr)
 
 
@@ -127,8 +125,8 @@ def test_ties_tell_nothing_wherever_the_relevant_examples_lie():
     relevant[:, 0] = True
     assert evaluation.recall_at_k(scores, relevant, 5).mean == pytest.approx(0.25, abs=0.02)
     expected = (1 / np.arange(1, 21)).mean()
-    found = evaluation.mean_reciprocal_rank(scores, relevant).mean
-    assert found == pytest.approx(expected, abs=0.02)
+    result = evaluation.mean_reciprocal_rank(scores, relevant).mean
+    assert result == pytest.approx(expected, abs=0.02)
 
 
 def test_mislabel_auc_against_sklearn():

@@ -1,11 +1,10 @@
-"""Is an attribution true? Retrained models, LDS, removal, retrieval, and their uncertainty."""
+"""Checks of attributions: retrained models, LDS, removal, retrieval, and their uncertainty."""
 
 from stride_jax.evaluation.bank import Bank, BankSettings, Origin, draw_subsets, merge
 from stride_jax.evaluation.bank_files import (
     IncompleteBankError,
     bank_key,
     bank_origin,
-    build_bank,
     fill_bank,
     read_bank,
 )
@@ -22,8 +21,8 @@ from stride_jax.evaluation.lds import (
     ceiling,
     lds,
     lds_difference,
-    leave_out_correlation,
 )
+from stride_jax.evaluation.retrain import Retraining
 from stride_jax.evaluation.retrieval import mean_reciprocal_rank, mislabel_auc, recall_at_k
 from stride_jax.evaluation.statistics import (
     PerQuery,
@@ -43,11 +42,11 @@ __all__ = [
     "Lds",
     "Origin",
     "PerQuery",
+    "Retraining",
     "bank_key",
     "bank_origin",
     "bootstrap_difference",
     "bootstrap_mean",
-    "build_bank",
     "ceiling",
     "counterfactual_reference",
     "counterfactual_removal",
@@ -55,7 +54,6 @@ __all__ = [
     "fill_bank",
     "lds",
     "lds_difference",
-    "leave_out_correlation",
     "mean_reciprocal_rank",
     "merge",
     "mislabel_auc",

@@ -1,6 +1,8 @@
 """A bank of retrained models: what it holds, and which banks may be mixed.
 
-The ground truth of every figure. `bank_files` makes and stores it.
+It is the ground truth of every figure; `bank_files` trains and stores it.
+
+Letters of its own: M retrained subsets, E seeds per subset, G examples of a group.
 """
 
 import dataclasses
@@ -15,16 +17,16 @@ from stride_jax.runtime.files import plain
 
 @dataclasses.dataclass(frozen=True)
 class BankSettings:
-    """Which subsets are retrained on, and how often.
+    """The subsets that models are retrained on, and the number of seeds.
 
     Attributes:
-      kind: `random` subsets of a share alpha, or `groups`: the training set is cut into
-        `num_subsets` disjoint groups and each model trains on everything but one.
-      num_subsets: m.
-      alpha: share of the training set in a random subset; groups have no use for it.
-      num_seeds: models a subset, each with its own initial parameters and order.
+      kind: `random`: subsets of a share alpha; `groups`: the training set is cut into `num_subsets`
+        disjoint groups and each model trains on all groups but one.
+      num_subsets: M.
+      alpha: share of the training set in a random subset; unused by groups.
+      num_seeds: E, models per subset, each with its own initial parameters and order.
       models_at_once: models trained together under `vmap`, and written together.
-      seed: of subsets, initial parameters and orders.
+      seed: random seed of subsets, initial parameters and orders.
     """
 
     kind: str = "random"
@@ -57,7 +59,7 @@ class Origin:
 
     Attributes:
       model: `repr` of the module.
-      training: the recipe.
+      training: recipe of the models.
       num_train: N.
       train_data: fingerprint of the training examples.
       query_data: fingerprint of the queries.
@@ -72,15 +74,15 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Bank:
-    """What retrained models say about the queries.
+    """Outputs of retrained models on the queries.
 
     Attributes:
       members_MxS: training rows of each subset.
-      losses_MxExQ: cross-entropy in nats of query Q under the model of subset M and seed E.
+      losses_MxExQ: cross-entropy of each query under the model of each subset and seed, nats.
       margins_MxExQ: log odds of the true class, `o_y − logsumexp_{c≠y} o_c`.
-      settings: what drew the subsets.
+      settings: settings that the subsets were drawn with.
       origin: model, recipe and data.
-      seconds: time spent training.
+      seconds: time spent on training.
     """
 
     members_MxS: np.ndarray
@@ -92,7 +94,7 @@ class Bank:
 
     @property
     def alpha(self) -> float:
-        """Share of the training set a model sees; `1 − 1/m` or a little more for groups."""
+        """Share of the training set per model; `1 − 1/M` or a little more for groups."""
         if self.settings.kind == "random":
             return self.settings.alpha
         return self.members_MxS.shape[1] / self.origin.num_train
@@ -111,26 +113,26 @@ class Bank:
         }
 
     def runs(self, target: str) -> np.ndarray:
-        """What a score should predict, run by run, `[M, E, Q]`.
+        """What a score should predict, for each model, `[M, E, Q]`.
 
         Args:
-          target: `loss` (minus the cross-entropy) or `margin`; either grows when training helps.
+          target: `loss` (minus the cross-entropy) or `margin`; both grow when training helps.
         """
         if target not in ("loss", "margin"):
             raise ValueError(f"target={target!r}: use 'loss' or 'margin'")
         return -self.losses_MxExQ if target == "loss" else self.margins_MxExQ
 
     def target(self, name: str = "loss") -> np.ndarray:
-        """What a score should predict: `runs`, mean over seeds, `[Q, M]`."""
+        """What a score should predict: the mean of `runs` over seeds, `[Q, M]`."""
         return self.runs(name).mean(axis=1).T
 
     @property
     def target_QxM(self) -> np.ndarray:
-        """Minus the loss, mean over seeds, `[Q, M]`."""
+        """Minus the mean loss over seeds, `[Q, M]`."""
         return self.target("loss")
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Bank":
-        """The bank of some of its subsets; time is shared out evenly."""
+        """The bank of some of its subsets, with their share of the seconds."""
         rows = np.asarray(rows)
         return dataclasses.replace(
             self,
@@ -142,18 +144,18 @@ class Bank:
         )
 
     def halves(self) -> tuple["Bank", "Bank"]:
-        """Its first and second half of subsets: tune on one, report on the other.
+        """The banks of its first and second half of subsets: tune on one, report on the other.
 
         Raises:
           ValueError: fewer than two subsets.
         """
         if (total := len(self.members_MxS)) < 2:
-            raise ValueError(f"a bank of {total} subsets can't be halved")
+            raise ValueError(f"a bank of {total} subsets can't be halved: it needs at least 2")
         return self.take(np.arange(total // 2)), self.take(np.arange(total // 2, total))
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """What differs between two flat descriptions, empty if nothing does.
+    """The differences between two flat descriptions in words, empty if there are none.
 
     >>> differences({"alpha": 0.5, "model": "MLP"}, {"alpha": 0.9, "model": "MLP"})
     'alpha: 0.5 and 0.9'
@@ -165,7 +167,7 @@ def merge(banks: Sequence[Bank]) -> Bank:
     """One bank of the subsets of several, drawn with different seeds.
 
     Args:
-      banks: of one model, recipe, data, kind, alpha and number of runs.
+      banks: banks of one model, recipe, data, kind, alpha and number of seeds.
 
     Returns:
       Their subsets in order; its settings are the first bank's with the total number of subsets.
@@ -176,13 +178,13 @@ def merge(banks: Sequence[Bank]) -> Bank:
     """
     first = banks[0]
     for j, bank in enumerate(banks[1:], 1):
-        if found := differences(first.identity, bank.identity):
-            raise ValueError(f"bank 0 and bank {j} can't be mixed: {found}")
+        if unequal := differences(first.identity, bank.identity):
+            raise ValueError(f"bank 0 and bank {j} can't be mixed: {unequal}")
     members = np.concatenate([bank.members_MxS for bank in banks])
     if repeats := len(members) - len(np.unique(members, axis=0)):
         raise ValueError(
             f"{repeats} of {len(members)} subsets are in these banks twice "
-            f"(seeds {[bank.settings.seed for bank in banks]}): banks must be drawn apart"
+            f"(seeds {[bank.settings.seed for bank in banks]}): give each bank its own seed"
         )
     return dataclasses.replace(
         first,
@@ -195,11 +197,11 @@ def merge(banks: Sequence[Bank]) -> Bank:
 
 
 def draw_subsets(num_train: int, settings: BankSettings) -> np.ndarray:
-    """Training rows of each of m subsets, `[M, S]` int32, sorted within a row.
+    """Training rows of each of M subsets, `[M, S]` int32, sorted within a row.
 
     `random`: `round(alpha N)` rows each; subset j depends on (seed, j) alone, so a larger bank
     extends a smaller one. `groups`: all rows but those of group j; groups are disjoint, of
-    `floor(N / m)` rows each, and the remainder is in every subset.
+    `floor(N / M)` rows each, and the remainder is in every subset.
 
     Raises:
       ValueError: a subset would be empty or whole.

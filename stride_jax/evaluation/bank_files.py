@@ -1,7 +1,9 @@
-"""The bank on disk: shards of retrained models, by one worker or several, through any kill.
+"""The bank on disk: shards of retrained models, trained by one worker or several.
 
 A shard is written as soon as its models are trained, so a killed run loses one shard at most. The
-folder is named by a hash of everything that matters.
+folder is named by a hash of everything that the outputs depend on.
+
+Letters of its own: M retrained subsets.
 """
 
 import dataclasses
@@ -9,20 +11,18 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from stride_jax.evaluation.bank import Bank, BankSettings, Origin, draw_subsets
 from stride_jax.evaluation.retrain import (
+    Retraining,
     chunks,
     device_data,
     mesh_of_models,
     model_keys,
     train_and_score,
 )
-from stride_jax.examples import Examples
-from stride_jax.models.train import TrainSettings
 from stride_jax.runtime.files import (
     UnreadableFileError,
     fingerprint,
@@ -39,19 +39,19 @@ class IncompleteBankError(ValueError):
     """Shards of a bank are still missing."""
 
 
-def bank_origin(module: Any, train: Examples, query: Examples, training: TrainSettings) -> Origin:
+def bank_origin(setup: Retraining) -> Origin:
     """Model, recipe and data of a bank, as values that can be compared and written."""
-    data = [fingerprint(e.inputs, e.labels) for e in (train, query)]
-    return Origin(repr(module), training, len(train), *data)
+    data = [fingerprint(e.inputs, e.labels) for e in (setup.train, setup.query)]
+    return Origin(repr(setup.module), setup.training, len(setup.train), *data)
 
 
 def bank_key(origin: Origin, settings: BankSettings) -> str:
-    """Hash of everything the outputs depend on; how many models train at once does not matter."""
+    """Hash of everything that the outputs depend on, which leaves out `models_at_once`."""
     return fingerprint(origin, dataclasses.replace(settings, models_at_once=1))
 
 
 def _shards(home: pathlib.Path, settings: BankSettings) -> dict[pathlib.Path, tuple[int, int]]:
-    """Path of every shard and the models in it."""
+    """Path of every shard, and its range of models."""
     total = settings.num_subsets * settings.num_seeds
     return {
         home / f"models-{start:05d}-{stop:05d}.npz": (start, stop)
@@ -60,10 +60,7 @@ def _shards(home: pathlib.Path, settings: BankSettings) -> dict[pathlib.Path, tu
 
 
 def fill_bank(
-    module: Any,
-    train: Examples,
-    query: Examples,
-    training: TrainSettings,
+    setup: Retraining,
     settings: BankSettings,
     folder: Folder,
     *,
@@ -74,34 +71,35 @@ def fill_bank(
     """Train the models of one worker's shards that are not there yet.
 
     Args:
-      module: linen model whose call returns `(logits, activations)`.
-      train, query: examples.
-      training: the base model's own recipe.
+      setup: model, data and recipe.
       settings: subsets and seeds.
-      folder: banks live in `folder/<bank_key>`, one shard of models a file.
+      folder: folder of banks; this one is in `folder/<bank_key>`, one file per shard of models.
       worker: `(i, n)`: the i-th of n contiguous ranges of shards. Workers need the same
         `models_at_once` and, to be read as one bank, the same folder.
       progress: wraps the worker's shards.
-      clock: `time.monotonic` or the like; None records no time.
+      clock: seconds, such as `time.monotonic`; None records no time.
+
+    Raises:
+      ValueError: a worker outside its range.
 
     Warns:
-      UserWarning: with the path of a corrupt shard, which is set aside and made again.
+      UserWarning: with the path of a corrupt shard, which is set aside and trained again.
     """
     i, n = worker
     if not 0 <= i < n:
         raise ValueError(f"worker={worker}: use (i, n) with 0 <= i < n")
-    members_MxS = draw_subsets(len(train), settings)
-    origin = bank_origin(module, train, query, training)
+    members_MxS = draw_subsets(len(setup.train), settings)
+    origin = bank_origin(setup)
     home = pathlib.Path(folder) / bank_key(origin, settings)
     write_json(home / "settings.json", {"bank": settings, "origin": origin})
-    data = device_data(train, query)
+    data = device_data(setup.train, setup.query)
     shards = list(_shards(home, settings).items())
-    mine = shards[len(shards) * i // n : len(shards) * (i + 1) // n]
+    own = shards[len(shards) * i // n : len(shards) * (i + 1) // n]
     total = settings.num_subsets * settings.num_seeds
     size = min(settings.models_at_once, total)
     mesh = mesh_of_models(size)
-    for path, (start, stop) in progress(mine, desc="bank", total=len(mine)):
-        if _read_shard(path, (stop - start, len(query))):
+    for path, (start, stop) in progress(own, desc="bank", total=len(own)):
+        if _read_shard(path, (stop - start, len(setup.query))):
             continue
         began = clock() if clock else 0.0
         # Every shard has one shape: the last one repeats its last model.
@@ -109,22 +107,20 @@ def fill_bank(
         subset, seed = model // settings.num_seeds, model % settings.num_seeds
         keys = model_keys(settings.seed, subset, seed)
         out = train_and_score(
-            data, members_MxS[subset], keys, module=module, training=training, mesh=mesh
-        )
+            data, members_MxS[subset], keys,
+            module=setup.module, training=setup.training, mesh=mesh,
+        )  # fmt: skip
         losses, margins = (np.asarray(values)[: stop - start] for values in out)
         seconds = (clock() if clock else 0.0) - began
         write_arrays(path, losses=losses, margins=margins, seconds=seconds)
 
 
-def read_bank(
-    module: Any,
-    train: Examples,
-    query: Examples,
-    training: TrainSettings,
-    settings: BankSettings,
-    folder: Folder,
-) -> Bank:
-    """The bank that `fill_bank` made, with the same arguments.
+def read_bank(setup: Retraining, settings: BankSettings, folder: Folder) -> Bank:
+    """The bank that `fill_bank` wrote, from the same arguments.
+
+    A bank whose training was killed and resumed has the bytes of one that was not, if
+    `models_at_once` and the devices are the same: XLA may round differently for another batch of
+    models.
 
     Raises:
       IncompleteBankError: with the names of the shards that are missing.
@@ -133,10 +129,10 @@ def read_bank(
     Warns:
       UserWarning: with the path of a corrupt shard, which is set aside and counts as missing.
     """
-    origin = bank_origin(module, train, query, training)
+    origin = bank_origin(setup)
     home = pathlib.Path(folder) / bank_key(origin, settings)
     shards = {
-        path: _read_shard(path, (stop - start, len(query)))
+        path: _read_shard(path, (stop - start, len(setup.query)))
         for path, (start, stop) in _shards(home, settings).items()
     }
     done = [shard for shard in shards.values() if shard]
@@ -144,41 +140,23 @@ def read_bank(
         missing = [path.name for path, shard in shards.items() if not shard]
         raise IncompleteBankError(
             f"{len(missing)} of {len(shards)} shards are missing in {home}: {', '.join(missing)}; "
-            "run fill_bank for the workers that hold them, all with this models_at_once "
+            "run fill_bank for the workers of these shards, all with this models_at_once "
             f"({settings.models_at_once})"
         )
-    shape = (settings.num_subsets, settings.num_seeds, len(query))
+    shape = (settings.num_subsets, settings.num_seeds, len(setup.query))
     losses, margins = (
         np.concatenate([shard[name] for shard in done]).reshape(shape)
         for name in ("losses", "margins")
     )
     if not np.isfinite(losses).all():
-        raise ValueError("retrained models diverged: lower the learning rate of the recipe")
+        raise ValueError(
+            "retrained models diverged: lower the recipe's learning_rate="
+            f"{setup.training.learning_rate}"
+        )
     seconds = sum(float(shard["seconds"]) for shard in done)
-    return Bank(draw_subsets(len(train), settings), losses, margins, settings, origin, seconds)
-
-
-def build_bank(
-    module: Any,
-    train: Examples,
-    query: Examples,
-    training: TrainSettings,
-    settings: BankSettings,
-    folder: Folder,
-    *,
-    progress: Progress = silent,
-    clock: Callable[[], float] | None = None,
-) -> Bank:
-    """Retrain on every subset and seed, or read what is already there: `fill_bank`, `read_bank`.
-
-    Returns:
-      The bank. A run that was killed and resumed gives the same bytes as one that was not, if
-      `models_at_once` and the devices are the same (XLA may round differently for another batch of
-      models).
-    """
-    recipe = (module, train, query, training, settings, folder)
-    fill_bank(*recipe, progress=progress, clock=clock)
-    return read_bank(*recipe)
+    return Bank(
+        draw_subsets(len(setup.train), settings), losses, margins, settings, origin, seconds
+    )
 
 
 def _read_shard(path: pathlib.Path, shape: tuple[int, int]) -> dict[str, np.ndarray] | None:
@@ -194,7 +172,7 @@ def _read_shard(path: pathlib.Path, shape: tuple[int, int]) -> dict[str, np.ndar
         reason = str(error)
     aside = path.rename(path.with_suffix(".corrupt"))
     warnings.warn(
-        f"corrupt shard {path} ({reason}): set aside as {aside.name}, to be made again",
+        f"corrupt shard {path} ({reason}): set aside as {aside.name}, to be trained again",
         stacklevel=3,
     )
     return None

@@ -1,28 +1,28 @@
-"""Counterfactual removal: does the model forget a query without its strongest proponents?"""
+"""Counterfactual removal: does the model forget a query without its strongest proponents?
+
+Letters of its own: J removals, Z sizes of removals, G examples removed.
+"""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-from stride_jax.evaluation.retrain import device_data, model_keys, retrain
+from stride_jax.evaluation.retrain import Retraining, model_keys, retrain
 from stride_jax.evaluation.statistics import bootstrap_mean, ranking
-from stride_jax.examples import Examples
-from stride_jax.models.train import TrainSettings
 from stride_jax.runtime.files import fingerprint
 from stride_jax.runtime.progress import Progress, silent
 
 
 @dataclasses.dataclass(frozen=True)
 class CounterfactualSettings:
-    """How many examples are removed, and how often a model is retrained.
+    """The numbers of examples to remove, and of models to retrain.
 
     Attributes:
       top_k: numbers of examples to remove (the paper's by default); those below N are used.
-      num_seeds: models a removal, the same seeds for every removal.
+      num_seeds: models per removal, the same seeds for every removal.
       num_controls: random removals of each size, each shared by all queries.
       models_at_once: models trained together under `vmap`.
-      seed: of initial parameters, orders, random removals and ties.
+      seed: random seed of initial parameters, orders, random removals and ties.
     """
 
     top_k: tuple[int, ...] = (50, 100, 500, 1000, 2000)
@@ -43,30 +43,30 @@ class CounterfactualSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CounterfactualResult:
-    """What removing examples did.
+    """The effect of removing examples.
 
     Attributes:
-      top_k: examples removed, K sizes.
-      drop_K: drop of the true class's probability, mean over queries and seeds; positive: the
+      top_k: numbers of examples removed, Z sizes.
+      drop_Z: drop of the true class's probability, mean over queries and seeds; positive: the
         removed examples helped.
-      drop_ci95: bootstrap interval over queries of each.
-      drop_KxQ: one drop a size and query, mean over seeds.
+      drop_ci95: bootstrap interval over queries for each size.
+      drop_ZxQ: drop per size and query, mean over seeds.
     """
 
     top_k: tuple[int, ...]
-    drop_K: tuple[float, ...]
+    drop_Z: tuple[float, ...]
     drop_ci95: tuple[tuple[float, float], ...]
-    drop_KxQ: np.ndarray
+    drop_ZxQ: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class CounterfactualReference:
-    """What every method is compared with; it is computed once.
+    """What every method is compared with, computed once.
 
     Attributes:
       full_Q: probability of the true class under models of all training examples, mean over seeds.
-      random: the drop after random removals.
-      key: hash of all it depends on.
+      random: effect of random removals.
+      key: hash of everything that it depends on.
     """
 
     full_Q: np.ndarray
@@ -80,96 +80,78 @@ def _sizes(num_train: int, settings: CounterfactualSettings) -> tuple[int, ...]:
     raise ValueError(f"top_k={settings.top_k}: none is below num_train={num_train}")
 
 
-def _key(
-    module: Any,
-    train: Examples,
-    query: Examples,
-    training: TrainSettings,
-    settings: CounterfactualSettings,
-) -> str:
-    data = (train.inputs, train.labels, query.inputs, query.labels)
+def _key(setup: Retraining, settings: CounterfactualSettings) -> str:
+    data = (setup.train.inputs, setup.train.labels, setup.query.inputs, setup.query.labels)
     matters = dataclasses.replace(settings, models_at_once=1)
-    return fingerprint(repr(module), training, matters, *data)
+    return fingerprint(repr(setup.module), setup.training, matters, *data)
 
 
 def _probabilities(
-    module: Any,
-    train: Examples,
-    query: Examples,
-    training: TrainSettings,
+    setup: Retraining,
     settings: CounterfactualSettings,
     members_JxS: np.ndarray,
     progress: Progress,
 ) -> np.ndarray:
-    """True class's probability on every query without each removal, mean over seeds, `[J, Q]`."""
+    """True class's probability on every query after each removal, mean over seeds, `[J, Q]`."""
     seeds = settings.num_seeds
     seed_J = np.tile(np.arange(seeds), len(members_JxS))
     chunks = retrain(
-        module,
-        training,
-        device_data(train, query),
+        setup,
         np.repeat(members_JxS, seeds, axis=0),
         model_keys(settings.seed, np.zeros_like(seed_J), seed_J),
         models_at_once=settings.models_at_once,
         progress=progress,
-        desc=f"{len(train) - members_JxS.shape[1]} removed",
+        desc=f"{len(setup.train) - members_JxS.shape[1]} removed",
     )
     losses = np.concatenate([out.losses_BxQ for out in chunks]).astype(np.float64)
     if not np.isfinite(losses).all():
-        raise ValueError("retrained models diverged: lower the learning rate of the recipe")
-    return np.exp(-losses).reshape(-1, seeds, len(query)).mean(axis=1)
+        raise ValueError(
+            "retrained models diverged: lower the recipe's learning_rate="
+            f"{setup.training.learning_rate}"
+        )
+    return np.exp(-losses).reshape(-1, seeds, len(setup.query)).mean(axis=1)
 
 
-def _without(removed_JxR: np.ndarray, num_train: int) -> np.ndarray:
-    """The rows that remain, `[J, N − R]` int32."""
+def _without(removed_JxG: np.ndarray, num_train: int) -> np.ndarray:
+    """The rows that remain, `[J, N − G]` int32."""
     rows = np.arange(num_train, dtype=np.int32)
-    return np.stack([np.setdiff1d(rows, removed) for removed in removed_JxR])
+    return np.stack([np.setdiff1d(rows, removed) for removed in removed_JxG])
 
 
-def _result(sizes: tuple[int, ...], drop_KxQ: np.ndarray) -> CounterfactualResult:
-    means, intervals = zip(*map(bootstrap_mean, drop_KxQ), strict=True)
-    return CounterfactualResult(sizes, means, intervals, drop_KxQ)
+def _result(sizes: tuple[int, ...], drop_ZxQ: np.ndarray) -> CounterfactualResult:
+    means, intervals = zip(*map(bootstrap_mean, drop_ZxQ), strict=True)
+    return CounterfactualResult(sizes, means, intervals, drop_ZxQ)
 
 
 def counterfactual_reference(
-    module: Any,
-    train: Examples,
-    query: Examples,
-    training: TrainSettings,
-    settings: CounterfactualSettings,
-    progress: Progress = silent,
+    setup: Retraining, settings: CounterfactualSettings, progress: Progress = silent
 ) -> CounterfactualReference:
-    """Models of the whole training set and of it without random examples.
+    """Models of the whole training set, and of it without random examples.
 
     Args:
-      module: linen model whose call returns `(logits, activations)`.
-      train: training examples.
-      query: the chosen queries.
-      training: the recipe.
+      setup: model, training examples, chosen queries and recipe.
       settings: sizes, seeds and controls.
       progress: wraps the chunks of models.
 
     Returns:
       The reference, for `counterfactual_removal` of any method.
     """
-    num_train, sizes = len(train), _sizes(len(train), settings)
-    args = (module, train, query, training, settings)
-    full_Q = _probabilities(*args, np.arange(num_train, dtype=np.int32)[None], progress)[0]
+    num_train, sizes = len(setup.train), _sizes(len(setup.train), settings)
+    full_Q = _probabilities(setup, settings, np.arange(num_train, dtype=np.int32)[None], progress)[
+        0
+    ]
     rng = np.random.default_rng(settings.seed)
     drops = []
     for k in sizes:
         removed = np.stack([rng.permutation(num_train)[:k] for _ in range(settings.num_controls)])
-        left = _probabilities(*args, _without(removed, num_train), progress)
-        drops.append(full_Q - left.mean(axis=0))
-    return CounterfactualReference(full_Q, _result(sizes, np.stack(drops)), _key(*args))
+        p_JxQ = _probabilities(setup, settings, _without(removed, num_train), progress)
+        drops.append(full_Q - p_JxQ.mean(axis=0))
+    return CounterfactualReference(full_Q, _result(sizes, np.stack(drops)), _key(setup, settings))
 
 
 def counterfactual_removal(
-    module: Any,
-    train: Examples,
-    query: Examples,
+    setup: Retraining,
     scores_QxN: np.ndarray,
-    training: TrainSettings,
     settings: CounterfactualSettings,
     reference: CounterfactualReference | None = None,
     progress: Progress = silent,
@@ -177,34 +159,35 @@ def counterfactual_removal(
     """Drop of the true class's probability when a query's top k proponents are removed.
 
     For query q and size k: `p_q(all) − p_q(all but the k highest scores of q)`, each the mean over
-    the same seeds of models trained by the same recipe; one program is compiled a size.
+    the same seeds of models trained by the same recipe; one program is compiled per size.
 
     Args:
-      module: linen model whose call returns `(logits, activations)`.
-      train: training examples.
-      query: the chosen queries; K x Q x seeds models are trained.
+      setup: model, training examples, chosen queries and recipe; Z x Q x seeds models are trained.
       scores_QxN: `[query, train]`, positive = proponent; ties are broken at random.
-      training: the recipe.
       settings: sizes and seeds.
-      reference: what `counterfactual_reference` returned for the same arguments; made here if None.
+      reference: result of `counterfactual_reference` for the same arguments; computed if None.
       progress: wraps the chunks of models.
 
     Raises:
-      ValueError: scores of another shape, or a reference made from something else.
+      ValueError: scores of another shape, or a reference of other arguments.
     """
-    if scores_QxN.shape != (len(query), len(train)):
+    num_train, num_queries = len(setup.train), len(setup.query)
+    if scores_QxN.shape != (num_queries, num_train):
         raise ValueError(
-            f"scores of shape {scores_QxN.shape} do not fit {len(query)} queries and {len(train)} "
+            f"scores of shape {scores_QxN.shape} do not fit {num_queries} queries and {num_train} "
             "training examples; the layout is [query, train]"
         )
-    args = (module, train, query, training, settings)
     if reference is None:
-        reference = counterfactual_reference(*args, progress)
-    elif reference.key != _key(*args):
-        raise ValueError("the reference was made with another model, recipe, data or settings")
+        reference = counterfactual_reference(setup, settings, progress)
+    elif reference.key != _key(setup, settings):
+        raise ValueError(
+            "the reference was made with another model, recipe, data or settings: call "
+            "counterfactual_reference with these"
+        )
     order_QxN = ranking(scores_QxN, settings.seed)
     drops = []
     for k in reference.random.top_k:
-        left_QxQ = _probabilities(*args, _without(order_QxN[:, :k], len(train)), progress)
-        drops.append(reference.full_Q - np.diagonal(left_QxQ))
+        members_QxS = _without(order_QxN[:, :k], num_train)
+        p_QxQ = _probabilities(setup, settings, members_QxS, progress)
+        drops.append(reference.full_Q - np.diagonal(p_QxQ))
     return _result(reference.random.top_k, np.stack(drops))

@@ -1,4 +1,7 @@
-"""The linear datamodelling score: do scores add up to what retraining does?"""
+"""The linear datamodelling score: do scores add up to what retraining does?
+
+Letters of its own: M retrained subsets, E seeds per subset.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,9 +23,9 @@ class Lds:
     """A linear datamodelling score.
 
     Attributes:
-      lds: mean over queries.
+      lds: mean correlation over queries.
       ci95: bootstrap interval over queries; the bank's subsets are taken as given.
-      per_query_Q: one correlation a query.
+      per_query_Q: correlation of each query.
       protocol: target, correlation, number of subsets and the bank's identity, as JSON values:
         figures of different protocols are not comparable.
     """
@@ -35,15 +38,15 @@ class Lds:
 
 @dataclasses.dataclass(frozen=True)
 class Ceiling:
-    """How much of the bank is signal; all nan with one seed. Intervals are over queries.
+    """Share of the bank that is signal; all nan with one seed. Intervals are over queries.
 
     Attributes:
       half_vs_half: mean over queries of the correlation between two disjoint halves of the seeds.
       reliability: the same, Spearman-Brown corrected to all seeds.
-      reliability_ci95: its bootstrap interval.
+      reliability_ci95: bootstrap interval of the reliability.
       perfect_predictor: `sqrt(reliability)`, about what a predictor of the expected output would
         score.
-      perfect_predictor_ci95: its bootstrap interval.
+      perfect_predictor_ci95: bootstrap interval of that score.
     """
 
     half_vs_half: float
@@ -55,9 +58,9 @@ class Ceiling:
 
 def subset_sums(scores_QxN: np.ndarray, members_MxS: np.ndarray) -> np.ndarray:
     """Sum of each query's scores over each subset, `[Q, M]`."""
-    kept_MxN = np.zeros((len(members_MxS), scores_QxN.shape[1]), np.float32)
-    kept_MxN[np.arange(len(members_MxS))[:, None], members_MxS] = 1
-    return scores_QxN.astype(np.float64) @ kept_MxN.T
+    membership_MxN = np.zeros((len(members_MxS), scores_QxN.shape[1]), np.float32)
+    membership_MxN[np.arange(len(members_MxS))[:, None], members_MxS] = 1
+    return scores_QxN.astype(np.float64) @ membership_MxN.T
 
 
 def lds(
@@ -65,8 +68,9 @@ def lds(
 ) -> Lds:
     """Linear datamodelling score (Park et al., TRAK, 2023; docs/method.md §9.2).
 
-    For a query: correlation over subsets j of `Σ_{i in S_j} w_i` with the retrained model's target
-    (mean over seeds); then the mean over queries.
+    For a query: correlation over subsets j of `Σ_{i in subset j} w_i` with the retrained model's
+    target (mean over seeds); then the mean over queries. On a bank of groups it is the correlation
+    of a group's sum with the loss when the group is left out, since both signs turn.
 
     Args:
       scores_QxN: `[query, train]`, positive = proponent.
@@ -94,39 +98,21 @@ def lds(
     return Lds(*bootstrap_mean(per_query_Q), per_query_Q, protocol)
 
 
-def leave_out_correlation(
-    scores_QxN: np.ndarray, bank: Bank, *, target: str = "loss", correlation: str = "spearman"
-) -> Lds:
-    """Does a group's summed influence say how much leaving it out hurts?
-
-    For a query: correlation over groups j of `Σ_{i in group j} w_i` with the loss when j is left
-    out (minus that of the whole, a constant); then the mean over queries. This is `lds` on a bank
-    of groups: what is kept sums to a constant minus what is left out, and minus the loss falls as
-    the loss grows, so both signs turn.
-
-    Raises:
-      ValueError: the bank does not leave out groups.
-    """
-    if bank.settings.kind != "groups":
-        raise ValueError(f"a bank of kind={bank.settings.kind!r}; 'groups' is needed here")
-    return lds(scores_QxN, bank, target=target, correlation=correlation)
-
-
 def lds_difference(a: Lds, b: Lds) -> tuple[float, tuple[float, float]]:
     """`a − b` with a paired bootstrap interval over queries.
 
     Raises:
       ValueError: figures of different protocols; the message names every difference.
     """
-    if found := differences(a.protocol, b.protocol):
-        raise ValueError(f"these figures are not comparable: {found}")
+    if unequal := differences(a.protocol, b.protocol):
+        raise ValueError(f"these figures are not comparable: {unequal}")
     return bootstrap_difference(a.per_query_Q, b.per_query_Q)
 
 
 def ceiling(bank: Bank, *, target: str = "loss", correlation: str = "spearman") -> Ceiling:
     """Noise ceiling of a bank from two disjoint halves of its seeds.
 
-    Spearman-Brown and the root are monotone, so an interval's ends are mapped as its middle is.
+    Spearman-Brown and the root are monotone, so they map the ends of an interval too.
 
     Args:
       bank: retrained models.

@@ -1,4 +1,7 @@
-"""Many models trained at once under `vmap`, and what they say about the queries."""
+"""Many models trained at once under `vmap`, and their outputs on the queries.
+
+Letters of its own: B models trained together, J models in all.
+"""
 
 import functools
 import math
@@ -18,13 +21,29 @@ from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.progress import Progress, silent
 
 
-class Outputs(NamedTuple):
-    """What retrained models say about queries.
+class Retraining(NamedTuple):
+    """What models are retrained from, and what they are asked about.
 
     Attributes:
-      losses_BxQ: cross-entropy in nats, the sum over a sequence's tokens.
-      margins_BxQ: `o_y − logsumexp_{c≠y} o_c`, the log odds `log p/(1 − p)` of the true class;
-        likewise.
+      module: linen model whose call returns `(logits, activations)`.
+      train: training examples.
+      query: queries.
+      training: recipe of the base model; its seed is not used.
+    """
+
+    module: Any
+    train: Examples
+    query: Examples
+    training: TrainSettings
+
+
+class Outputs(NamedTuple):
+    """Outputs of retrained models on the queries.
+
+    Attributes:
+      losses_BxQ: cross-entropy in nats, summed over a sequence's tokens.
+      margins_BxQ: `o_y − logsumexp_{c≠y} o_c`, the log odds `log p/(1 − p)` of the true class,
+        summed likewise.
     """
 
     losses_BxQ: jax.Array | np.ndarray
@@ -58,15 +77,14 @@ def train_and_score(
     training: TrainSettings,
     mesh: Mesh,
 ) -> Outputs:
-    """Train a model on each row of `members_BxS` and ask every one about every query.
+    """Train a model on each row of `members_BxS` and evaluate it on every query.
 
     Args:
-      module: linen model whose call returns `(logits, activations)`.
-      training: the recipe; its seed is not used here.
-      data: what `device_data` returns.
+      data: arrays from `device_data`.
       members_BxS: training rows of each model.
-      keys_B: each gives a model's initial parameters and order.
-      mesh: the models are split over its devices; from `mesh_of_models`.
+      keys_B: keys of each model's initial parameters and order.
+      module, training: as in `Retraining`.
+      mesh: devices that share the models, from `mesh_of_models`.
 
     Returns:
       Losses and margins, `[B, Q]`.
@@ -81,8 +99,8 @@ def train_and_score(
         )
         logits = forward(params, data["query_inputs"])
         labels = data["query_labels"]
-        found = cross_entropy(logits, labels), margin(logits, labels)
-        return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in found))
+        both = cross_entropy(logits, labels), margin(logits, labels)
+        return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in both))
 
     own = P(mesh.axis_names)
     return jax.shard_map(
@@ -99,14 +117,14 @@ def program(
     devices: int,
     total: int,
 ) -> Program:
-    """The compiled step that trains and asks models, on one of so many devices that share them.
+    """The compiled step of `train_and_score` on one device of several that share the models.
 
     Args:
-      module, training: as in `train_and_score`.
-      data: what `device_data` returns, or its shapes.
-      members: models together on one device, and members of a subset.
-      devices: each trains as many.
-      total: models of the bank.
+      module, training: as in `Retraining`.
+      data: arrays from `device_data`, or their shapes.
+      members: models trained together on one device, and members per subset.
+      devices: number of devices.
+      total: models of the whole bank.
     """
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members[0]))
     args = shapes_like(data), shape(members, jnp.int32), keys
@@ -116,7 +134,7 @@ def program(
 
 
 def mesh_of_models(models_at_once: int) -> Mesh:
-    """As many of this process's devices as can share so many models evenly."""
+    """A mesh of as many of this process's devices as divide the number of models evenly."""
     devices = jax.local_devices()
     return meshes.arranged((1, math.gcd(models_at_once, len(devices))), devices)
 
@@ -131,9 +149,7 @@ def chunks(total: int, size: int) -> list[tuple[int, int]]:
 
 
 def retrain(
-    module: Any,
-    training: TrainSettings,
-    data: dict[str, jax.Array],
+    setup: Retraining,
     members_JxS: np.ndarray,
     keys_J: jax.Array,
     *,
@@ -143,18 +159,26 @@ def retrain(
 ) -> Iterator[Outputs]:
     """`train_and_score` in chunks of `models_at_once`.
 
-    Every chunk has one shape, so one program is compiled: the last one repeats its last model.
+    All chunks have one shape, so one program is compiled: the last one repeats its last model.
+
+    Args:
+      setup: model, data and recipe.
+      members_JxS: training rows of each model.
+      keys_J: keys of each model's initial parameters and order.
+      models_at_once: models per chunk.
+      progress: wraps the chunks.
+      desc: label of the progress bar.
 
     Yields:
       Losses and margins of each chunk's models, `[B, Q]` numpy.
     """
-    total = len(members_JxS)
+    data, total = device_data(setup.train, setup.query), len(members_JxS)
     size = min(models_at_once, total)
     pieces = chunks(total, size)
     for start, stop in progress(pieces, desc=desc, total=len(pieces)):
         rows = np.minimum(np.arange(start, start + size), total - 1)
         out = train_and_score(
             data, jnp.asarray(members_JxS[rows]), keys_J[rows],
-            module=module, training=training, mesh=mesh_of_models(size),
+            module=setup.module, training=setup.training, mesh=mesh_of_models(size),
         )  # fmt: skip
         yield Outputs(*(np.asarray(values)[: stop - start] for values in out))

@@ -1,4 +1,4 @@
-"""Do scores find what is known to be relevant, or known to be wrong?"""
+"""Do scores rank examples first that are known to be relevant, or known to be mislabelled?"""
 
 import numpy as np
 import scipy.stats
@@ -6,7 +6,7 @@ import scipy.stats
 from stride_jax.evaluation.statistics import PerQuery, per_query, ranking
 
 
-def _found(scores_QxN: np.ndarray, relevant_QxN: np.ndarray, seed: int) -> np.ndarray:
+def _relevance_by_rank(scores_QxN: np.ndarray, relevant_QxN: np.ndarray, seed: int) -> np.ndarray:
     """Relevance by rank, strongest proponent first, `[Q, N]` bool."""
     if scores_QxN.shape != relevant_QxN.shape:
         raise ValueError(
@@ -14,8 +14,10 @@ def _found(scores_QxN: np.ndarray, relevant_QxN: np.ndarray, seed: int) -> np.nd
             "the layout is [query, train]"
         )
     relevant = np.asarray(relevant_QxN, bool)
-    if lonely := int((~relevant.any(axis=1)).sum()):
-        raise ValueError(f"{lonely} of {len(relevant)} queries have no relevant example: drop them")
+    if missing := int((~relevant.any(axis=1)).sum()):
+        raise ValueError(
+            f"{missing} of {len(relevant)} queries have no relevant example: drop them"
+        )
     return np.take_along_axis(relevant, ranking(scores_QxN, seed), 1)
 
 
@@ -26,17 +28,17 @@ def recall_at_k(
 
     Args:
       scores_QxN: `[query, train]`, positive = proponent.
-      relevant_QxN: bool.
-      k: 1 to N.
-      seed: ties are broken at random.
+      relevant_QxN: whether a training example is relevant to a query, bool.
+      k: number of proponents, 1 to N.
+      seed: random seed of the order of ties.
 
     Raises:
       ValueError: shapes differ, k is out of range, or a query has nothing relevant.
     """
     if not 1 <= k <= scores_QxN.shape[1]:
         raise ValueError(f"k={k} must lie in 1 to {scores_QxN.shape[1]}, the training examples")
-    found_QxN = _found(scores_QxN, relevant_QxN, seed)
-    return per_query(found_QxN[:, :k].sum(axis=1) / found_QxN.sum(axis=1))
+    ranked_QxN = _relevance_by_rank(scores_QxN, relevant_QxN, seed)
+    return per_query(ranked_QxN[:, :k].sum(axis=1) / ranked_QxN.sum(axis=1))
 
 
 def mean_reciprocal_rank(
@@ -46,13 +48,13 @@ def mean_reciprocal_rank(
 
     Args:
       scores_QxN: `[query, train]`, positive = proponent.
-      relevant_QxN: bool.
-      seed: ties are broken at random.
+      relevant_QxN: whether a training example is relevant to a query, bool.
+      seed: random seed of the order of ties.
 
     Raises:
       ValueError: shapes differ, or a query has nothing relevant.
     """
-    return per_query(1 / (1 + _found(scores_QxN, relevant_QxN, seed).argmax(axis=1)))
+    return per_query(1 / (1 + _relevance_by_rank(scores_QxN, relevant_QxN, seed).argmax(axis=1)))
 
 
 def mislabel_auc(scores_N: np.ndarray, mislabelled_N: np.ndarray) -> float:
@@ -63,7 +65,7 @@ def mislabel_auc(scores_N: np.ndarray, mislabelled_N: np.ndarray) -> float:
     Args:
       scores_N: **high = suspicious**: self-influence, or minus the mean influence on clean queries
         (an example that hurts them has negative influence, so the sign is turned).
-      mislabelled_N: bool.
+      mislabelled_N: whether an example is mislabelled, bool.
 
     Returns:
       1 perfect, .5 chance, 0 perfectly wrong.
@@ -76,10 +78,12 @@ def mislabel_auc(scores_N: np.ndarray, mislabelled_N: np.ndarray) -> float:
     """
     wrong = np.asarray(mislabelled_N, bool)
     if scores_N.shape != wrong.shape:
-        raise ValueError(f"{scores_N.shape} scores for {wrong.shape} examples")
+        raise ValueError(
+            f"{scores_N.shape} scores for {wrong.shape} examples: give one score per example"
+        )
     if not 0 < (count := int(wrong.sum())) < len(wrong):
         raise ValueError(
-            f"{count} of {len(wrong)} examples are mislabelled: some, not all, must be"
+            f"{count} of {len(wrong)} examples are mislabelled: some, but not all, must be"
         )
     above = scipy.stats.rankdata(scores_N)[wrong].sum() - count * (count + 1) / 2
     return float(above / (count * (len(wrong) - count)))

@@ -1,4 +1,7 @@
-"""Uncertainty of a figure: rankings, correlations, bootstrap intervals, the noise ceiling."""
+"""Uncertainty of a figure: rankings, correlations, bootstrap intervals, the noise ceiling.
+
+Letter of its own: M columns that are correlated, such as retrained subsets.
+"""
 
 import dataclasses
 
@@ -11,9 +14,9 @@ class PerQuery:
     """A figure that is a mean over queries.
 
     Attributes:
-      mean: over queries.
+      mean: mean over queries.
       ci95: bootstrap interval over queries.
-      per_query_Q: one value a query.
+      per_query_Q: value of each query.
     """
 
     mean: float
@@ -22,7 +25,7 @@ class PerQuery:
 
 
 def per_query(values_Q: np.ndarray) -> PerQuery:
-    """Mean of one value a query with its bootstrap interval."""
+    """Mean of one value per query with its bootstrap interval."""
     return PerQuery(*bootstrap_mean(values_Q), values_Q)
 
 
@@ -32,10 +35,10 @@ def bootstrap_mean(
     """Mean over queries with a percentile bootstrap interval.
 
     Args:
-      values_Q: one figure a query.
-      draws: resamples of the queries.
-      level: coverage.
-      seed: of the draws.
+      values_Q: one figure per query.
+      draws: number of resamples of the queries.
+      level: coverage, a share.
+      seed: random seed of the resamples.
 
     Returns:
       The mean and its interval.
@@ -55,7 +58,7 @@ def bootstrap_mean(
 def bootstrap_difference(
     a_Q: np.ndarray, b_Q: np.ndarray, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Mean of `a − b` with a paired bootstrap interval: both methods see the same resample.
+    """Mean of `a − b` with a paired bootstrap interval: both methods have the same resamples.
 
     Args:
       a_Q, b_Q: figures of two methods for the same queries, in the same order.
@@ -72,7 +75,9 @@ def bootstrap_difference(
     (1.0, (1.0, 1.0))
     """
     if len(a_Q) != len(b_Q):
-        raise ValueError(f"a paired difference of {len(a_Q)} and {len(b_Q)} queries")
+        raise ValueError(
+            f"{len(a_Q)} and {len(b_Q)} queries: a paired difference needs the same queries"
+        )
     return bootstrap_mean(np.asarray(a_Q) - np.asarray(b_Q), draws=draws, level=level, seed=seed)
 
 
@@ -80,7 +85,7 @@ def ranking(scores_QxN: np.ndarray, seed: int = 0) -> np.ndarray:
     """Training rows of each query from strongest proponent to weakest, `[Q, N]`.
 
     Ties (a sparse method gives most examples exactly 0) are broken at random, so a figure does not
-    depend on the order in which the training set happens to lie.
+    depend on the order of the training set.
 
     >>> ranking(np.array([[0.1, 0.3, 0.2]])).tolist()
     [[1, 2, 0]]
