@@ -69,8 +69,9 @@ def influences_by_query(recovery: Recovery, num_queries: int) -> scipy.sparse.cs
 
 def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
     """Warn of queries whose K measurements are all the same, whatever their lambda."""
-    spread_Q = np.ptp(y_QxK, axis=1).reshape(len(query_ids), -1).max(axis=1)
-    silent_Q = spread_Q <= 1e-7 * max(float(np.abs(y_QxK).max(initial=0.0)), 1e-30)
+    # As recovery has it: what varies by less than a float32 of its size is rounding.
+    signal = np.ptp(y_QxK, axis=1) > 1e-7 * np.abs(y_QxK).max(axis=1)
+    silent_Q = ~signal.reshape(len(query_ids), -1).any(axis=1)
     if silent_Q.any():
         warnings.warn(
             f"{int(silent_Q.sum())} of {len(query_ids)} queries have no measurable signal, first "
