@@ -1,7 +1,6 @@
 """Baselines against brute force: explicit gradients, explicit matrices."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from stride_jax.baselines.projection import num_parameters, projection_matrix
 from stride_jax.data import Examples
 from stride_jax.evaluation.bank import BankSettings, draw_subsets
 from stride_jax.evaluation.statistics import spearman_rows
-from stride_jax.models import MLP, ResNet9, TrainSettings, initial_params, trajectory
+from stride_jax.models import MLP, ResNet9, TrainSettings, initial_params, pretrain
 from stride_jax.models.train import cross_entropy, margin
 
 
@@ -29,14 +28,9 @@ def cut(examples, count):
 def scene(trained):
     """A tiny MLP with three checkpoints: `(model, 40 train, 12 query)`."""
     module, train = MLP(10, (6,)), cut(trained.train, 40)
-    params = initial_params(module, jax.random.key(0), jnp.asarray(train.inputs))
-    run = functools.partial(trajectory, lambda p, x: module.apply({"params": p}, x)[0])
-    path = run(
-        params, train.inputs, train.labels, np.arange(40), jax.random.key(1),
-        TrainSettings(epochs=6, batch_size=8, learning_rate=0.1), num_checkpoints=3,
-    )  # fmt: skip
-    checkpoints, rates = zip(*path, strict=True)
-    model = Model(module, checkpoints, tuple(map(float, rates)), temperature=1.5)
+    recipe = TrainSettings(epochs=6, batch_size=8, learning_rate=0.1, seed=1)
+    checkpoints, rates = pretrain(module, train.inputs, train.labels, recipe, 3)
+    model = Model(module, tuple(checkpoints), tuple(rates), temperature=1.5)
     return model, train, cut(trained.query, 12)
 
 
@@ -245,18 +239,15 @@ def test_datamodels_find_an_additive_world():
     np.testing.assert_allclose(found, w, atol=0.15)
 
 
-def texts(documents):
-    return Examples(
-        np.array(documents), np.zeros(len(documents), np.int32), np.arange(len(documents))
-    )
-
-
 def test_text_overlap_finds_the_source_of_a_passage(scene):
-    """Real texts: scikit-learn's descriptions of its datasets, in passages."""
+    """Real texts: scikit-learn's descriptions of its datasets, in passages of 32 words."""
     loaders = (sklearn.datasets.load_iris, sklearn.datasets.load_wine, sklearn.datasets.load_digits)
-    passages = [p for load in loaders for p in load().DESCR.split("\n\n") if len(p) > 200]
-    train = texts(passages)
-    query = texts([p[40:160] for p in passages])
+    words = [word for load in loaders for word in load().DESCR.split()]
+    ids = np.unique(words, return_inverse=True)[1].astype(np.int32)
+    passages = ids[: len(ids) // 32 * 32].reshape(-1, 32)
+    labels = np.zeros_like(passages)
+    train = Examples(passages, labels, np.arange(len(passages)))
+    query = Examples(passages[:, 8:24], labels[:, 8:24], np.arange(len(passages)))
     for fit, score, settings in (
         (text.fit_tfidf, text.score_tfidf, text.TfidfSettings()),
         (text.fit_bm25, text.score_bm25, text.Bm25Settings()),
@@ -264,7 +255,7 @@ def test_text_overlap_finds_the_source_of_a_passage(scene):
         found = score(fit(None, train, settings), None, train, query, settings)
         assert found.shape == (len(passages),) * 2
         assert (found.argmax(axis=1) == np.arange(len(passages))).mean() > 0.9
-        with pytest.raises(ValueError, match="needs strings or token ids, not float32"):
+        with pytest.raises(ValueError, match=r"needs token ids \[N, T\], not float32"):
             fit(None, scene[1], settings)
 
 

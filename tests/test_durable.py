@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from stride_jax import design, fitting, models
+from stride_jax import design, fitting, models, reading
 from stride_jax import operators as ops
 from stride_jax.frozen import freeze
 from stride_jax.measure import MeasureSettings
@@ -77,17 +77,17 @@ def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
     mesh = meshes.make_mesh(1, 8)
     subsets = design.membership(SETTINGS.design, trained.train.ids)
     frozen = freeze(trained.tapped, trained.params, trained.train, SETTINGS)
-    made, _, _ = fitting.fit_operators(frozen, trained.train, subsets, Execution(mesh))
+    operators, _, _ = fitting.fit_operators(frozen, trained.train, subsets, Execution(mesh))
 
-    def reading(keep, mesh):
+    def measured(keep, mesh):
         first_order, small = (
             MeasureSettings("first_order"),
             Execution(mesh, keep=keep, memory=32_000),
         )
-        return reading.measure_all(frozen, made, trained.query, first_order, small)
+        return reading.measure_all(frozen, operators, trained.query, first_order, small)
 
-    whole = reading(nowhere, mesh)
-    again = through_every_stop(reading, tmp_path / "measure", 2, mesh)
+    whole = measured(nowhere, mesh)
+    again = through_every_stop(measured, tmp_path / "measure", 2, mesh)
     np.testing.assert_array_equal(again, whole)
 
     recipe = models.TrainSettings(epochs=12, batch_size=32, optimizer="adamw", learning_rate=1e-3)
@@ -104,12 +104,9 @@ def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
     forward = lambda p, x: trained.module.apply({"params": p}, x)[0]  # noqa: E731
     init_key, order_key = jax.random.split(jax.random.key(recipe.seed))
     params = models.initial_params(trained.module, init_key, trained.train.inputs)
-    path = models.trajectory(
-        forward, params, *examples, np.arange(400), order_key, recipe, num_checkpoints=3
-    )
-    for ours, (theirs, _) in zip(whole, path, strict=True):
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    last = models.fit(forward, params, *examples, np.arange(400), order_key, recipe)
+    for ours, theirs in zip(jax.tree.leaves(whole[-1]), jax.tree.leaves(last), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_a_foreign_or_torn_checkpoint_is_named(trained, tmp_path):

@@ -250,7 +250,7 @@ def test_configs_our_llama_lacks_are_refused(tmp_path):
     ):
         with pytest.raises(WeightsError, match=f"config.json has {next(iter(change))}="):
             huggingface_settings(config | change)
-    with pytest.raises(WeightsError, match=r"needs config.json and \*.safetensors"):
+    with pytest.raises(WeightsError, match=r"lacks config.json or \*.safetensors"):
         read_huggingface(tmp_path)
     with pytest.raises(WeightsError, match=r"no model_<step>.pt of step 3.*there are \[\]"):
         read_nanochat(tmp_path, 3)

@@ -6,11 +6,8 @@ runs in float64: the reference adds no rounding of its own.
 """
 
 import collections
-import functools
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +16,7 @@ from stride_jax.baselines.model import Model
 from stride_jax.baselines.projection import num_parameters, projection_matrix
 from stride_jax.data import Examples
 from stride_jax.evaluation.statistics import spearman_rows
-from stride_jax.models import TrainSettings, initial_params, trajectory
+from stride_jax.models import TrainSettings, pretrain
 
 pytestmark = [
     pytest.mark.slow,
@@ -81,14 +78,9 @@ def torch_loader(examples):
 def peers(trained):
     module, train = trained.module, trained.train
     query = Examples(*(getattr(trained.query, f)[:60] for f in ("inputs", "labels", "ids")))
-    run = functools.partial(trajectory, lambda p, x: module.apply({"params": p}, x)[0])
-    path = run(
-        initial_params(module, jax.random.key(0), jnp.asarray(train.inputs)),
-        train.inputs, train.labels, np.arange(len(train)), jax.random.key(1),
-        TrainSettings(epochs=10, batch_size=32, learning_rate=0.1), num_checkpoints=3,
-    )  # fmt: skip
-    checkpoints, rates = zip(*path, strict=True)
-    model = Model(module, checkpoints, tuple(map(float, rates)))
+    recipe = TrainSettings(epochs=10, batch_size=32, learning_rate=0.1)
+    checkpoints, rates = pretrain(module, train.inputs, train.labels, recipe, 3)
+    model = Model(module, tuple(checkpoints), tuple(rates))
     net, states = torch_mlp(model.params), [torch_state(params) for params in checkpoints]
     loaders = torch_loader(train), torch_loader(query)
     theirs = np.concatenate([net(x).detach().numpy() for x, _ in loaders[1]])

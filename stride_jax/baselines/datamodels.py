@@ -1,7 +1,9 @@
 """Datamodels: Ilyas et al., Predicting Predictions from Training Data, 2022.
 
-Sparse regression of really retrained models' outputs on their subsets: an upper reference that
-costs the retrainings. Fit it on subsets that its figure is not computed on.
+Sparse regression of retrained models' outputs on their subsets: an upper reference that costs the
+retrainings. Fit it on subsets that its figure is not computed on.
+
+Letter of its own: M retrained subsets.
 """
 
 import dataclasses
@@ -33,9 +35,9 @@ def score(
 
     Args:
       members_MxS: training rows of each retrained subset.
-      target_QxM: minus the losses of the queries.
+      target_QxM: minus the losses of the queries, nats.
       num_train: N.
-      settings: the penalty.
+      settings: penalty of the regression.
 
     Returns:
       `[Q, N]` float32.

@@ -1,4 +1,7 @@
-"""EK-FAC influence functions: Grosse et al., Studying LLM Generalization, 2023."""
+"""EK-FAC influence functions: Grosse et al., Studying LLM Generalization, 2023.
+
+Letters as in `baselines.model`.
+"""
 
 import dataclasses
 import functools
@@ -18,11 +21,11 @@ class EkfacSettings:
     """Curvature of EK-FAC.
 
     Attributes:
-      damping: relative to the mean corrected eigenvalue of each layer.
-      samples: labels drawn from the model for each example; they make it the true Fisher.
-      batch_size: examples a pass.
-      max_bytes: of the queries' preconditioned gradients in memory.
-      seed: of the labels.
+      damping: damping relative to the mean corrected eigenvalue of each layer.
+      samples: labels drawn from the model per example, which make it the true Fisher.
+      batch_size: examples per pass.
+      max_bytes: bytes of the queries' preconditioned gradients in memory.
+      seed: random seed of the labels.
     """
 
     damping: float = 1e-1
@@ -37,7 +40,7 @@ Factors = dict[str, tuple[jax.Array, jax.Array]]
 
 @functools.partial(jax.jit, static_argnames="model")
 def _drawn_pass(model: Model, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Layers:
-    """Layers' inputs and errors for labels drawn from the model, where there are any."""
+    """Layers' inputs and errors for labels drawn from the model; −1 stays −1."""
     labels = jax.random.categorical(key, model.logits(params, x))
     return model.layer_pass(params, x, jnp.where(y < 0, -1, labels), cross_entropy)
 
@@ -75,7 +78,7 @@ def fit(model: Model, train: Examples, settings: EkfacSettings) -> dict[str, Any
     `A = E[a aᵀ]`, `S = E[δ δᵀ]` over examples, tokens and drawn labels; `Λ = E[(Q_Aᵀ G Q_S)²]`.
 
     Returns:
-      `bases` `{layer: (Q_A, Q_S)}` and `eigenvalues` `{layer: [I, O]}`.
+      `bases` `{layer: (Q_A, Q_S)}` and `eigenvalues` `{layer: [I, J]}`.
     """
     parts = batches(train.inputs, train.labels, settings.batch_size)
     shapes = jax.eval_shape(
@@ -104,7 +107,7 @@ def fit(model: Model, train: Examples, settings: EkfacSettings) -> dict[str, Any
 def _preconditioned(
     model: Model, params: Any, state: Any, x: jax.Array, y: jax.Array, damping: jax.Array
 ) -> dict[str, jax.Array]:
-    """`(F + lambda I)^{-1} G` of each query, layer by layer, `{layer: [B, I, O]}`."""
+    """`(F + lambda I)^{-1} G` of each query, layer by layer, `{layer: [B, I, J]}`."""
     grads = layer_gradients(model.layer_pass(params, x, y, cross_entropy))
     out = {}
     for name, g in grads.items():
@@ -138,7 +141,7 @@ def score(
     scores = np.empty((len(query), len(train)), np.float32)
     damping = jnp.float32(settings.damping)
     bytes_each = 4 * sum(values.size for values in state["eigenvalues"].values())
-    # As many queries as fit, since each group of them takes the training gradients anew.
+    # As many queries as fit: the training gradients are computed once per group of queries.
     several = max(1, settings.max_bytes // bytes_each)
     for start in range(0, len(query), several):
         rows = slice(start, min(start + several, len(query)))

@@ -1,4 +1,7 @@
-"""Gradient dot product, its cosine, and TracIn over several checkpoints."""
+"""Gradient dot product, its cosine, and TracIn over several checkpoints.
+
+Letters as in `baselines.model`.
+"""
 
 import dataclasses
 import functools
@@ -15,13 +18,13 @@ from stride_jax.models.train import cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class GradientSettings:
-    """Which gradient similarity.
+    """The gradient similarity.
 
     Attributes:
-      cosine: divide by both norms.
-      all_checkpoints: sum over the checkpoints, each weighted by its learning rate (TracIn);
-        otherwise the base model alone.
-      batch_size: examples a pass.
+      cosine: whether to divide by both norms.
+      all_checkpoints: whether to sum over the checkpoints, each weighted by its learning rate
+        (TracIn), or to read the base model alone.
+      batch_size: examples per pass.
     """
 
     cosine: bool = False

@@ -1,4 +1,7 @@
-"""LESS: Xia et al., Selecting Influential Data for Targeted Instruction Tuning, 2024."""
+"""LESS: Xia et al., Selecting Influential Data for Targeted Instruction Tuning, 2024.
+
+Letters as in `baselines.model`.
+"""
 
 import dataclasses
 import functools
@@ -19,11 +22,11 @@ class LessSettings:
     """Size and preconditioner of LESS.
 
     Attributes:
-      dim: width of the projection.
+      dim: H, columns of the projection.
       beta1: share of Adam's first moment in a training example's update.
-      epsilon: Adam's, relative to the mean root of the second moment.
-      batch_size: gradients alive at once.
-      seed: of the projection.
+      epsilon: Adam's epsilon, relative to the mean root of the second moment.
+      batch_size: gradients held at once.
+      seed: random seed of the projection.
     """
 
     dim: int = 1024
@@ -65,7 +68,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def fit(model: Model, train: Examples, settings: LessSettings) -> dict[str, np.ndarray]:
-    """Projected Adam updates at every checkpoint, `phi` `[c, N, k]` of unit norm."""
+    """Projected Adam updates at every checkpoint, `phi` `[checkpoint, N, H]` of unit norm."""
     matrix = projection_matrix(num_parameters(model, train.inputs), settings.dim, settings.seed)
     phi = [
         _unit(

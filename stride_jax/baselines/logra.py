@@ -1,4 +1,7 @@
-"""LoGRA: Choe et al., What is Your Data Worth to GPT?, 2024."""
+"""LoGRA: Choe et al., What is Your Data Worth to GPT?, 2024.
+
+Letters as in `baselines.model`.
+"""
 
 import dataclasses
 import functools
@@ -19,12 +22,12 @@ class LograSettings:
     """Size, directions and damping of LoGRA.
 
     Attributes:
-      rank: directions kept on either side of a layer; it keeps `rank²` numbers an example.
+      rank: directions on either side of a layer, which give `rank²` numbers per example.
       init: `random`, or `pca`: leading directions of the layer's inputs and errors.
-      damping: relative to the mean eigenvalue of the projected Gram matrix.
-      blocks: damped inverse per layer; otherwise one over all layers together.
-      batch_size: examples a pass.
-      seed: of random directions.
+      damping: damping relative to the mean eigenvalue of the projected Gram matrix.
+      blocks: whether each layer has a damped inverse of its own, or all layers have one together.
+      batch_size: examples per pass.
+      seed: random seed of random directions.
     """
 
     rank: int = 24
@@ -69,7 +72,7 @@ def _project(model: Model, params: Any, sides: Sides, x: jax.Array, y: jax.Array
 
 
 def _sides(model: Model, train: Examples, settings: LograSettings) -> Sides:
-    """Input and error directions of every layer, `(I x k, O x k)`."""
+    """Input and error directions of every layer, `([I, rank], [J, rank])`."""
     total: Any = None
     for _, x, y, mask in batches(train.inputs, train.labels, settings.batch_size):
         part = _second_moments(model, model.params, x, y, mask)
@@ -100,7 +103,7 @@ def _features(
 
 
 def fit(model: Model, train: Examples, settings: LograSettings) -> dict[str, Any]:
-    """Directions, and projected gradients of the training set, `{layer: [N, k²]}`."""
+    """Directions, and projected gradients of the training set, `{layer: [N, rank²]}`."""
     sides = _sides(model, train, settings)
     return {"sides": sides, "features": _features(model, sides, train, settings)}
 

@@ -1,8 +1,11 @@
-"""What every baseline is given, and per-example gradients layer by layer.
+"""The model that every baseline is given, and per-example gradients layer by layer.
 
 A linear layer's gradient is `G_i = Σ_t a_{i,t} δ_{i,t}ᵀ`: inputs times output errors. One forward
 and one backward pass of the whole batch give a and δ of every layer, so no per-example backward
 pass is ever run, and many methods never form G at all.
+
+Letters of the baselines' own: I inputs and J outputs of a layer, P parameters of all linear layers,
+H columns of a projection, c a checkpoint.
 """
 
 import dataclasses
@@ -18,7 +21,7 @@ from stride_jax.adapters import from_model
 from stride_jax.taps import TappedModel, with_temperature
 
 Layers = dict[str, tuple[jax.Array, jax.Array]]
-"""`{layer: (a_BxTxI, δ_BxTxO)}`; a has a column of ones where the layer has a bias."""
+"""`{layer: (a_BxTxI, δ_BxTxJ)}`; a has a column of ones where the layer has a bias."""
 
 Objective = Callable[[jax.Array, jax.Array], jax.Array]
 """`(logits, labels) -> [B]`, or `[B, T]` for tokens, whose gradient a method uses."""
@@ -26,13 +29,13 @@ Objective = Callable[[jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A trained model as gradient methods see it.
+    """A trained model as gradient methods read it.
 
     Attributes:
       module: linen module whose call returns `(logits, activations)`.
       checkpoints: parameters along training, the base model last.
-      learning_rates: of the optimiser at each checkpoint.
-      temperature: divides the logits, for every method alike.
+      learning_rates: learning rate of the optimiser at each checkpoint.
+      temperature: number that the logits are divided by, for every method alike.
     """
 
     module: nn.Module
@@ -65,7 +68,7 @@ class Model:
         """
 
         def run(errors: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
-            seen: dict[str, Any] = {}
+            layers: dict[str, Any] = {}
 
             def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
                 out = call(*args, **kwargs)
@@ -73,19 +76,19 @@ class Model:
                 if context.method_name != "__call__" or not isinstance(layer, (nn.Dense, nn.Conv)):
                     return out
                 name = "/".join(layer.path)
-                seen[name] = (_layer_inputs(layer, args[0]), out)
+                layers[name] = (_layer_inputs(layer, args[0]), out)
                 return out + errors[name] if name in errors else out
 
             with nn.intercept_methods(intercept):
                 logits, _ = self.module.apply({"params": params}, inputs)  # pyright: ignore[reportGeneralTypeIssues]
-            return objective(logits / self.temperature, labels).sum(), seen
+            return objective(logits / self.temperature, labels).sum(), layers
 
         _, shapes = jax.eval_shape(run, {})
         zeros = {name: jnp.zeros(out.shape, out.dtype) for name, (_, out) in shapes.items()}
-        errors, seen = jax.grad(run, has_aux=True)(zeros)
+        errors, layers = jax.grad(run, has_aux=True)(zeros)
         return {
             name: (a, errors[name].reshape(*a.shape[:2], errors[name].shape[-1]))
-            for name, (a, _) in seen.items()
+            for name, (a, _) in layers.items()
         }
 
     def logits(self, params: Any, inputs: Any) -> jax.Array:
@@ -94,7 +97,7 @@ class Model:
 
 
 def _layer_inputs(layer: nn.Dense | nn.Conv, x: jax.Array) -> jax.Array:
-    """`a_BxTxI`: what multiplies the kernel, a one appended for the bias."""
+    """`a_BxTxI`: factor of the kernel, with a one appended for the bias."""
     if isinstance(layer, nn.Conv):
         strides = layer.strides or 1
         patches = jax.lax.conv_general_dilated_patches(
@@ -113,12 +116,12 @@ def _layer_inputs(layer: nn.Dense | nn.Conv, x: jax.Array) -> jax.Array:
 
 
 def layer_gradients(layers: Layers) -> dict[str, jax.Array]:
-    """`G_BxIxO = Σ_t a_t δ_tᵀ` of every layer."""
+    """`G_BxIxJ = Σ_t a_t δ_tᵀ` of every layer."""
     return {name: jnp.einsum("bti,bto->bio", a, d) for name, (a, d) in layers.items()}
 
 
 def flat_gradients(layers: Layers) -> jax.Array:
-    """All layers' gradients of each example in a row, `[B, P]`."""
+    """All layers' gradients of each example, flattened, `[B, P]`."""
     grads = layer_gradients(layers)
     return jnp.concatenate([g.reshape(g.shape[0], -1) for g in grads.values()], axis=1)
 

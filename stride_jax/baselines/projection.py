@@ -1,4 +1,7 @@
-"""Random projection of whole gradients, shared by TRAK and LESS."""
+"""Random projection of whole gradients, shared by TRAK and LESS.
+
+Letters as in `baselines.model`.
+"""
 
 import functools
 from typing import Any
@@ -23,7 +26,7 @@ def num_parameters(model: Model, inputs: np.ndarray) -> int:
 
 @functools.partial(jax.jit, static_argnames=("num", "dim"))
 def projection_matrix(num: int, dim: int, seed: int) -> jax.Array:
-    """Rademacher matrix of variance 1/dim, `[P, k]`: keeps inner products on average."""
+    """Rademacher matrix of variance 1/dim, `[P, H]`: preserves inner products on average."""
     signs = jax.random.rademacher(jax.random.key(seed), (num, dim), jnp.int8)
     return signs.astype(jnp.float32) / jnp.sqrt(jnp.float32(dim))
 
@@ -34,7 +37,7 @@ def _project(
     params: Any,
     x: jax.Array,
     y: jax.Array,
-    matrix_Pxk: jax.Array,
+    matrix_PxH: jax.Array,
     transform: tuple[jax.Array, jax.Array] | None,
     objective: Objective,
 ) -> jax.Array:
@@ -42,14 +45,14 @@ def _project(
     if transform is not None:
         shift_P, scale_P = transform
         grads_BxP = (grads_BxP + shift_P[None]) * scale_P[None]
-    return grads_BxP @ matrix_Pxk
+    return grads_BxP @ matrix_PxH
 
 
 def project(
     model: Model,
     params: Any,
     examples: Examples,
-    matrix_Pxk: jax.Array,
+    matrix_PxH: jax.Array,
     objective: Objective,
     *,
     batch_size: int,
@@ -58,24 +61,26 @@ def project(
     """Projected per-example gradients, streamed in batches.
 
     Args:
-      model, params, examples, objective: whose gradient, of what.
-      matrix_Pxk: projection.
-      batch_size: gradients alive at once.
+      model, params: model, and the parameters at which gradients are taken.
+      examples: examples whose gradients are projected.
+      matrix_PxH: projection.
+      objective: function of logits and labels whose gradient is taken.
+      batch_size: gradients held at once.
       transform: `(shift_P, scale_P)`, applied as `(g + shift) * scale` before projecting.
 
     Returns:
-      `[B, k]` float32.
+      `[N, H]` float32.
     """
     out = [
-        np.asarray(_project(model, params, x, y, matrix_Pxk, transform, objective))
+        np.asarray(_project(model, params, x, y, matrix_PxH, transform, objective))
         for _, x, y, _ in batches(examples.inputs, examples.labels, batch_size)
     ]
     return np.concatenate(out)[: len(examples)]
 
 
-def damped_inverse_rows(phi_Nxk: np.ndarray, rhs_Qxk: np.ndarray, damping: float) -> np.ndarray:
-    """`rhs (ΦᵀΦ + lambda I)^{-1}`, lambda relative to the mean eigenvalue of `ΦᵀΦ`, `[Q, k]`."""
-    gram = phi_Nxk.T.astype(np.float64) @ phi_Nxk
+def damped_inverse_rows(phi_NxH: np.ndarray, rhs_QxH: np.ndarray, damping: float) -> np.ndarray:
+    """`rhs (ΦᵀΦ + lambda I)^{-1}`, lambda relative to the mean eigenvalue of `ΦᵀΦ`, `[Q, H]`."""
+    gram = phi_NxH.T.astype(np.float64) @ phi_NxH
     ridge = damping * np.trace(gram) / len(gram)
-    solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), rhs_Qxk.T.astype(np.float64))
+    solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), rhs_QxH.T.astype(np.float64))
     return solved.T.astype(np.float32)

@@ -17,7 +17,7 @@ class RandomSettings:
     """Chance.
 
     Attributes:
-      seed: of the scores.
+      seed: random seed of the scores.
     """
 
     seed: int = 0
@@ -38,11 +38,11 @@ def score_random(
 
 @dataclasses.dataclass(frozen=True)
 class CosineSettings:
-    """Which activation is compared.
+    """The activation that is compared.
 
     Attributes:
-      tap: its name; the last one the model hands out if empty.
-      batch_size: examples a pass.
+      tap: name of the activation; empty for the last one that the model returns.
+      batch_size: examples per pass.
     """
 
     tap: str = ""
@@ -51,8 +51,8 @@ class CosineSettings:
 
 @functools.partial(jax.jit, static_argnames=("model", "tap"))
 def _unit_features(model: Model, params: Any, x: jax.Array, y: jax.Array, tap: str) -> jax.Array:
-    seen: Any = model.module.apply({"params": params}, x)[1]
-    h = seen[tap or list(seen)[-1]]
+    activations: Any = model.module.apply({"params": params}, x)[1]
+    h = activations[tap or list(activations)[-1]]
     if y.ndim == 2:  # a sequence is the mean of its tokens
         h = (h * (y >= 0)[..., None]).sum(axis=1)
     h = h.reshape(x.shape[0], -1)

@@ -1,4 +1,4 @@
-"""Text overlap: TF-IDF cosine and BM25, over words of strings or over token ids."""
+"""Text overlap: TF-IDF cosine and BM25, with token ids as words."""
 
 import dataclasses
 from typing import Any
@@ -9,21 +9,19 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
 
-# Words of strings as scikit-learn cuts them, without its loss of words of one letter.
+# scikit-learn's own pattern leaves out words of one character.
 _WORD = r"(?u)\b\w+\b"
 
 
 def _texts(examples: Examples) -> list[str]:
-    """Strings as they are; token ids as words of their own."""
+    """Sequences of token ids as texts whose words are the ids."""
     inputs = examples.inputs
-    if inputs.dtype.kind == "i" and inputs.ndim == 2:
-        return [" ".join(map(str, row)) for row in inputs.tolist()]
-    if inputs.dtype.kind not in "UO":
+    if inputs.dtype.kind != "i" or inputs.ndim != 2:
         raise ValueError(
-            f"text overlap needs strings or token ids, not {inputs.dtype}: leave tf-idf and bm25 "
-            "out for other data"
+            f"text overlap needs token ids [N, T], not {inputs.dtype}{list(inputs.shape)}: leave "
+            "out tf-idf and bm25 for other data"
         )
-    return [str(text) for text in inputs]
+    return [" ".join(map(str, row)) for row in inputs.tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +29,7 @@ class TfidfSettings:
     """TF-IDF.
 
     Attributes:
-      ngrams: longest run of words that is a term.
+      ngrams: words of the longest terms.
     """
 
     ngrams: int = 2
@@ -81,10 +79,10 @@ def fit_bm25(model: Model | None, train: Examples, settings: Bm25Settings) -> An
 def _words(examples: Examples) -> list[list[str]]:
     import bm25s
 
-    found = bm25s.tokenize(
+    tokenised = bm25s.tokenize(
         _texts(examples), token_pattern=_WORD, return_ids=False, show_progress=False
     )
-    return [[str(word) for word in words] for words in found]
+    return [[str(word) for word in words] for words in tokenised]
 
 
 def score_bm25(

@@ -1,4 +1,7 @@
-"""TRAK: Park et al., Attributing Model Behavior at Scale, 2023."""
+"""TRAK: Park et al., Attributing Model Behavior at Scale, 2023.
+
+Letters as in `baselines.model`.
+"""
 
 import dataclasses
 import functools
@@ -24,12 +27,13 @@ class TrakSettings:
     """Size and damping of TRAK.
 
     Attributes:
-      dim: k, width of the projection.
+      dim: H, columns of the projection.
       damping: lambda relative to the mean eigenvalue of the projected Gram matrix; TRAK's own 0
         fails on a singular one.
-      num_checkpoints: base model and the checkpoints before it; scores are averaged over them.
-      batch_size: gradients alive at once.
-      seed: of the projection.
+      num_checkpoints: number of last checkpoints, the base model included, whose scores are
+        averaged.
+      batch_size: gradients held at once.
+      seed: random seed of the projection.
     """
 
     dim: int = 1024
@@ -55,7 +59,7 @@ def _checkpoints(model: Model, settings: TrakSettings) -> tuple[Any, ...]:
     if settings.num_checkpoints > len(model.checkpoints):
         raise ValueError(
             f"num_checkpoints={settings.num_checkpoints}, but the model has "
-            f"{len(model.checkpoints)}"
+            f"{len(model.checkpoints)}: ask for fewer, or train with more"
         )
     return model.checkpoints[-settings.num_checkpoints :]
 
@@ -64,7 +68,7 @@ def fit(model: Model, train: Examples, settings: TrakSettings) -> dict[str, np.n
     """Projected margin gradients of the training set, per checkpoint, and mean `1 − p`.
 
     Returns:
-      `phi` `[c, N, k]` and `doubt` `[N]`.
+      `phi` `[checkpoint, N, H]` and `doubt` `[N]`.
     """
     matrix = projection_matrix(num_parameters(model, train.inputs), settings.dim, settings.seed)
     phi, doubt = [], []

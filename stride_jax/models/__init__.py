@@ -10,7 +10,7 @@ from stride_jax.models.llama import Llama, LlamaSettings
 from stride_jax.models.mlp import MLP
 from stride_jax.models.pretrain import pretrain
 from stride_jax.models.resnet import ResNet9
-from stride_jax.models.train import TrainSettings, fit, initial_params, trajectory
+from stride_jax.models.train import TrainSettings, fit, initial_params
 
 __all__ = [
     "GPT",
@@ -31,5 +31,4 @@ __all__ = [
     "pretrain",
     "read_huggingface",
     "read_nanochat",
-    "trajectory",
 ]

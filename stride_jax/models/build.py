@@ -14,11 +14,11 @@ KINDS = ("mlp", "resnet9", "gpt", "llama")
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Which model.
+    """The architecture of a model.
 
     Attributes:
       kind: `mlp`, `resnet9`, `gpt` or `llama`.
-      widths: hidden units of the MLP.
+      widths: units of each hidden layer of the MLP.
       width: channels of the ResNet's stem.
       gpt: sizes and switches of the GPT.
       llama: sizes and switches of the Llama or Qwen2.

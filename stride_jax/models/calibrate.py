@@ -3,8 +3,10 @@
 A model that has memorised its training set has residuals `e_y − p` near zero there, which say too
 little about influence. Dividing the logits by one temperature fitted on examples that are neither
 trained on nor scored undoes much of it. It is a property of the base model: every method,
-ours and the baselines, sees the calibrated logits. (Guo et al., On Calibration of Modern Neural
+ours and the baselines, reads the calibrated logits. (Guo et al., On Calibration of Modern Neural
 Networks, 2017.)
+
+Letter of its own: τ the temperature.
 """
 
 import numpy as np
@@ -15,14 +17,14 @@ import scipy.special
 def fit_temperature(logits_NxC: np.ndarray, labels_N: np.ndarray) -> float:
     """The temperature that minimises held-out cross-entropy.
 
-    `argmin_T mean_i −log softmax(o_i / T)[y_i]`, T in [1/20, 20].
+    `argmin_τ mean_i −log softmax(o_i / τ)[y_i]`, τ in [1/20, 20].
 
     Args:
       logits_NxC: `[N, C]` logits of held-out examples.
       labels_N: `[N]` int; −1 does not count.
 
     Returns:
-      T; above 1 where the model is over-confident.
+      τ; above 1 where the model is over-confident.
 
     Raises:
       ValueError: no examples, or logits that are not finite.
@@ -37,13 +39,16 @@ def fit_temperature(logits_NxC: np.ndarray, labels_N: np.ndarray) -> float:
     if len(logits) == 0:
         raise ValueError("no held-out examples to calibrate on: give the calibration split some")
     if not np.isfinite(logits).all():
-        raise ValueError("held-out logits are not finite: the base model diverged in training")
+        raise ValueError(
+            "held-out logits are not finite: the base model diverged in training; lower its "
+            "learning_rate"
+        )
 
-    def loss(log_t: float) -> float:
-        scaled = logits * np.exp(-log_t)
+    def loss(log_tau: float) -> float:
+        scaled = logits * np.exp(-log_tau)
         picked = np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
         return float(np.mean(scipy.special.logsumexp(scaled, axis=1) - picked))
 
     bound = np.log(20.0)
-    found = scipy.optimize.minimize_scalar(loss, bounds=(-bound, bound), method="bounded")
-    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
+    minimum = scipy.optimize.minimize_scalar(loss, bounds=(-bound, bound), method="bounded")
+    return float(np.exp(minimum.x))  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,7 +2,7 @@
 
 A decoder with rotary positions, QK-norm, squared ReLU, RMSNorm without parameters, no biases and
 an untied head (github.com/karpathy/nanochat, `nanochat/gpt.py`; value embeddings after Zhou et al.,
-Value Residual Learning, 2024). Letters as in `transformer`; L layers, C tokens in the vocabulary.
+Value Residual Learning, 2024). Letters as in `transformer`; L layers, C the vocabulary.
 """
 
 import dataclasses
@@ -31,33 +31,34 @@ class GPTSettings:
 
     Attributes:
       depth: L, layers.
-      width: D, of the residual stream.
+      width: D, width of the residual stream.
       num_heads: H, query heads; each has width D / H.
       num_kv_heads: G, key and value heads; a divisor of H.
       sequence_len: longest sequence.
-      window_pattern: `L` (sees everything before) or `S` (a short window) by layer, repeated; the
-        last layer is always `L`.
-      short_window: tokens an `S` layer looks back; 0 for a quarter of `sequence_len`.
+      window_pattern: `L` (attends to everything before) or `S` (to a short window) for each layer,
+        repeated; the last layer is always `L`.
+      short_window: tokens before its own that an `S` layer attends to; 0 for a quarter of
+        `sequence_len`.
       rope_theta: base of the rotary frequencies.
-      qk_norm: RMSNorm of queries and keys.
-      qk_scale: then multiplies both.
-      value_embeddings: every second layer, the last included, adds a gated embedding of the token
-        itself to its values.
-      value_gate_channels: first channels of the stream that the gate reads.
-      value_gate_scale: the gate is this times a sigmoid.
-      residual_scalars: a layer's input is `a_l x + b_l x0`, x0 the embedding.
-      smear: x0 also has a gated share of the previous token's embedding.
-      smear_channels: first channels of the embedding that this gate reads.
-      backout: a share of the stream after layer L // 2 is subtracted before the final norm.
-      softcap: logits are `softcap tanh(o / softcap)`, in float32; 0 for none.
-      vocab_multiple: the embeddings and the head are padded to a multiple of it.
-      embedding_std: of the initial token embedding.
+      qk_norm: whether queries and keys are normalised by RMSNorm.
+      qk_scale: factor of both after their norm.
+      value_embeddings: whether every second layer, the last included, adds a gated embedding of
+        the token itself to its values.
+      value_gate_channels: number of first channels of the stream that the gate reads.
+      value_gate_scale: factor of the gate's sigmoid.
+      residual_scalars: whether a layer's input is `a_l x + b_l x0`, x0 the embedding.
+      smear: whether x0 has a gated share of the previous token's embedding too.
+      smear_channels: number of first channels of the embedding that this gate reads.
+      backout: whether a share of the stream after layer L // 2 is subtracted before the final norm.
+      softcap: bound s of the logits `s tanh(o / s)`, in float32; 0 for none.
+      vocab_multiple: number whose multiple the embeddings and the head are padded to.
+      embedding_std: standard deviation of the initial token embedding.
       mlp_init: initial scale of the MLP's first matrix, relative to that of q, k and v.
-      residual_init: first and last layer's initial a_l, a straight line between them.
-      x0_init: the same of b_l.
+      residual_init: initial a_l of the first and the last layer, a straight line between them.
+      x0_init: initial b_l, likewise.
       attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
-      remat: compute a block again in the backward pass and so keep less memory.
-      dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
+      remat: whether a block is computed again in the backward pass, to need less memory.
+      dtype: dtype of the computation, `float32` or `bfloat16`; parameters are float32.
     """
 
     depth: int = 4
@@ -110,7 +111,7 @@ class GPTSettings:
         return self.width // self.num_heads
 
     def window(self, layer: int) -> int | None:
-        """How far back a layer sees; None for everything."""
+        """Tokens before its own that a layer attends to; None for all."""
         long = self.window_pattern[layer % len(self.window_pattern)] == "L"
         if long or layer == self.depth - 1:
             return None
@@ -137,7 +138,7 @@ def _gate_init(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLi
 
 
 class Attention(nn.Module):
-    """Causal attention of one layer; adds value embeddings where it is given some."""
+    """Causal attention of one layer, with value embeddings where there are any."""
 
     settings: GPTSettings
     layer: int

@@ -33,7 +33,7 @@ def read_huggingface(folder: str | os.PathLike[str], **overrides: Any) -> Import
     """Read a Llama or Qwen2 from a Hugging Face folder.
 
     Args:
-      folder: holds `config.json` and one or more `*.safetensors`.
+      folder: folder with `config.json` and one or more `*.safetensors`.
       **overrides: `LlamaSettings` to change, such as `sequence_len=512` or `dtype="bfloat16"`.
 
     Returns:
@@ -45,7 +45,7 @@ def read_huggingface(folder: str | os.PathLike[str], **overrides: Any) -> Import
     folder = pathlib.Path(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "config.json").is_file():
-        raise WeightsError(f"{folder} needs config.json and *.safetensors")
+        raise WeightsError(f"{folder} lacks config.json or *.safetensors: give a folder with both")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     llama = huggingface_settings(config, **overrides)
     settings = ModelSettings("llama", llama=llama)
@@ -82,7 +82,7 @@ def huggingface_settings(config: Mapping[str, Any], **overrides: Any) -> LlamaSe
             f"config.json has {', '.join(bad)}: our model is a plain Llama or Qwen2 (SwiGLU, full "
             "attention, unscaled rotary positions)"
         )
-    found = {
+    sizes = {
         "depth": config["num_hidden_layers"],
         "width": config["hidden_size"],
         "hidden": config["intermediate_size"],
@@ -95,7 +95,7 @@ def huggingface_settings(config: Mapping[str, Any], **overrides: Any) -> LlamaSe
         "qkv_bias": kind == "qwen2",
         "tied_head": bool(config.get("tie_word_embeddings")),
     }
-    return LlamaSettings(**{**found, **overrides})
+    return LlamaSettings(**{**sizes, **overrides})
 
 
 def _their_name(path: Path) -> str:

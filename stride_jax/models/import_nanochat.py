@@ -1,8 +1,8 @@
 """nanochat checkpoints, `model_<step>.pt` and `meta_<step>.json`, into our GPT.
 
 The format of the checkpoints published for STRIDE. Needs the extra `torch`. The metadata hold the
-sizes; which features a model has shows in the names and shapes of its weights; constants that the
-weights do not show go with the version of nanochat that has these features (its public history):
+sizes; the names and shapes of the weights show a model's features; constants that they do not show
+are those of the version of nanochat that has these features (its public history):
 
 | version: first commit | rotary base | scale of q, k | of gates | short window |
 |---|---|---|---|---|
@@ -56,8 +56,8 @@ def read_nanochat(
     """Read a nanochat checkpoint.
 
     Args:
-      folder: holds `model_<step>.pt` and `meta_<step>.json`.
-      step: which; the latest by default.
+      folder: folder with `model_<step>.pt` and `meta_<step>.json`.
+      step: step of the checkpoint; the latest by default.
       **overrides: `GPTSettings` that differ from the table above, such as `softcap=20.0`.
 
     Returns:
@@ -108,7 +108,7 @@ def nanochat_settings(
     sizes = {ours: config[theirs] for theirs, ours in _SIZES.items()}
     gates = [w.shape[1] for name, w in tensors.items() if name.endswith("attn.ve_gate.weight")]
     smear_gate = tensors.get("smear_gate.weight")
-    found = {
+    features: dict[str, Any] = {
         "window_pattern": config.get("window_pattern", "L").upper(),
         "value_embeddings": bool(gates),
         "residual_scalars": "resid_lambdas" in tensors,
@@ -116,17 +116,17 @@ def nanochat_settings(
         "backout": "backout_lambda" in tensors,
     }
     if gates:
-        found["value_gate_channels"] = gates[0]
+        features["value_gate_channels"] = gates[0]
     if smear_gate is not None:
-        found["smear_channels"] = smear_gate.shape[1]
+        features["smear_channels"] = smear_gate.shape[1]
     if config["vocab_size"] % 64 and len(tensors.get("lm_head.weight", ())) == config["vocab_size"]:
-        found["vocab_multiple"] = 1  # before December 2025
+        features["vocab_multiple"] = 1  # before December 2025
     constants = _constants(smear_gate is not None, gates, config["sequence_len"])
-    return GPTSettings(**{**sizes, **found, **constants, **overrides})
+    return GPTSettings(**{**sizes, **features, **constants, **overrides})
 
 
 def _constants(smear: bool, gates: list[int], length: int) -> dict[str, Any]:
-    """The table's row."""
+    """The constants in the table's row for these features."""
     if not smear and (not gates or gates[0] >= 32):
         scales = {"rope_theta": 10_000.0, "qk_scale": 1.0, "value_gate_scale": 2.0}
         return {**scales, "short_window": max(length // 2, 1)}

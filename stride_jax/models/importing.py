@@ -16,7 +16,7 @@ Path = tuple[str, ...]
 
 
 class WeightsError(ValueError):
-    """A foreign checkpoint that does not fit; says what differs and what to do."""
+    """A foreign checkpoint that does not fit; names what differs and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Imported:
     """A model read from a foreign checkpoint.
 
     Attributes:
-      settings: of the model, for `make_model`.
-      num_classes: its vocabulary.
+      settings: settings of the model, for `make_model`.
+      num_classes: C, size of its vocabulary.
       params: float32 parameter tree.
-      source: what was read, for the record.
+      source: format and step that were read, as JSON values.
     """
 
     settings: ModelSettings
@@ -67,8 +67,8 @@ def fill(
     Args:
       shapes: our tree, from `param_shapes`.
       tensors: their arrays by name.
-      their_name: from the path of one of our arrays to the name of theirs.
-      hint: what to do about names that differ, for the message.
+      their_name: function from the path of one of our arrays to the name of theirs.
+      hint: remedy for names that differ, for the message.
 
     Returns:
       The tree, float32.

@@ -30,20 +30,20 @@ class LlamaSettings:
 
     Attributes:
       depth: L, layers.
-      width: D, of the residual stream.
-      hidden: units of the MLP.
+      width: D, width of the residual stream.
+      hidden: hidden units of the MLP.
       num_heads: H, query heads.
       num_kv_heads: G, key and value heads; a divisor of H.
       head_dim: E, width of a head; 0 for D / H.
       sequence_len: longest sequence.
       rope_theta: base of the rotary frequencies.
-      norm_eps: of RMSNorm.
-      qkv_bias: biases of q, k and v, as Qwen2 has them.
-      tied_head: the head is the token embedding.
-      init_std: of all initial weights.
+      norm_eps: epsilon of RMSNorm.
+      qkv_bias: whether q, k and v have biases, as in Qwen2.
+      tied_head: whether the head is the token embedding.
+      init_std: standard deviation of all initial weights.
       attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
-      remat: compute a block again in the backward pass and so keep less memory.
-      dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
+      remat: whether a block is computed again in the backward pass, to need less memory.
+      dtype: dtype of the computation, `float32` or `bfloat16`; parameters are float32.
     """
 
     depth: int = 4
@@ -77,7 +77,7 @@ class LlamaSettings:
 
     @property
     def head_width(self) -> int:
-        """E, with the default filled in."""
+        """E, resolved where `head_dim` is 0."""
         return self.head_dim or self.width // self.num_heads
 
 

@@ -1,4 +1,7 @@
-"""The base model's own training: a piece at a time, so that it can stop and go on."""
+"""The base model's own training, in pieces between which it can be stopped and resumed.
+
+Letter of its own: s steps.
+"""
 
 import functools
 from typing import Any
@@ -22,7 +25,7 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.keep import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
 
-# Steps that one call of the compiled program takes.
+# Steps per call of the compiled program.
 _PIECE = 50
 
 
@@ -40,14 +43,14 @@ def pretrain(
 
     Args:
       module: linen model whose call returns `(logits, activations)`.
-      inputs, labels: the examples, as in `train.trajectory`.
+      inputs, labels: the examples, as in `train.fit`.
       settings: recipe and seed.
-      num_checkpoints: equal stretches of training, one checkpoint at the end of each.
+      num_checkpoints: number of equal stretches of training, each of which ends in a checkpoint.
       progress: wraps the pieces.
-      keep: where parameters, optimiser and checkpoints are kept on the way.
+      keep: where parameters, optimiser and checkpoints are saved between pieces.
 
     Returns:
-      Parameters of the checkpoints, the model itself last, and the mean learning rate of each one's
+      Parameters of the checkpoints, the model itself last, and the mean learning rate of each
       stretch.
 
     Raises:
@@ -90,7 +93,7 @@ def pretrain(
     state: State = params, optimizer(settings, num_steps).init(params)
     reached = [jax.tree.map(np.zeros_like, jax.device_get(params)) for _ in ends]
     begin, (state, reached) = keep.resume("training", (state, reached))
-    # This process's own, whatever they were laid out over.
+    # Local arrays, whichever devices they were restored onto.
     state = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), state)
     data = inputs, labels, rows_sxB
     for stop in progress([stop for stop in stops if stop > begin], desc="training"):

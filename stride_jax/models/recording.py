@@ -1,10 +1,10 @@
-"""How our models hand out their activations, and let one be replaced.
+"""Recording of our models' activations, and their replacement.
 
 Every model's `__call__(x, replace={})` returns `(logits, activations)`. Each layer passes its
-output through `recorder(name, value)`, which notes it under a readable name or, where `replace`
-has that name, puts the replacement in its place, or what a function makes of the value. `jit`
-removes what nobody reads, so recording all layers costs nothing, and replacing one removes the
-layers before it.
+output through `recorder(name, value)`, which records it under a readable name. Where `replace` has
+that name, it puts the replacement, or a function of the value, in its place. `jit` removes what
+nothing reads, so recording all layers costs nothing, and replacing one removes the layers before
+it.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ Replacement = jax.Array | Callable[[jax.Array], jax.Array]
 
 
 class Recorder:
-    """Notes activations by name; replaces those asked for.
+    """Records activations by name; replaces those in `replace`.
 
     >>> record = Recorder({"a": 5, "c": lambda value: value + 1})
     >>> record("a", 1), record("b", 2), record("c", 3), record.activations

@@ -10,7 +10,7 @@ from stride_jax.models.recording import Recorder
 
 
 def _patches3x3(x: jax.Array) -> jax.Array:
-    """Every pixel's 3x3 neighbourhood, zero-padded: `[B, H, W, 9 C]`.
+    """Every pixel's 3x3 neighbourhood, zero-padded: `[B, height, width, 9 channels]`.
 
     A convolution is a dense layer on these. Under `vmap` over models a dense layer is a batched
     matrix product, where `nn.Conv` becomes a grouped convolution, many times slower.
@@ -29,7 +29,7 @@ class ResNet9(nn.Module):
     asks what a single example does, and a batch statistic has no answer.
 
     Activations: `input`, `stem`, `stage0`, `residual0`, `stage1`, `stage2`, `residual1`
-    (`[B, H, W, channels]`) and `pooled` (`[B, 8 * width]`).
+    (`[B, height, width, channels]`) and `pooled` (`[B, 8 * width]`).
 
     Attributes:
       num_classes: C.
@@ -51,7 +51,7 @@ class ResNet9(nn.Module):
             return nn.relu(x)
 
         def stage(x: jax.Array, channels: int, name: str) -> jax.Array:
-            # Small images (8x8) run out of pixels before the last stage: then keep what is left.
+            # Small images (8x8) have one pixel before the last stage, which is then not pooled.
             x = convolve(x, channels, name)
             return nn.max_pool(x, (2, 2), (2, 2)) if min(x.shape[1:3]) > 1 else x
 

@@ -1,4 +1,7 @@
-"""Training as one pure function, so that many models train at once under `vmap`."""
+"""Training as one pure function, so that many models train at once under `vmap`.
+
+Letter of its own: s steps.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -17,17 +19,18 @@ Forward = Callable[[Params, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How a base model, and every model of the bank, is trained.
+    """The recipe of the base model and of every model of the bank.
 
     Attributes:
       epochs: passes over the examples.
-      batch_size: examples a step.
+      batch_size: examples per step.
       optimizer: `sgd` (momentum .9), `adamw` or `muon` (matrices; adamw for the rest).
-      learning_rate: peak; a cosine takes it to zero.
+      learning_rate: peak of the learning rate, which falls to zero along a cosine.
       warmup: share of the steps in which the learning rate rises to its peak.
-      accumulation: parts that a batch's gradient is computed in, one after the other.
-      weight_decay: of adamw, or added to the gradient of sgd.
-      seed: of the initial parameters and the order of examples.
+      accumulation: number of parts in which a batch's gradient is computed one after the other.
+      weight_decay: weight decay of adamw and muon, or share of the parameters added to the gradient
+        of sgd.
+      seed: random seed of the initial parameters and the order of examples.
     """
 
     epochs: int = 20
@@ -43,13 +46,15 @@ class TrainSettings:
         if self.optimizer not in ("sgd", "adamw", "muon"):
             raise ValueError(f"optimizer={self.optimizer!r}: use 'sgd', 'adamw' or 'muon'")
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: both at least 1")
+            raise ValueError(
+                f"epochs={self.epochs}, batch_size={self.batch_size}: both must be at least 1"
+            )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps, in [0, 1)")
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size={self.batch_size} can't be cut into accumulation="
-                f"{self.accumulation} equal parts"
+                f"{self.accumulation} equal parts: give a divisor"
             )
 
 
@@ -106,21 +111,7 @@ def fit(
     key: jax.Array,
     settings: TrainSettings,
 ) -> Params:
-    """Train on the rows `members_S`: the last checkpoint of `trajectory`, which see."""
-    return trajectory(forward, params, inputs, labels_N, members_S, key, settings, 1)[0][0]
-
-
-def trajectory(
-    forward: Forward,
-    params: Params,
-    inputs: ArrayLike,
-    labels_N: ArrayLike,
-    members_S: ArrayLike,
-    key: jax.Array,
-    settings: TrainSettings,
-    num_checkpoints: int,
-) -> list[tuple[Params, jax.Array]]:
-    """Train on the rows `members_S`, every row once an epoch in a fresh order.
+    """Train on the rows `members_S`, every row once per epoch in a new order.
 
     The epochs' orders are joined and cut into batches, so no row is dropped at an epoch's end
     (only fewer than `batch_size` rows at the very end).
@@ -128,27 +119,22 @@ def trajectory(
     Args:
       forward: `(params, inputs) -> logits`.
       params: initial parameters.
-      inputs: `[N, ...]` all examples.
+      inputs: inputs of all examples, `[N, ...]`.
       labels_N: `[N]` classes or `[N, T]` next tokens; −1 does not count.
       members_S: `[S]` rows to train on.
-      key: of the order.
+      key: key of the order.
       settings: optimiser and schedule; the seed is not used here.
-      num_checkpoints: equal stretches of training, one checkpoint at the end of each.
 
     Returns:
-      For each checkpoint, its parameters and the mean learning rate of its stretch. Pure: `vmap`
-      over `params`, `members_S` and `key` trains many models.
+      The trained parameters. Pure: `vmap` over `params`, `members_S` and `key` trains many models.
     """
     members_S = jnp.asarray(members_S)
     rows_sxB = order_batches(members_S, key, settings)
     num_steps = len(rows_sxB)
     step = training_step(forward, inputs, labels_N, num_steps, settings)
-    state, out = (params, optimizer(settings, num_steps).init(params)), []
-    rates = jnp.asarray(schedule(settings, num_steps)(jnp.arange(num_steps)))
-    for part in np.array_split(np.arange(num_steps), num_checkpoints):
-        state, _ = jax.lax.scan(step, state, rows_sxB[part[0] : part[-1] + 1])
-        out.append((state[0], rates[part].mean()))
-    return out
+    state = params, optimizer(settings, num_steps).init(params)
+    (params, _), _ = jax.lax.scan(step, state, rows_sxB)
+    return params
 
 
 def order_batches(members_S: jax.Array, key: jax.Array, settings: TrainSettings) -> jax.Array:
@@ -177,8 +163,8 @@ def training_step(
 
     Args:
       forward: `(params, inputs) -> logits`.
-      inputs, labels_N: all examples, as in `trajectory`.
-      num_steps: of the whole training, for the schedule.
+      inputs, labels_N: all examples, as in `fit`.
+      num_steps: steps of the whole training, for the schedule.
       settings: optimiser and schedule.
     """
     inputs, labels_N = jnp.asarray(inputs), jnp.asarray(labels_N)
@@ -191,12 +177,12 @@ def training_step(
         count = jnp.maximum((labels_N[rows_B] >= 0).sum(), 1)
         grad = jax.value_and_grad(total)
         if settings.accumulation == 1 or len(rows_B) % settings.accumulation:  # or a small last set
-            found = grad(params, rows_B)
+            total_and_grads = grad(params, rows_B)
         else:
             parts = rows_B.reshape(settings.accumulation, -1)
-            found = jax.lax.map(lambda rows: grad(params, rows), parts)
-            found = jax.tree.map(lambda g: g.sum(axis=0), found)
-        return jax.tree.map(lambda g: g / count, found)
+            total_and_grads = jax.lax.map(lambda rows: grad(params, rows), parts)
+            total_and_grads = jax.tree.map(lambda g: g.sum(axis=0), total_and_grads)
+        return jax.tree.map(lambda g: g / count, total_and_grads)
 
     def step(state: State, rows_B: jax.Array) -> tuple[State, jax.Array]:
         params, moments = state

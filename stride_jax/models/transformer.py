@@ -1,4 +1,4 @@
-"""What our decoder-only transformers share: norm, rotary positions, causal attention.
+"""Parts of our decoder-only transformers: norm, rotary positions, causal attention.
 
 Letters: B sequences, T tokens, D width, H query heads, G key/value heads, E width of a head.
 """
@@ -18,7 +18,7 @@ def rms_norm(x: jax.Array, eps: float = 2.0**-23) -> jax.Array:
 
     Args:
       x: `[..., D]`.
-      eps: float32's machine epsilon by default, as in torch.
+      eps: number added to the mean square; float32's machine epsilon by default, as in torch.
 
     >>> [f"{v:.1f}" for v in rms_norm(jnp.array([1.0, 7.0]))]  # sqrt((1 + 49) / 2) = 5
     ['0.2', '1.4']
@@ -31,13 +31,13 @@ def rotate(x_BxTxHxE: jax.Array, theta: float, clockwise: bool = False) -> jax.A
     """Rotary positions: turn the pair `(x_e, x_{e+E/2})` of token t by the angle `t theta^(−2e/E)`.
 
     A query's product with a key then depends on their distance alone (Su et al., RoFormer, 2021).
-    Both directions are equally good, but weights trained with one are nonsense in the other:
+    Both directions are equally good, but weights trained with one do not fit the other:
     Llama and Qwen2 turn anticlockwise, nanochat clockwise.
 
     Args:
       x_BxTxHxE: queries or keys, E even.
       theta: base of the frequencies.
-      clockwise: the direction.
+      clockwise: direction of the turn.
 
     >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2).repeat(2, axis=1)
     >>> [f"{v:.2f}" for v in rotate(x, 1e4)[0, 1, 0]]  # cos 1, sin 1
@@ -46,8 +46,8 @@ def rotate(x_BxTxHxE: jax.Array, theta: float, clockwise: bool = False) -> jax.A
     ['0.54', '-0.84']
     """
     length, half = x_BxTxHxE.shape[1], x_BxTxHxE.shape[3] // 2
-    speed_E = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (jnp.arange(length, dtype=jnp.float32)[:, None] * speed_E[None])[None, :, None]
+    speed = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (jnp.arange(length, dtype=jnp.float32)[:, None] * speed[None])[None, :, None]
     cos, sin = jnp.cos(angle).astype(x_BxTxHxE.dtype), jnp.sin(angle).astype(x_BxTxHxE.dtype)
     sin = -sin if clockwise else sin
     left, right = jnp.split(x_BxTxHxE, 2, axis=-1)
@@ -67,10 +67,10 @@ def causal_attention(
       q_BxTxHxE: queries.
       k_BxTxGxE: keys; `H / G` neighbouring query heads share one.
       v_BxTxGxE: values.
-      window: how far back a token sees; everything before it for None.
+      window: tokens before its own that a token attends to; None for all.
       implementation: `einsum` runs anywhere and batches well under `vmap`; `xla` and `cudnn` are
-        those of `jax.nn.dot_product_attention`: `cudnn`, flash attention in bfloat16 on an NVIDIA
-        GPU, alone holds no `[B, H, T, T]` scores.
+        those of `jax.nn.dot_product_attention`; only `cudnn`, flash attention in bfloat16 on an
+        NVIDIA GPU, holds no `[B, H, T, T]` scores.
 
     Returns:
       `[B, T, H * E]`.
@@ -89,8 +89,8 @@ def causal_attention(
     )  # r: query heads of one key head
     token = jnp.arange(length)
     back_TxT = token[:, None] - token[None]
-    seen_TxT = (back_TxT >= 0) & (back_TxT <= (length if window is None else window))
-    scores = jnp.where(seen_TxT[None, None, None], scores * size**-0.5, -jnp.inf)
+    attended_TxT = (back_TxT >= 0) & (back_TxT <= (length if window is None else window))
+    scores = jnp.where(attended_TxT[None, None, None], scores * size**-0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxTxGxE.dtype)
     out = jnp.einsum("bgrts,bsge->btgre", weights, v_BxTxGxE)
     return out.reshape(batch, length, heads * size)
@@ -140,7 +140,7 @@ def check_tokens(tokens_BxT: jax.Array, sequence_len: int) -> None:
 def check_sizes(
     depth: int, width: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: str
 ) -> None:
-    """Raise for sizes of a transformer that do not fit together; names them and the remedy."""
+    """Raise unless the sizes of a transformer fit together; the message has the remedy."""
     if depth < 1 or width < 1:
         raise ValueError(f"depth={depth}, width={width}: both at least 1")
     if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
@@ -148,6 +148,6 @@ def check_sizes(
             f"num_heads={num_heads} must be a positive multiple of num_kv_heads={num_kv_heads}"
         )
     if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"a head's width is {head_dim}: rotary positions need it even")
+        raise ValueError(f"a head's width is {head_dim}: rotary positions need an even one")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: use 'float32' or 'bfloat16'")
