@@ -14,8 +14,9 @@ D width of an activation, R features, C classes or vocabulary, O outputs of an o
 from stride_jax.adapters import from_equinox, from_haiku, from_linen, from_model, from_nnx
 from stride_jax.attribution import Attribution, ensemble
 from stride_jax.design import Design
-from stride_jax.examples import Examples, content_ids
+from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel, freeze
+from stride_jax.ids import content_ids
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
 from stride_jax.operators import BasisSettings, ClosedFormSettings, JointSettings

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from stride_jax.examples import as_ids
+from stride_jax.ids import as_ids
 from stride_jax.runtime.files import UnreadableFileError
 from stride_jax.runtime.tables import read_table, write_table
 from stride_jax.scores import Scores, as_scores, mean, ranked, row_scores, top_rows

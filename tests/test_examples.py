@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stride_jax import examples as module
-from stride_jax.examples import Examples, as_examples, content_ids
+from stride_jax.examples import Examples, as_examples
+from stride_jax.ids import content_ids
 
 
 def of(inputs=((0.5, 1.0), (2.0, 3.0), (4.0, 5.0)), labels=(0, 1, 2), **others):

@@ -1,6 +1,5 @@
-"""Real data: TFDS builders, loading through grain, tokens and packing, content-hash ids."""
+"""Real data: TFDS builders, loading through grain, tokens and packing."""
 
-from stride_jax.data.batches import BatchSettings, batches
 from stride_jax.data.bible import BOOKS, TRANSLATIONS
 from stride_jax.data.mapped import map_splits, write_splits
 from stride_jax.data.planted import pack_completions, plant, planted_facts
@@ -9,19 +8,18 @@ from stride_jax.data.text import TextSettings, TextSplits, load_text
 from stride_jax.data.text_examples import TextExamples
 from stride_jax.data.truths import relevant
 from stride_jax.data.verses import VerseSettings, load_verses
-from stride_jax.examples import Examples, content_ids
+from stride_jax.examples import Examples
+from stride_jax.ids import content_ids
 
 __all__ = [
     "BOOKS",
     "TRANSLATIONS",
-    "BatchSettings",
     "DataSettings",
     "Examples",
     "TextExamples",
     "TextSettings",
     "TextSplits",
     "VerseSettings",
-    "batches",
     "content_ids",
     "load_splits",
     "load_text",

@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 
 from stride_jax.data.quiet import quiet
-from stride_jax.examples import Examples, content_ids
+from stride_jax.examples import Examples
+from stride_jax.ids import content_ids
 
 _OURS = {"mnist5k": "Mnist5k", "digits8x8": "Digits8x8", "breast_cancer": "BreastCancer"}
-"""Names of our datasets and of their classes in `builders`, which imports TFDS and Pillow."""
+"""Names of our datasets, and their classes in `builders`, which imports TFDS and Pillow."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Which data to attribute.
+    """The dataset to attribute, and its splits.
 
     Attributes:
       name: `mnist5k`, `digits8x8`, `breast_cancer`, or any TFDS name with features `label` and
         `image` or `features` (a table's row).
-      train, calibration, query: TFDS split of each role; slices such as `test[:400]` work.
+      train, calibration, query: TFDS split of each role, or a slice such as `test[:400]`.
     """
 
     name: str = "mnist5k"
@@ -40,7 +41,7 @@ def _builder(name: str, data_dir: str) -> Any:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
-            f"no dataset {name!r}: use one of {sorted(_OURS)} or a name TFDS knows"
+            f"no dataset {name!r}: use one of {sorted(_OURS)} or the name of a TFDS dataset"
         ) from error
 
 
@@ -51,7 +52,7 @@ def _read(builder: Any, split: str, column: str) -> Examples:
         source = builder.as_data_source(split)
     except ValueError as error:
         raise ValueError(
-            f"split {split!r} of {builder.name}: {error}; it has {sorted(builder.info.splits)}"
+            f"split {split!r} of {builder.name}: {error}; use one of {sorted(builder.info.splits)}"
         ) from error
     batches = list(grain.MapDataset.source(source).batch(512))
     inputs = np.concatenate([batch[column] for batch in batches])
@@ -78,7 +79,7 @@ def load_splits(
     """Prepare the dataset once as array_record, then read its three splits.
 
     Args:
-      settings: which dataset and splits.
+      settings: dataset and splits.
       data_dir: folder of prepared datasets.
 
     Returns:
@@ -93,8 +94,8 @@ def load_splits(
     column = "image" if "image" in features else "features"
     if missing := {column, "label"} - set(features):
         raise ValueError(
-            f"dataset {settings.name!r} lacks {sorted(missing)}: it needs 'label' and 'image' or "
-            f"'features', and has {sorted(features)}"
+            f"dataset {settings.name!r} lacks {sorted(missing)} and has {sorted(features)}: use "
+            "one with 'label' and 'image' or 'features'"
         )
     with quiet():
         builder.download_and_prepare(file_format="array_record")

@@ -1,4 +1,4 @@
-"""Packed sequences in memory, named by what they contain and able to say where they come from."""
+"""Packed sequences in memory, with ids that hash their content, and with their origin."""
 
 import dataclasses
 import itertools
@@ -9,19 +9,20 @@ import numpy as np
 from stride_jax.data.documents import Source
 from stride_jax.data.packing import Packed, Spans
 from stride_jax.data.tokens import Tokenizer
-from stride_jax.examples import Examples, content_ids
+from stride_jax.examples import Examples
+from stride_jax.ids import content_ids
 
 
 @dataclasses.dataclass(frozen=True)
 class TextExamples:
-    """N sequences of one split; as `examples` they are what models and methods take.
+    """N sequences of one split; their `examples` are what models and methods take.
 
     Attributes:
-      inputs_NxT: int32 token ids, padded with the mark of a document's start.
-      labels_NxT: int32, the following tokens.
-      weights_NxT: float32, what each label counts in the loss; 0 for padding.
-      ids: `[N]` strings, content hashes.
-      spans: which tokens are of which passage of which source.
+      inputs_NxT: token ids, int32, padded with the mark of a document's start.
+      labels_NxT: the following tokens, int32.
+      weights_NxT: weight of each label in the loss, float32; 0 for padding.
+      ids: content hashes, `[N]` strings.
+      spans: passage and source of each token.
       sources: all documents of the corpus, so that splits number them alike.
     """
 
@@ -36,7 +37,7 @@ class TextExamples:
         shapes = {a.shape for a in (self.inputs_NxT, self.labels_NxT, self.weights_NxT)}
         if len(shapes) != 1 or len(self.ids) != len(self.inputs_NxT):
             raise ValueError(
-                f"inputs, labels and weights must have one shape and an id a row; shapes are "
+                f"inputs, labels and weights must have one shape, and one id per row: shapes are "
                 f"{sorted(shapes)}, with {len(self.ids)} ids"
             )
 
@@ -51,7 +52,7 @@ class TextExamples:
 
     @property
     def sizes_N(self) -> np.ndarray:
-        """`[N]` int64 inputs that are not padding: they come first."""
+        """Inputs that are not padding, which come first, `[N]` int64."""
         return self.spans.sizes(len(self))
 
     def take(self, rows: np.ndarray) -> "TextExamples":
@@ -66,7 +67,7 @@ class TextExamples:
         )
 
     def followed_by(self, other: "TextExamples") -> "TextExamples":
-        """These sequences and then the other's, whose sources begin with all of these."""
+        """These sequences followed by the other's, whose sources begin with these ones'."""
         shifted = (other.spans.row_P + np.int32(len(self)), *other.spans.columns()[1:])
         both = zip(self.spans.columns(), shifted, strict=True)
         return TextExamples(
@@ -79,16 +80,16 @@ class TextExamples:
         )
 
     def references(self, row: int) -> list[str]:
-        """Where a sequence comes from, such as `["kjv Genesis 1:30-31", "kjv Genesis 2:1"]`."""
+        """Passages of a sequence, such as `["kjv Genesis 1:30-31", "kjv Genesis 2:1"]`."""
         spans = self.spans.of(row)
         passages = zip(spans.document_P.tolist(), spans.passage_P.tolist(), strict=True)
-        found = []
+        names = []
         for document, group in itertools.groupby(passages, key=lambda pair: pair[0]):
             source = self.sources[document]
             labels = [source.labels[passage] for _, passage in group]
             ends = labels[0] if labels[0] == labels[-1] else f"{labels[0]}-{labels[-1]}"
-            found.append(f"{source.id}:{ends}" if ends else source.id)
-        return found
+            names.append(f"{source.id}:{ends}" if ends else source.id)
+        return names
 
     def texts(self, tokenizer: Tokenizer) -> list[str]:
         """Text of each sequence's inputs without padding; each document starts a new line."""
@@ -97,20 +98,20 @@ class TextExamples:
 
 
 def passage_keys(spans: Spans, sources: Sequence[Source]) -> list[tuple[int, str]]:
-    """(sequence, key) of every passage held, such as `Genesis 1:1`, the same in any translation."""
-    found = []
+    """(sequence, key) of every passage, such as `Genesis 1:1`, the same in any translation."""
+    keys = []
     columns = (spans.row_P, spans.document_P, spans.passage_P)
     for row, document, passage in zip(*(c.tolist() for c in columns), strict=True):
         label = sources[document].labels[passage]
         key = sources[document].key
-        found.append((row, f"{key}:{label}" if label else key))
-    return found
+        keys.append((row, f"{key}:{label}" if label else key))
+    return keys
 
 
 def named(parts: Mapping[str, Packed], sources: tuple[Source, ...]) -> dict[str, TextExamples]:
     """Splits whose sequences have their content hashes.
 
-    They are named together, so copies in different splits have different ids.
+    All splits are named together, so copies in different splits have different ids.
 
     Warns:
       UserWarning: with the number of sequences that repeat another, if any do.
