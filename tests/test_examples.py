@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stride_jax import examples as module
+from stride_jax import ids as module
 from stride_jax.examples import Examples, as_examples
 from stride_jax.ids import content_ids
 
