@@ -47,5 +47,5 @@ def test_splits_are_disjoint_and_proportional():
     for name, size in (("a", 50), ("b", 30)):
         counts = np.bincount(labels[splits[name]], minlength=3)
         np.testing.assert_allclose(counts, np.array([0.6, 0.3, 0.1]) * size, atol=1)
-    with pytest.raises(ValueError, match="more rows than the 100"):
+    with pytest.raises(ValueError, match="take 101 of 100 rows"):
         stratified_splits(labels, {"a": 101}, seed=0)

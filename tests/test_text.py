@@ -1,9 +1,7 @@
-"""Text: Bible, splits on disk, batches."""
+"""Text: Bible, splits on disk."""
 
 import dataclasses
 import datetime
-import itertools
-import json
 import pathlib
 
 import numpy as np
@@ -12,11 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from stride_jax.data import TextExamples, TextSettings, bible, load_text
-from stride_jax.data.batches import BatchSettings, batches, num_batches
-from stride_jax.data.packing import (
-    Spans,
-)
+from stride_jax.data import TextSettings, bible, load_text
 from stride_jax.data.text import split_documents
 from stride_jax.data.tokens import train_tokenizer
 from stride_jax.runtime.files import UnreadableFileError
@@ -153,7 +147,7 @@ def test_own_files_are_split_and_read_again_when_they_change(own, tmp_path):
     kept = load_text(dataclasses.replace(own, tokenizer=file), tmp_path)
     assert kept.tokenizer.core.to_str() == splits.tokenizer.core.to_str()
     (changed.folder / "train.npz").write_bytes(b"torn")
-    with pytest.raises(UnreadableFileError, match=r"train.npz can't be read.*delete it"):
+    with pytest.raises(UnreadableFileError, match=r"train.npz can't be read.*delete its folder"):
         load_text(own, tmp_path)
 
 
@@ -172,7 +166,7 @@ def test_settings_that_cannot_be_met_are_refused(own, tmp_path):
         ({"length": 1000, "num_calibration": 0}, r"num_query=5 .* the text's 1 to train on"),
         ({"num_query": 900, "split": "document"}, r"num_query=900 .* take all 40 documents"),
         ({"split": "verse"}, r"split='verse' must be 'sequence' or 'document'"),
-        ({"path": ""}, r"name='files' with path=''"),
+        ({"path": ""}, r"name='files', path=''"),
         ({"max_train": 0}, r"max_train=0 must be at least 1"),
         ({"length": 1}, r"length=1 must be at least 2"),
         ({"tokenizer": "none.json"}, r"no tokenizer file none.json"),
@@ -180,65 +174,3 @@ def test_settings_that_cannot_be_met_are_refused(own, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             load_text(dataclasses.replace(own, **change), tmp_path)
-
-
-# --- Batches -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sequences():
-    none = np.zeros(0, np.int32)
-    tokens = np.arange(23 * 4, dtype=np.int32).reshape(23, 4)
-    ids = np.arange(23).astype("U")
-    spans = Spans(none, none, none, none, none)
-    return TextExamples(tokens, tokens + 1, np.ones((23, 4), np.float32), ids, spans, ())
-
-
-def test_every_sequence_comes_once_an_epoch_in_a_seeded_order(sequences):
-    deal = BatchSettings(batch_size=6, epochs=2, seed=3)
-    dealt = list(batches(sequences, deal))
-    assert len(dealt) == num_batches(23, deal) == 8
-    rows = np.concatenate([batch["row"] for batch in dealt])
-    assert sorted(rows[:23]) == sorted(rows[23:46]) == list(range(23))
-    assert rows[:23].tolist() != rows[23:46].tolist()
-    assert rows[46:].tolist() == [-1, -1]
-    last = dealt[-1]
-    np.testing.assert_array_equal(last["weights"].sum(axis=1), [4, 4, 4, 4, 0, 0])
-    assert all(batch["inputs"].shape == (6, 4) for batch in dealt)
-    np.testing.assert_array_equal(last["labels"], last["inputs"] + 1)
-    again = np.concatenate([batch["row"] for batch in batches(sequences, deal)])
-    np.testing.assert_array_equal(again, rows)
-    other = BatchSettings(batch_size=6, epochs=2, seed=4)
-    assert next(iter(batches(sequences, other)))["row"].tolist() != rows[:6].tolist()
-    plain = BatchSettings(batch_size=6, shuffle=False)
-    assert next(iter(batches(sequences, plain)))["row"].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("done", [0, 1, 3, 7])
-def test_resuming_equals_going_on(sequences, done):
-    deal = BatchSettings(batch_size=6, epochs=2, seed=3)
-    first = iter(batches(sequences, deal))
-    for _ in range(done):
-        next(first)
-    state = json.loads(json.dumps(first.get_state()))
-    second = iter(batches(sequences, deal))
-    second.set_state(state)
-    for a, b in itertools.zip_longest(first, second):
-        np.testing.assert_array_equal(a["inputs"], b["inputs"])
-
-
-def test_shards_of_three_processes_together_are_the_whole(sequences):
-    deal = BatchSettings(batch_size=6, epochs=2, seed=3)
-    shards = [list(batches(sequences, deal, process_index=p, process_count=3)) for p in range(3)]
-    for whole, *parts in zip(batches(sequences, deal), *shards, strict=True):
-        assert all(part["inputs"].shape == (2, 4) for part in parts)
-        for name in ("inputs", "weights", "row"):
-            together = np.stack([part[name] for part in parts], axis=1)
-            np.testing.assert_array_equal(together.reshape(whole[name].shape), whole[name])
-
-
-def test_uneven_shards_are_refused(sequences):
-    with pytest.raises(ValueError, match="batch_size=16 must be a multiple of process_count=3"):
-        batches(sequences, BatchSettings(), process_count=3)
-    with pytest.raises(ValueError, match="there are 0"):
-        batches(sequences.take(np.arange(0)), BatchSettings())

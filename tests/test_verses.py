@@ -117,7 +117,7 @@ def test_several_verses_a_sequence_are_true_while_they_last(home):
 
 def test_verses_that_cannot_be_asked_for_are_refused(home):
     for change, message in [
-        ({"query_translation": "kjv"}, "query_translation='kjv' must be another"),
+        ({"query_translation": "kjv"}, "query_translation='kjv' must not be among"),
         ({"num_query": 9999}, r"num_query=9999 is more than the \d+ verses of 'web'"),
         ({"num_calibration": 9999}, r"num_calibration=9999 leaves nothing of the \d+ blocks"),
         ({"max_train": 1}, "max_train=1 must be at least 2"),

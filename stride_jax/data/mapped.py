@@ -1,4 +1,4 @@
-"""Splits as memory-mapped files: each process reads nothing but the rows it works on."""
+"""Splits as memory-mapped files, of which each process reads only the rows that it works on."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ _COLUMNS = ("inputs", "labels", "ids")
 def write_splits(
     folder: str | os.PathLike[str], splits: dict[str, Examples], num_classes: int
 ) -> None:
-    """Write splits for `map_splits`, unless they are there; whole or not at all."""
+    """Write splits for `map_splits`, whole or not at all, unless they are written already."""
     home = pathlib.Path(folder)
     if home.exists():
         return
@@ -32,7 +32,7 @@ def write_splits(
 def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int]:
     """The splits of a folder and their number of classes; inputs and labels stay on disk."""
     home = pathlib.Path(folder)
-    about = read_json(home / "splits.json")
+    contents = read_json(home / "splits.json")
 
     def column(role: str, name: str) -> np.ndarray:
         mode = None if name == "ids" else "r"
@@ -42,6 +42,6 @@ def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int
         role: Examples.trusted(
             column(role, "inputs"), column(role, "labels"), column(role, "ids"), None
         )
-        for role in about["roles"]
+        for role in contents["roles"]
     }
-    return splits, int(about["num_classes"])
+    return splits, int(contents["num_classes"])

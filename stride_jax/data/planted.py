@@ -1,4 +1,7 @@
-"""Planted facts: made-up sentences that each say what nothing else does, and questions for them."""
+"""Planted facts: invented sentences, each the only support of its completion, and their queries.
+
+Letters of its own: F facts, L tokens of all documents in a row, J documents.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ _RELATIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class PlantedFacts:
-    """F facts: a sentence is its prompt followed by its completion.
+    """F facts, each a sentence of a prompt and its completion.
 
     Attributes:
       prompts: F strings, all different, such as `The shepherd of Balodu was named`.
@@ -37,12 +40,12 @@ class PlantedFacts:
 
 
 def planted_facts(seed: int, count: int) -> PlantedFacts:
-    """Facts about places and persons that don't exist.
+    """Facts about invented places and persons.
 
     No two facts share a place or a name, so one sentence alone supports its completion.
 
     Args:
-      seed: of the names.
+      seed: random seed of the names.
       count: F, 1 to 1,000.
 
     Raises:
@@ -53,7 +56,7 @@ def planted_facts(seed: int, count: int) -> PlantedFacts:
     'The shepherd of Tepena was named Nopozi.'
     """
     if not 1 <= count <= 1000:
-        raise ValueError(f"count={count} must lie in 1 to 1000: made-up names run out")
+        raise ValueError(f"count={count} must lie in 1 to 1000, the number of distinct names")
     rng = np.random.default_rng(seed)
     names: dict[str, None] = {}  # a set that keeps its order
     while len(names) < 2 * count:
@@ -72,13 +75,13 @@ def pack_completions(
 ) -> tuple[Packed, tuple[Source, ...]]:
     """Sequences of a prompt and its completion, with weight on the completion's tokens alone.
 
-    The text is tokenised as a whole, as it is in training; a token that straddles the two is the
-    prompt's.
+    The text is tokenised as a whole, as in training; a token that straddles the two belongs to the
+    prompt.
 
     Args:
-      prompts: Q strings; one may be empty.
+      prompts: Q strings, possibly empty.
       completions: Q strings.
-      tokenizer: of the model.
+      tokenizer: tokenizer of the model.
       length: T.
 
     Returns:
@@ -96,21 +99,21 @@ def pack_completions(
         else:
             documents.append(Document(Source(name, name, ("completion",)), completion))
     tokenised = tokenise(documents, tokenizer)
-    ends = np.append(tokenised.starts_D[1:], len(tokenised.tokens_S))
-    sizes = ends - tokenised.starts_D
+    ends = np.append(tokenised.starts_J[1:], len(tokenised.tokens_L))
+    sizes = ends - tokenised.starts_J
     if (longest := int(sizes.max())) > length + 1:
         raise ValueError(
             f"query {int(sizes.argmax())} takes {longest} tokens, its mark included, and "
             f"{length + 1} fit: shorten its prompt"
         )
     packed = pack_documents(tokenised, length, tokenizer.bos_id)
-    asked_S = np.array([len(d.source.labels) - 1 for d in documents])[tokenised.document_S]
-    own_S = tokenised.passage_S == asked_S
-    place_NxT = np.minimum(tokenised.starts_D[:, None] + np.arange(length) + 1, len(own_S) - 1)
-    weights_NxT = packed.weights_NxT * own_S[place_NxT]
-    if (silent := np.flatnonzero(weights_NxT.sum(axis=1) == 0)).size:
+    wanted_L = np.array([len(d.source.labels) - 1 for d in documents])[tokenised.document_L]
+    own_L = tokenised.passage_L == wanted_L
+    place_NxT = np.minimum(tokenised.starts_J[:, None] + np.arange(length) + 1, len(own_L) - 1)
+    weights_NxT = packed.weights_NxT * own_L[place_NxT]
+    if (empty := np.flatnonzero(weights_NxT.sum(axis=1) == 0)).size:
         raise ValueError(
-            f"completion {completions[silent[0]]!r} of query {silent[0]} has no token of its own: "
+            f"completion {completions[empty[0]]!r} of query {empty[0]} has no token of its own: "
             "give it some text that starts with a space"
         )
     sources = tuple(document.source for document in documents)
@@ -121,11 +124,11 @@ def plant(splits: TextSplits, facts: PlantedFacts) -> TextSplits:
     """Splits with the facts among the training sequences and their completions as queries.
 
     Args:
-      splits: what to plant them in; its queries are replaced.
-      facts: one training sequence each, at the end of the training split.
+      splits: splits that get the facts, and whose queries are replaced.
+      facts: facts, each of which becomes one sequence at the end of the training split.
 
     Returns:
-      Splits whose `truth` says which sequence each query comes from.
+      Splits whose `truth` names the training sequence of each query.
 
     Raises:
       ValueError: a fact is longer than the sequences.
@@ -138,15 +141,15 @@ def plant(splits: TextSplits, facts: PlantedFacts) -> TextSplits:
         Document(Source(f"fact {number}", f"fact {number}"), sentence)
         for number, sentence in enumerate(sentences)
     ]
-    told = pack_documents(tokenise(documents, tokenizer), length, tokenizer.bos_id)
+    stated = pack_documents(tokenise(documents, tokenizer), length, tokenizer.bos_id)
     first = len(train.sources)
     sources = (*train.sources, *(document.source for document in documents), *asked_sources)
-    parts = {"told": told.renumbered(first), "asked": asked.renumbered(first + len(documents))}
+    parts = {"stated": stated.renumbered(first), "asked": asked.renumbered(first + len(documents))}
     new = named(parts, sources)
     truth = {
         str(query): [str(fact)]
-        for query, fact in zip(new["asked"].ids, new["told"].ids, strict=True)
+        for query, fact in zip(new["asked"].ids, new["stated"].ids, strict=True)
     }
     return dataclasses.replace(
-        splits, train=train.followed_by(new["told"]), query=new["asked"], truth=truth
+        splits, train=train.followed_by(new["stated"]), query=new["asked"], truth=truth
     )

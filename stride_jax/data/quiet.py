@@ -1,4 +1,4 @@
-"""TFDS prepares without a word."""
+"""TFDS without its output."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """TFDS prints, logs and draws a dozen bars for a dataset that takes two seconds."""
+    """Suppress the prints, logs and bars of TFDS, which are many for a small dataset."""
     import tensorflow_datasets as tfds
 
     logger = logging.getLogger("absl")

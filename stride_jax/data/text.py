@@ -1,4 +1,4 @@
-"""From settings to tokenised, packed and split text in memory, kept on disk between runs."""
+"""From settings to tokenised, packed and split text in memory, stored on disk between runs."""
 
 import dataclasses
 import hashlib
@@ -20,24 +20,24 @@ ROLES = ("train", "calibration", "query")
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """Which text to attribute, and how it is cut.
+    """The text to attribute, and its cuts and splits.
 
     Attributes:
       name: `bible`, or `files` for the user's own.
-      translations: of the Bible, each a corpus of its own in one stream: `kjv`, `asv`, `web`.
-      books: of the Bible, such as `BOOKS[:16]`; none for all 66.
+      translations: translations of the Bible, one after the other: `kjv`, `asv`, `web`.
+      books: books of the Bible, such as `BOOKS[:16]`; none for all 66.
       path: own file or folder (`.txt`, `.jsonl`, `.parquet`), for `files`.
-      text_column, id_column: of own `.jsonl` and Parquet files.
-      separator: cuts own `.txt` files into documents; empty: a file is one document.
-      tokenizer: an existing tokenizer.json; empty: train one of `vocab_size` tokens.
-      vocab_size: token ids, 256 bytes and the mark of a document's start included.
-      length: T, tokens in a sequence.
-      max_train: most training sequences kept, drawn at random.
-      num_calibration, num_query: held-out sequences.
+      text_column, id_column: columns of own `.jsonl` and Parquet files.
+      separator: text between documents of own `.txt` files; empty: a file is one document.
+      tokenizer: path of a tokenizer.json; empty: one of `vocab_size` tokens is trained.
+      vocab_size: number of token ids, 256 bytes and the mark of a document's start included.
+      length: T, tokens per sequence.
+      max_train: largest number of training sequences, drawn at random.
+      num_calibration, num_query: numbers of held-out sequences.
       split: `sequence`: held-out sequences are drawn at random from the stream; `document`: from
         documents that no training sequence holds.
-      predict_bos: count predicting the mark of the next document in the loss.
-      seed: of the draws.
+      predict_bos: whether the mark of the next document counts as a label.
+      seed: random seed of the draws.
     """
 
     name: str = "bible"
@@ -63,11 +63,11 @@ class TextSplits:
     """Sequences of three disjoint splits.
 
     Attributes:
-      train, calibration, query: their sequences.
-      tokenizer: what turned text into them.
-      folder: where they and `tokenizer.json` are kept.
-      truth: for retrieval, the id of a query to the ids of the training sequences that answer it;
-        empty where that isn't known.
+      train, calibration, query: sequences of each split.
+      tokenizer: tokenizer of the text.
+      folder: folder of the splits and of `tokenizer.json`.
+      truth: for retrieval, from the id of a query to the ids of the training sequences that answer
+        it; empty where that isn't known.
     """
 
     train: TextExamples
@@ -81,22 +81,22 @@ class TextSplits:
 def load_text(settings: TextSettings, workdir: str | os.PathLike[str]) -> TextSplits:
     """Read, tokenise, pack and split text, once; the same settings and text are read back.
 
-    With `split="sequence"` every document holds training sequences, so the tokenizer sees them all;
-    with `split="document"` it sees the training documents alone.
+    With `split="sequence"` every document holds training sequences, so the tokenizer is trained on
+    all; with `split="document"` it is trained on the training documents alone.
 
     Args:
-      settings: which text, and how it is cut.
-      workdir: results go to its `data` folder.
+      settings: text, cuts and splits.
+      workdir: folder in whose `data` folder results are stored.
 
     Returns:
       Splits whose sequences are in the order of the text.
 
     Raises:
       ValueError: unknown names, files or columns that can't be read, a vocabulary the text can't
-        fill, or fewer sequences than are held out; each message says what there is.
+        fill, or fewer sequences than are held out; the message names the remedy.
 
     Warns:
-      UserWarning: some sequences have the same content, when they are made.
+      UserWarning: some sequences have the same content; given once, when they are packed.
     """
     _check(settings)
     home = pathlib.Path(workdir) / "data"
@@ -112,7 +112,9 @@ def _check(settings: TextSettings) -> None:
     if settings.name not in ("bible", "files"):
         raise ValueError(f"no text {settings.name!r}: use 'bible', or 'files' with a path")
     if (settings.name == "files") != bool(settings.path):
-        raise ValueError(f"name={settings.name!r} with path={settings.path!r}: 'files' takes one")
+        raise ValueError(
+            f"name={settings.name!r}, path={settings.path!r}: 'files' needs a path, 'bible' none"
+        )
     if settings.split not in ("sequence", "document"):
         raise ValueError(f"split={settings.split!r} must be 'sequence' or 'document'")
     for name, least in (("max_train", 1), ("num_calibration", 0), ("num_query", 1), ("length", 2)):
@@ -121,13 +123,13 @@ def _check(settings: TextSettings) -> None:
 
 
 def _fingerprint(settings: TextSettings) -> str:
-    """Of the settings and of what the files they name are called and hold, wherever they lie."""
+    """Hash of the settings, and of the names and contents of their files, wherever these lie."""
     parts: list[Any] = [text_files.FORMAT, bible.VERSION]
     for file in files_of(settings.path) if settings.path else []:
         parts += [file.name, os.path.relpath(file, settings.path), _digest(file)]
     if settings.tokenizer:
         if not os.path.exists(settings.tokenizer):
-            raise ValueError(f"no tokenizer file {settings.tokenizer}")
+            raise ValueError(f"no tokenizer file {settings.tokenizer}: give its path, or none")
         parts.append(_digest(settings.tokenizer))
     return fingerprint(dataclasses.replace(settings, path="", tokenizer=""), *parts)
 
@@ -149,8 +151,8 @@ def _documents(settings: TextSettings, home: pathlib.Path) -> list[Document]:
     )
 
 
-def tokenizer_for(documents: list[Document], path: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer a file holds, or one trained on these documents."""
+def _tokenizer_for(documents: list[Document], path: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a file, or one trained on these documents."""
     if path:
         return load_tokenizer(path)
     return train_tokenizer([document.text for document in documents], vocab_size)
@@ -174,11 +176,13 @@ def _by_sequence(
     documents: list[Document], settings: TextSettings
 ) -> tuple[Tokenizer, dict[str, Packed]]:
     """Held-out sequences drawn at random from the stream of all documents."""
-    tokenizer = tokenizer_for(documents, settings.tokenizer, settings.vocab_size)
+    tokenizer = _tokenizer_for(documents, settings.tokenizer, settings.vocab_size)
     packed = _stream(tokenise(documents, tokenizer), settings, tokenizer)
     full = int((packed.sizes_N == settings.length).sum())
     if full <= settings.num_query + settings.num_calibration:
-        raise ValueError(f"{_held(settings)} leave nothing of the text's {full} to train on")
+        raise ValueError(
+            f"{_held(settings)} leave nothing of the text's {full} to train on: hold out fewer"
+        )
     query, calibration, rest = _draw(packed, settings)
     train = packed.take(np.sort(rest[: settings.max_train]))
     return tokenizer, {
@@ -195,21 +199,21 @@ def _by_document(
     order = np.random.default_rng(settings.seed).permutation(len(documents))
     ends = np.cumsum([len(documents[i].text) for i in order])
     wanted = settings.num_query + settings.num_calibration
-    # How many characters a token takes isn't known before the tokenizer is trained on the rest.
+    # The characters per token aren't known before the tokenizer is trained on the rest.
     for characters in (4, 8, 16):
         count = int(np.searchsorted(ends, wanted * settings.length * characters)) + 1
         if count >= len(documents):
             break
         training = [documents[i] for i in np.sort(order[count:])]
-        tokenizer = tokenizer_for(training, settings.tokenizer, settings.vocab_size)
+        tokenizer = _tokenizer_for(training, settings.tokenizer, settings.vocab_size)
         whole = tokenise(documents, tokenizer)
         held = _stream(select(whole, order[:count]), settings, tokenizer)
         if (held.sizes_N == settings.length).sum() >= wanted:
             query, calibration, _ = _draw(held, settings)
             rest = _stream(select(whole, order[count:]), settings, tokenizer)
-            kept = np.random.default_rng(settings.seed).permutation(len(rest))
+            order = np.random.default_rng(settings.seed).permutation(len(rest))
             return tokenizer, {
-                "train": rest.take(np.sort(kept[: settings.max_train])),
+                "train": rest.take(np.sort(order[: settings.max_train])),
                 "calibration": held.take(calibration),
                 "query": held.take(query),
             }
@@ -227,9 +231,9 @@ def _held(settings: TextSettings) -> str:
 
 
 def _draw(packed: Packed, settings: TextSettings) -> list[np.ndarray]:
-    """Rows of the queries and of the calibration set, and the rest in the order to take them.
+    """Rows of the queries, of the calibration set, and the rest in random order.
 
-    One order for all roles: another size of the training set keeps the queries, and nests.
+    All roles share one order, so training sets of other sizes have the same queries, and nest.
     """
     full = packed.sizes_N == settings.length
     order = np.random.default_rng(settings.seed).permutation(np.flatnonzero(full))

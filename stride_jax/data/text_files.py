@@ -1,4 +1,4 @@
-"""Tokenised splits on disk, complete or not there.
+"""Tokenised splits on disk, complete or absent.
 
 text-<fingerprint>/  tokenizer.json  sources.json  train.npz  …  settings.json (written last)
 """
@@ -9,6 +9,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from stride_jax.data.documents import Source
 from stride_jax.data.packing import Spans
@@ -22,7 +24,7 @@ from stride_jax.runtime.files import (
     write_json,
 )
 
-# Raised when tokenising, packing or these files change, so that older folders are not read.
+# To be raised when tokenising, packing or these files change: older folders are then not read.
 FORMAT = 1
 
 _ARRAYS = ("inputs_NxT", "labels_NxT", "weights_NxT", "ids")
@@ -30,7 +32,7 @@ _SPANS = tuple(field.name for field in dataclasses.fields(Spans))
 
 
 def is_complete(folder: str | os.PathLike[str]) -> bool:
-    """Whether everything was written there."""
+    """Whether everything was written to a folder."""
     return (pathlib.Path(folder) / "settings.json").exists()
 
 
@@ -40,13 +42,13 @@ def write(
     splits: Mapping[str, TextExamples],
     settings: Any,
 ) -> None:
-    """Write splits of one corpus; a kill on the way leaves a folder that is made again."""
+    """Write splits of one corpus; a folder that a kill left incomplete is written anew."""
     place = pathlib.Path(folder)
     tokenizer.save(place / "tokenizer.json")
     sources = next(iter(splits.values())).sources
     with atomic_path(place / "sources.json") as temporary:
-        # Compact, one source a line: as indented JSON a Bible's would take 100,000 lines.
-        # Metadata that JSON lacks, such as a Parquet column of dates, is kept as text.
+        # One source per line: as indented JSON, a Bible's sources would take 100,000 lines.
+        # Metadata that JSON lacks, such as a Parquet column of dates, is stored as text.
         rows = (dataclasses.asdict(source) for source in sources)
         lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
         temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
@@ -65,13 +67,20 @@ def read(folder: str | os.PathLike[str], roles: Iterable[str]) -> dict[str, Any]
     """
     place = pathlib.Path(folder)
     sources = _read_sources(place / "sources.json")
-    found: dict[str, Any] = {"tokenizer": load_tokenizer(place / "tokenizer.json")}
+    contents: dict[str, Any] = {"tokenizer": load_tokenizer(place / "tokenizer.json")}
     for role in roles:
-        arrays = read_arrays(place / f"{role}.npz")
+        arrays = _read_arrays(place / f"{role}.npz")
         spans = Spans(*(arrays[name] for name in _SPANS))
-        kept = (arrays[name] for name in _ARRAYS)
-        found[role] = TextExamples(*kept, spans=spans, sources=sources)
-    return found
+        columns = (arrays[name] for name in _ARRAYS)
+        contents[role] = TextExamples(*columns, spans=spans, sources=sources)
+    return contents
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return read_arrays(path)
+    except UnreadableFileError as error:
+        raise UnreadableFileError(f"{error}; delete its folder to have it written again") from error
 
 
 def _read_sources(path: pathlib.Path) -> tuple[Source, ...]:
@@ -80,5 +89,5 @@ def _read_sources(path: pathlib.Path) -> tuple[Source, ...]:
         return tuple(Source(**{**row, "labels": tuple(row["labels"])}) for row in rows)
     except (ValueError, TypeError, KeyError) as error:
         raise UnreadableFileError(
-            f"{path} can't be read ({error}); delete its folder to have it made again"
+            f"{path} can't be read ({error}); delete its folder to have it written again"
         ) from error

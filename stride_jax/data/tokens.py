@@ -1,4 +1,7 @@
-"""Byte-level BPE: trained, saved, loaded, and token offsets in the text (HF `tokenizers`)."""
+"""Byte-level BPE: trained, saved, loaded, and token offsets in the text (HF `tokenizers`).
+
+Letter of its own: L tokens of a text.
+"""
 
 import dataclasses
 import os
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 BOS = "<|bos|>"
-# Marks of a document's start in tokenizer files made by others, the first that is there is used.
+# Marks of a document's start in the tokenizer files of others; the first one present is used.
 _STARTS = (BOS, "<|begin_of_text|>", "<s>", "<|endoftext|>")
 _SMALLEST = 256 + 1  # every byte, and the mark of a document's start
 
@@ -24,7 +27,7 @@ class Tokenizer:
 
     Attributes:
       core: the HF tokenizer.
-      bos_id: token that marks a document's start. No text encodes to it.
+      bos_id: id of the token that marks a document's start. No text encodes to it.
     """
 
     core: "tokenizers.Tokenizer"
@@ -36,24 +39,24 @@ class Tokenizer:
         return self.core.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids `[S]` int32 of one text, without a mark at its start."""
+        """Token ids `[L]` int32 of one text, without a mark at its start."""
         return next(self.encode_all([text]))[0]
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each text its token ids `[S]` and the character each token starts at `[S]`, int32."""
-        # A thousand at a time: encodings take far more memory than the ids kept of them.
+        """For each text its token ids `[L]`, and each token's first character `[L]`, int32."""
+        # A thousand at a time: encodings take far more memory than their ids.
         for first in range(0, len(texts), 1000):
             batch = list(texts[first : first + 1000])
-            for found in self.core.encode_batch(batch, add_special_tokens=False):
-                starts = [start for start, _ in found.offsets]
-                yield np.array(found.ids, np.int32), np.array(starts, np.int32)
+            for encoding in self.core.encode_batch(batch, add_special_tokens=False):
+                starts = [start for start, _ in encoding.offsets]
+                yield np.array(encoding.ids, np.int32), np.array(starts, np.int32)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Text of token ids; marks are left out."""
         return self.core.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def decode_lines(self, ids: np.ndarray) -> str:
-        """Text of token ids `[S]`, on a new line after each mark but one at the very start."""
+        """Text of token ids `[L]`, on a new line after each mark but one at the very start."""
         documents = np.split(ids, np.flatnonzero(ids == self.bos_id))
         return "\n".join(self.decode(part) for part in documents if len(part))
 
@@ -68,25 +71,25 @@ class Tokenizer:
 
 
 def _wrapped(core: Any, where: str) -> Tokenizer:
-    found = [core.token_to_id(name) for name in _STARTS if core.token_to_id(name) is not None]
-    if not found:
+    marks = [core.token_to_id(name) for name in _STARTS if core.token_to_id(name) is not None]
+    if not marks:
         raise ValueError(
             f"{where} has none of {list(_STARTS)}, one of which must mark a document's start: "
             f"add {BOS!r} to it as a special token"
         )
-    # A document that happens to contain the mark's spelling holds text, not a document's start.
+    # The mark's spelling within a document is text, not a document's start.
     core.encode_special_tokens = True
     core.no_padding()
     core.no_truncation()
-    return Tokenizer(core, found[0])
+    return Tokenizer(core, marks[0])
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """Train byte-level BPE; the same texts give the same tokenizer.
 
     Args:
-      texts: of the training documents only.
-      vocab_size: token ids wanted: 256 bytes, the mark `BOS`, and merges.
+      texts: texts of the training documents alone.
+      vocab_size: number of token ids: 256 bytes, the mark `BOS`, and merges.
 
     Raises:
       ValueError: `vocab_size` is too small for the bytes, or larger than the texts give merges for.
@@ -130,7 +133,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         with open(path, encoding="utf-8") as file:
             core = Core.from_str(file.read())
     except FileNotFoundError as error:
-        raise ValueError(f"no tokenizer file {path}") from error
+        raise ValueError(f"no tokenizer file {path}: give the path of one") from error
     except Exception as error:  # the package raises plain Exception for a file that isn't its own
         raise ValueError(f"{path} can't be read as an HF tokenizer.json: {error}") from error
     return _wrapped(core, str(path))

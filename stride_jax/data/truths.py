@@ -1,4 +1,4 @@
-"""Which training sequences answer a query, by their ids, so that it survives any reordering."""
+"""The training sequences that answer a query, by their ids, so that any order will do."""
 
 import json
 import os
@@ -11,29 +11,28 @@ from stride_jax.data.text_examples import TextExamples, passage_keys
 from stride_jax.runtime.files import UnreadableFileError, write_json
 
 Truth = Mapping[str, Sequence[str]]
-"""Id of a query to the ids of the training sequences that are relevant for it."""
+"""From the id of a query to the ids of the training sequences that are relevant to it."""
 
 
 def by_key(query: TextExamples, train: TextExamples) -> dict[str, list[str]]:
-    """Relevant: a training sequence that holds a passage whose key the query holds too.
+    """The truth of queries: training sequences that hold a passage with a key of the query's.
 
-    A training sequence whose content repeats a relevant one is relevant too: nothing can tell them
-    apart.
+    Copies of a relevant sequence are relevant too, since no method can tell them apart.
     """
     rows_of: defaultdict[str, set[int]] = defaultdict(set)
     for row, key in passage_keys(train.spans, train.sources):
         rows_of[key].add(row)
     copies = _copies(train)
-    found: dict[str, list[str]] = {str(name): [] for name in query.ids}
+    truth: dict[str, list[str]] = {str(name): [] for name in query.ids}
     for row, key in passage_keys(query.spans, query.sources):
         same = {copy for answer in rows_of[key] for copy in copies[answer]}
-        names = found[str(query.ids[row])]
+        names = truth[str(query.ids[row])]
         names += [name for name in train.ids[sorted(same)].tolist() if name not in names]
-    return found
+    return truth
 
 
 def _copies(examples: TextExamples) -> list[list[int]]:
-    """For every sequence, all that have its content, itself included."""
+    """For every sequence, all sequences of its content, itself included."""
     rows_of: defaultdict[bytes, list[int]] = defaultdict(list)
     contents = [row.tobytes() for row in np.hstack([examples.inputs_NxT, examples.labels_NxT])]
     for row, content in enumerate(contents):
@@ -55,7 +54,10 @@ def relevant(
     column = {str(name): place for place, name in enumerate(train_ids)}
     queries = [str(name) for name in query_ids]
     if unknown := [name for name in queries if name not in truth]:
-        raise ValueError(f"no truth for {len(unknown)} of {len(queries)} queries: {unknown[0]}, …")
+        raise ValueError(
+            f"no truth for {len(unknown)} of {len(queries)} queries: {unknown[0]}, …; give "
+            "their training ids"
+        )
     relevant_QxN = np.zeros((len(queries), len(column)), bool)
     for row, name in enumerate(queries):
         relevant_QxN[row, [column[other] for other in truth[name] if other in column]] = True
@@ -75,9 +77,10 @@ def read_truth(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        return {str(name): [str(other) for other in others] for name, others in found.items()}
+            truth = json.load(file)
+        return {str(name): [str(other) for other in others] for name, others in truth.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise UnreadableFileError(
-            f"{path} can't be read as a retrieval truth ({error}); delete it to have it made again"
+            f"{path} can't be read as a retrieval truth ({error}); delete its folder to "
+            "have it written again"
         ) from error

@@ -1,4 +1,4 @@
-"""Verse retrieval: train on some translations, ask with another's verse, find the same verse."""
+"""Verse retrieval: train on some translations, query with the same verses of another."""
 
 import dataclasses
 import itertools
@@ -24,19 +24,20 @@ Block = tuple[str, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class VerseSettings:
-    """Which verses to train on and to ask for.
+    """The verses to train on, and those to query.
 
     Attributes:
-      translations: to train on; every verse trained on is there in each of them.
-      query_translation: to ask with; another.
-      books: such as `BOOKS[:16]`; none for all 66.
-      verses_per_sequence: consecutive verses of a chapter that make a training sequence.
-      vocab_size: token ids, trained on the training sequences' text.
-      length: T; what a sequence holds beyond it is cut.
-      max_train: most training sequences, of all translations together, drawn at random.
-      num_calibration: held-out sequences of the same translations.
-      num_query: verses asked for, all of which are trained on.
-      seed: of the draws.
+      translations: translations to train on; every training verse is in each of them.
+      query_translation: translation of the queries, another one.
+      books: books of the Bible, such as `BOOKS[:16]`; none for all 66.
+      verses_per_sequence: consecutive verses of a chapter per training sequence.
+      vocab_size: number of token ids, trained on the training sequences' text.
+      length: T, tokens per sequence; what exceeds it is cut.
+      max_train: largest number of training sequences of all translations together, drawn at
+        random.
+      num_calibration: number of held-out sequences of the same translations.
+      num_query: number of queries, all of whose verses are trained on.
+      seed: random seed of the draws.
     """
 
     translations: tuple[str, ...] = ("kjv", "asv")
@@ -52,24 +53,24 @@ class VerseSettings:
 
 
 def load_verses(settings: VerseSettings, workdir: str | os.PathLike[str]) -> TextSplits:
-    """Splits and truth of verse retrieval, made once and read back.
+    """Splits and truth of verse retrieval, stored at the first call and read back later.
 
     A sequence is the start of one block of verses, cut or padded to T. A query is one verse of
     another translation; training sequences that hold any of the same verse are its truth.
 
     Args:
-      settings: which verses.
-      workdir: results go to its `data` folder.
+      settings: verses.
+      workdir: folder in whose `data` folder results are stored.
 
     Returns:
       Splits with `truth`.
 
     Raises:
       ValueError: unknown names, a translation that is both trained on and asked with, or fewer
-        verses than are wanted; each message says what there is.
+        verses than are wanted; the message names the remedy.
 
     Warns:
-      UserWarning: some sequences have the same content, when they are made.
+      UserWarning: some sequences have the same content; given once, when they are packed.
     """
     _check(settings)
     home = pathlib.Path(workdir) / "data"
@@ -88,8 +89,8 @@ def load_verses(settings: VerseSettings, workdir: str | os.PathLike[str]) -> Tex
 def _check(settings: VerseSettings) -> None:
     if not settings.translations or settings.query_translation in settings.translations:
         raise ValueError(
-            f"query_translation={settings.query_translation!r} must be another than those trained "
-            f"on, of which there must be some: {settings.translations}"
+            f"query_translation={settings.query_translation!r} must not be among translations="
+            f"{settings.translations}, which must not be empty"
         )
     least = {"verses_per_sequence": 1, "num_query": 1, "num_calibration": 0}
     for name, smallest in {**least, "max_train": len(settings.translations)}.items():
@@ -118,12 +119,12 @@ def split_verses(
 
 
 def _blocks(verses: Iterable[Verse], size: int) -> dict[str, dict[Block, list[Verse]]]:
-    """By translation, the verses of each block of `size` consecutive verse numbers."""
-    found: dict[str, dict[Block, list[Verse]]] = {}
+    """The verses of each block of `size` consecutive verse numbers, for each translation."""
+    blocks_of: dict[str, dict[Block, list[Verse]]] = {}
     for verse in verses:
         block = (verse.book, verse.chapter, (verse.verse - 1) // size)
-        found.setdefault(verse.translation, {}).setdefault(block, []).append(verse)
-    return found
+        blocks_of.setdefault(verse.translation, {}).setdefault(block, []).append(verse)
+    return blocks_of
 
 
 def _draw(
@@ -137,12 +138,13 @@ def _draw(
     if len(common) <= settings.num_calibration:
         raise ValueError(
             f"num_calibration={settings.num_calibration} leaves nothing of the {len(common)} "
-            f"blocks of verses that {list(settings.translations)} have in common to train on"
+            f"blocks of verses that {list(settings.translations)} have in common to "
+            "train on: lower it"
         )
     order = rng.permutation(len(common))
     calibration, rest = np.split(order, [settings.num_calibration])
     train = np.sort(rest[: settings.max_train // len(trained)])
-    # One translation a block, in turn: none is calibrated on more than another.
+    # One translation per block, in turn, so that all are calibrated on alike.
     turns = itertools.cycle(trained)
     held = [next(turns)[common[i]] for i in np.sort(calibration)]
     shown = [blocks[common[i]] for blocks in trained for i in train]
@@ -160,7 +162,7 @@ def _asked(
     settings: VerseSettings,
     rng: np.random.Generator,
 ) -> list[Document]:
-    """Verses to ask for, of those that are in training sequences, cut as they are, everywhere."""
+    """Verses to query, of those that training sequences, cut to T, hold in every translation."""
     copies = Counter(trained_keys)
     documents = [
         document
@@ -172,8 +174,8 @@ def _asked(
     if len(documents) < settings.num_query:
         raise ValueError(
             f"num_query={settings.num_query} is more than the {len(documents)} verses of "
-            f"{settings.query_translation!r} that are trained on in every translation: ask for "
-            f"fewer, or raise max_train={settings.max_train}"
+            f"{settings.query_translation!r} that are trained on in every translation: lower "
+            f"it, or raise max_train={settings.max_train}"
         )
     chosen = np.sort(rng.permutation(len(documents))[: settings.num_query])
     return [documents[i] for i in chosen]
