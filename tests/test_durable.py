@@ -1,4 +1,4 @@
-"""Loops stopped after every step and gone on with, on the same devices and on others."""
+"""Loops stopped after every step and resumed, on the same devices and on others."""
 
 import dataclasses
 import time
@@ -35,7 +35,7 @@ class StopAfter(durable.StopRequest):
 
 
 def kept(folder, mesh, steps=10**9):
-    return durable.Kept(folder, mesh, time.monotonic, stop=StopAfter(steps))
+    return durable.CheckpointKeep(folder, mesh, time.monotonic, stop=StopAfter(steps))
 
 
 def through_every_stop(work, folder, steps, mesh):
@@ -73,7 +73,7 @@ def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, 
     assert np.linalg.norm(a - whole[0]) < 1e-4 * np.linalg.norm(whole[0])
 
 
-def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
+def test_measurements_and_training_are_resumed_where_they_stopped(trained, tmp_path):
     mesh = meshes.make_mesh(1, 8)
     subsets = design.membership(SETTINGS.design, trained.train.ids)
     frozen = freeze(trained.tapped, trained.params, trained.train, SETTINGS)
@@ -84,7 +84,7 @@ def test_measurements_and_training_go_on_where_they_stopped(trained, tmp_path):
             MeasureSettings("first_order"),
             Execution(mesh, keep=keep, memory=32_000),
         )
-        return reading.measure_all(frozen, operators, trained.query, first_order, small)
+        return measure_all(frozen, operators, trained.query, first_order, small)
 
     whole = measured(nowhere, mesh)
     again = through_every_stop(measured, tmp_path / "measure", 2, mesh)

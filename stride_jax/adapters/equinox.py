@@ -20,14 +20,14 @@ def from_equinox(
     `vmap`, such as a layer mapped over tokens, are no taps, but the module around them is.
 
     Args:
-      model: called as `model(x)` for one example `x`, in inference mode.
-      taps: which to keep; all by default.
+      model: module that is called as `model(x)` for one example `x`, in inference mode.
+      taps: names of the taps to return; all by default.
       state: the `equinox.nn.State` of a stateful model, called as `model(x, state)`.
       **call: further keyword arguments of the call.
 
     Returns:
-      The tapped model, and the model's arrays to pass as `params`: `(arrays, state)` where there
-      is a state.
+      The tapped model, and the model's arrays to pass as `params`, or `(arrays, state)` with a
+      state.
 
     Raises:
       ImportError: equinox is not installed.
@@ -45,7 +45,7 @@ def from_equinox(
     if training := _in_training(model, equinox.Module):
         warnings.warn(
             f"{', '.join(training)} in training mode: switched to inference in the tapped copy; "
-            "call equinox.nn.inference_mode(model) first to say so yourself",
+            "call equinox.nn.inference_mode(model) first to avoid this warning",
             stacklevel=2,
         )
     arrays, static = equinox.partition(equinox.nn.inference_mode(model), equinox.is_array)
@@ -80,12 +80,12 @@ def _swapped(node: Any, path: tuple[Any, ...], paths: dict[int, str], module: ty
 
 
 def _in_training(model: Any, module: type) -> list[str]:
-    """`path (Class)` of the submodules that behave otherwise in training."""
-    found: list[str] = []
+    """`path (Class)` of the submodules in training mode."""
+    names: list[str] = []
 
     def visit(path: tuple[Any, ...], node: Any) -> None:
         if getattr(node, "inference", None) is False and getattr(node, "p", None) != 0:
-            found.append(f"{_spelled(path) or 'the model'} ({type(node).__name__})")
+            names.append(f"{_spelled(path) or 'the model'} ({type(node).__name__})")
         inner = jax.tree_util.tree_leaves_with_path(
             node, is_leaf=lambda value: value is not node and isinstance(value, module)
         )
@@ -94,7 +94,7 @@ def _in_training(model: Any, module: type) -> list[str]:
                 visit((*path, *below), value)
 
     visit((), model)
-    return found
+    return names
 
 
 def _spelled(path: tuple[Any, ...]) -> str:

@@ -17,9 +17,9 @@ def from_haiku(transformed: Any, taps: Sequence[str] | None = None, **call: Any)
     a second time, and `input` for inputs that are floating.
 
     Args:
-      transformed: of `hk.transform` or `hk.transform_with_state`, with or without
+      transformed: result of `hk.transform` or `hk.transform_with_state`, with or without
         `hk.without_apply_rng`.
-      taps: which to keep; all by default.
+      taps: names of the taps to return; all by default.
       **call: further keyword arguments of the function, such as `is_training=False`.
 
     Returns:
@@ -37,10 +37,10 @@ def from_haiku(transformed: Any, taps: Sequence[str] | None = None, **call: Any)
         raise ImportError("from_haiku needs dm-haiku: pip install dm-haiku") from error
 
     stateful = isinstance(transformed, haiku.TransformedWithState)
-    kept = 2 if stateful else 1
-    leading = list(inspect.signature(transformed.apply).parameters)[kept : kept + 1]
+    num_trees = 2 if stateful else 1  # params, and the state
+    leading = list(inspect.signature(transformed.apply).parameters)[num_trees : num_trees + 1]
     no_random = (None,) if leading == ["rng"] else ()
-    check_call(transformed.apply, kept + len(no_random) + 1, call, "from_haiku")
+    check_call(transformed.apply, num_trees + len(no_random) + 1, call, "from_haiku")
 
     def run(params: Params, inputs: Any, layers: Layers) -> jax.Array:
         def intercept(method: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -1,8 +1,8 @@
-"""What the adapters share: a framework passes each layer's output through one function.
+"""Shared parts of the adapters: a framework passes each layer's output through one function.
 
 An adapter is `run(params, inputs, layer) -> logits`, in which the framework calls
-`layer(path, output) -> output` after every layer. From it follow the three forms of a tapped model:
-layers noted (`forward`), replaced (`suffix`) and added to (`shifted`).
+`layer(path, output) -> output` after every layer. It gives the three forms of a tapped model:
+outputs of layers recorded (`forward`), replaced (`suffix`) and shifted (`shifted`).
 """
 
 import collections
@@ -24,15 +24,15 @@ Hook = Callable[[Any, Any], Any]
 
 
 class Layers:
-    """Names each layer's call, notes its output, replaces it or adds to it.
+    """Names each layer's call, and records its output, replaces it or adds to it.
 
     A layer called again is `path#2`, `path#3`, …, each call a tap of its own. An output inside an
-    inner transformation (`vmap`, `scan`, `checkpoint`) is no value of the model outside it, so it
-    is not noted. A layer called `input` is no tap: that name is the inputs'.
+    inner transformation (`vmap`, `scan`, `checkpoint`) has no value outside of it, so it is not
+    recorded. A layer called `input` is no tap: that name is the inputs'.
 
     Attributes:
       outputs: `{tap: output}`.
-      shapes: `{tap: shape}` of every call, inner transformations included.
+      shapes: `{tap: shape}`, calls in inner transformations included.
     """
 
     def __init__(self, replace: Mapping[str, Any]) -> None:
@@ -62,12 +62,12 @@ Run = Callable[[Params, Any, Layers], jax.Array]
 def tap_layers(
     run: Run, taps: Sequence[str] | None = None, *, per_example: bool = False
 ) -> TappedModel:
-    """A tapped model of a framework's way to run one with its layers intercepted.
+    """A tapped model from a function that runs a model with its layers intercepted.
 
     Args:
       run: `(params, inputs, layers) -> logits`.
-      taps: which to keep; all by default.
-      per_example: `run` takes one example, and is mapped over them.
+      taps: names of the taps to return; all by default.
+      per_example: whether `run` takes one example, and is mapped over them.
     """
 
     def forward(params: Params, inputs: Any) -> tuple[jax.Array, dict[str, Any]]:
@@ -114,7 +114,7 @@ def _floating(value: jax.Array) -> bool:
 
 
 def replaced(name: str, value: Any, replace: Mapping[str, Any]) -> Any:
-    """The replacement of a value, or what a function makes of it; itself where there is none.
+    """The replacement of a value, or a function of the value; the value itself without one.
 
     Raises:
       ValueError: a replacement of another shape.
@@ -133,7 +133,7 @@ def replaced(name: str, value: Any, replace: Mapping[str, Any]) -> Any:
 
 
 def adding(shifts: Activations) -> dict[str, Any]:
-    """Replacements that add, in the activation's own dtype."""
+    """Replacements that add shifts, in the activation's own dtype."""
 
     def plus(shift: jax.Array, value: jax.Array) -> jax.Array:
         return value + shift.astype(value.dtype)
@@ -141,17 +141,19 @@ def adding(shifts: Activations) -> dict[str, Any]:
     return {name: functools.partial(plus, shift) for name, shift in shifts.items()}
 
 
-def check_call(call: Callable[..., Any], leading: int, given: Mapping[str, Any], door: str) -> None:
-    """Refuse keyword arguments that a model does not take, and a model that needs more.
+def check_call(
+    call: Callable[..., Any], leading: int, given: Mapping[str, Any], adapter: str
+) -> None:
+    """Refuse keyword arguments that a model does not take, and models that need others.
 
     Args:
       call: the model's own call.
-      leading: how many positional arguments the adapter passes.
-      given: the user's keyword arguments.
-      door: the adapter's name, for the message.
+      leading: number of positional arguments that the adapter passes.
+      given: keyword arguments of the user.
+      adapter: name of the adapter, for the message.
 
     Raises:
-      ValueError: names the argument and the remedy.
+      ValueError: the call and its arguments do not fit; the message has both.
     """
     signature = inspect.signature(call)
     try:
@@ -159,7 +161,7 @@ def check_call(call: Callable[..., Any], leading: int, given: Mapping[str, Any],
     except TypeError as error:
         raise ValueError(
             f"the model is called as call{signature}, which does not fit the arguments given: "
-            f"{error}; give what it takes besides its inputs by name, {door}(model, name=value)"
+            f"{error}; give its arguments besides the inputs by name, {adapter}(model, name=value)"
         ) from None
 
 
@@ -185,11 +187,11 @@ def swap_class(module: Any) -> None:
 
 @contextlib.contextmanager
 def hooking(paths: Mapping[int, str], layers: Layers) -> Iterator[None]:
-    """Within it, swapped modules pass their outputs through `layers`.
+    """Within the context, swapped modules pass their outputs through `layers`.
 
     Args:
       paths: `{id(module): path}`.
-      layers: what notes and replaces outputs.
+      layers: recorder and replacer of outputs.
     """
 
     def hook(module: Any, output: Any) -> Any:

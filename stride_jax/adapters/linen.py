@@ -18,8 +18,8 @@ def from_linen(module: nn.Module, taps: Sequence[str] | None = None, **call: Any
     called a second time, and `input` for inputs that are floating.
 
     Args:
-      module: applied in inference, with no random numbers and nothing updated.
-      taps: which to keep; all by default.
+      module: module that is applied in inference, without random numbers or updates.
+      taps: names of the taps to return; all by default.
       **call: keyword arguments of its `__call__`, such as `train=False`.
 
     Returns:
@@ -60,7 +60,7 @@ def from_linen(module: nn.Module, taps: Sequence[str] | None = None, **call: Any
 def _collections(params: Params) -> dict[str, Any]:
     """All collections, from all of them or from the parameters alone."""
     if isinstance(params, Mapping) and "params" in params:
-        # Sown values of the call that made the variables are none of the model's.
+        # Values sown by the call of `init` are no part of the model.
         return {name: tree for name, tree in params.items() if name != "intermediates"}
     return {"params": params}
 
@@ -77,7 +77,7 @@ def _captured(intermediates: Mapping[str, Any], path: tuple[str, ...] = ()) -> I
 
 
 def _explained(error: Exception, params: Params) -> ValueError | None:
-    """What a frozen model can't do, in the words of this library; None for other errors."""
+    """An error that names the remedy for a frozen model; None for other errors."""
     first = str(error).split(" (https://")[0].rstrip(".")
     given = sorted(_collections(params))
     match error:

@@ -24,8 +24,8 @@ def from_nnx(
     a second time, and `input` for inputs that are floating.
 
     Args:
-      module: a copy of it is tapped, in evaluation mode.
-      taps: which to keep; all by default.
+      module: module of which a copy is tapped, in evaluation mode.
+      taps: names of the taps to return; all by default.
       **call: keyword arguments of its `__call__`.
 
     Returns:
@@ -48,7 +48,7 @@ def from_nnx(
     if training := _in_training(nnx.iter_modules(frozen)):
         warnings.warn(
             f"{', '.join(training)} in training mode: switched to evaluation in the tapped copy; "
-            "call module.eval() first to say so yourself",
+            "call module.eval() first to avoid this warning",
             stacklevel=2,
         )
     frozen.eval()
@@ -56,9 +56,9 @@ def from_nnx(
 
     def run(params: Params, inputs: Any, layers: Layers) -> jax.Array:
         merged = nnx.merge(graph, random, params)
-        # The module's variables are those of `params`: what it changes, it changes there too.
+        # The module shares its variables with `params`, so it would change them there too.
         before = {path: v.get_value() for path, v in nnx.to_flat_state(params)}
-        # The modules stay alive in `merged`, so their ids are theirs alone.
+        # The modules stay alive in `merged`, so their ids stay unique.
         parts = [(path, part) for path, part in nnx.iter_modules(merged) if path and callable(part)]
         paths = {id(part): "/".join(map(str, path)) for path, part in parts}
         for _, part in parts:
@@ -82,7 +82,7 @@ def _refuse_changed(before: dict[Any, Any], after: Any) -> None:
 
 
 def _in_training(modules: Any) -> list[str]:
-    """`path (Class)` of the submodules that behave otherwise in training."""
+    """`path (Class)` of the submodules in training mode."""
     return [
         f"{'/'.join(map(str, path)) or 'the module'} ({type(part).__name__})"
         for path, part in modules

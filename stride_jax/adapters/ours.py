@@ -1,4 +1,4 @@
-"""Our own linen models, which return `(logits, activations)` and replace what they are given."""
+"""Our own linen models, which return `(logits, activations)` and can replace activations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from stride_jax.taps import Activations, Params, TappedModel, from_function, sel
 
 
 def from_model(module: nn.Module, taps: Sequence[str] | None = None) -> TappedModel:
-    """Tap one of our linen models, which hand out every layer and let it be replaced.
+    """Tap one of our linen models, which return every layer and can replace it.
 
     Args:
-      module: its call is `(x, replace={}) -> (logits, {tap: activation})`, as in
+      module: module whose call is `(x, replace={}) -> (logits, {tap: activation})`, as in
         `models.recording`.
-      taps: which to keep; all by default.
+      taps: names of the taps to return; all by default.
 
     >>> from stride_jax.models import MLP
     >>> tapped = from_model(MLP(3, (4,)), taps=("hidden0",))

@@ -1,1 +1,1 @@
-"""What people do with a finished run."""
+"""Uses of a finished run."""

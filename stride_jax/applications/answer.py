@@ -1,7 +1,9 @@
-"""From a question to a language model's training texts: which of them made it say what it says.
+"""From a question to the training texts that made a language model answer as it does.
 
-A question is a prompt and a completion; the loss is read on the completion alone. Against another
-completion, the contrast of the two is read instead.
+A question is a prompt and a completion; the loss counts the completion alone. With another
+completion to contrast it with, measurements of the two are read together.
+
+Letter of its own: G groups of tokens.
 """
 
 import dataclasses
@@ -22,13 +24,13 @@ from stride_jax.scores import top_rows
 
 @dataclasses.dataclass(frozen=True)
 class AskSettings:
-    """What an answer shows.
+    """The size of an answer, and the draw of a continuation.
 
     Attributes:
-      top: proponents, and as many opponents.
-      new_tokens: of a continuation, at most.
-      temperature: of its draw; 0 takes the likeliest token.
-      seed: of its draw.
+      top: number of proponents, and of opponents.
+      new_tokens: largest number of tokens of a continuation.
+      temperature: temperature of its draw; 0 takes the likeliest token.
+      seed: random seed of its draw.
     """
 
     top: int = 3
@@ -42,11 +44,12 @@ class Passage:
     """A training sequence that mattered.
 
     Attributes:
-      id: its content hash.
-      score: nats; positive = proponent.
-      references: where it comes from.
-      pieces: its text, token by token.
-      shares: each token's share of the agreement with the question, in [-1, 1].
+      id: content hash of the sequence.
+      score: score in nats; positive = proponent.
+      references: passages that the sequence comes from.
+      pieces: text of each token.
+      shares: agreement of each token with the question, relative to the largest magnitude, in
+        [-1, 1].
     """
 
     id: str
@@ -58,15 +61,16 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model says, which texts made it say so, and how sure that is.
+    """A completion, the training texts behind it, and diagnostics of the recovery.
 
     Attributes:
       prompt, completion, contrast: the question; the completion may be the model's own.
-      generated: whether it is.
-      loss: of the completion, nats.
-      proponents, opponents: strongest first.
-      support: training sequences with a score.
-      held_out_r2: share of held-out measurements' variance predicted, mean over token groups.
+      generated: whether the completion is the model's own.
+      loss: loss of the completion, nats.
+      proponents, opponents: training sequences, strongest first.
+      support: number of training sequences with a score.
+      held_out_r2: share of the variance of held-out measurements that is predicted, mean over token
+        groups.
       relative_gap: largest duality gap of the recovery.
       signal: share of token groups whose measurements carry signal.
     """
@@ -93,9 +97,9 @@ def question(
       ValueError: an empty prompt or completion, or more tokens than the model reads.
     """
     if not prompt.strip():
-        raise ValueError("the prompt is empty: write some words for the model to go on from")
+        raise ValueError("the prompt is empty: write some words for the model to continue")
     if not completion:
-        raise ValueError("the completion is empty: give one, or none at all to let the model speak")
+        raise ValueError("the completion is empty: give one, or leave it out for the model's own")
     before = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
     after = tokenizer.encode(completion).tolist()
     tokens = [*before, *after]
@@ -111,14 +115,14 @@ def question(
     return inputs, labels
 
 
-def go_on(run: Run, prompt: str, settings: AskSettings) -> str:
+def continuation(run: Run, prompt: str, settings: AskSettings) -> str:
     """The model's continuation of a prompt, up to the end of a document or of its context.
 
     Raises:
       ValueError: an empty prompt, or one that fills the context.
     """
     tokenizer, length = run.text.tokenizer, run.train.inputs.shape[1]
-    question(tokenizer, prompt, " ", length + 1)  # refuses what can't be answered
+    question(tokenizer, prompt, " ", length + 1)  # refuses prompts that can't be continued
     tokens = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
     start, key = len(tokens), jax.random.key(settings.seed)
     for i in range(min(settings.new_tokens, length + 1 - start)):
@@ -155,27 +159,28 @@ def ask(
     contrast: str | None = None,
     settings: AskSettings = AskSettings(),
 ) -> Answer:
-    """Which training sequences made the model complete the prompt like this.
+    """The training sequences that made the model complete the prompt like this.
 
     Args:
       run: a finished run of text.
-      prompt: what the model is given.
-      completion: what it is asked about; its own continuation for None.
-      contrast: another completion: why the first one rather than this one.
-      settings: what is shown.
+      prompt: text before the completion.
+      completion: text that is explained; the model's own continuation for None.
+      contrast: another completion: the answer then explains why the first one and not this one.
+      settings: size of the answer, and draw of a continuation.
 
     Raises:
-      ValueError: a question that can't be put to the model (see `question`).
+      ValueError: a question that `question` refuses.
     """
     tokenizer, length = run.text.tokenizer, run.train.inputs.shape[1]
     generated = completion is None
-    said = go_on(run, prompt, settings) if completion is None else completion
-    y_GxK, loss = _measure(run, *question(tokenizer, prompt, said, length))
+    if completion is None:
+        completion = continuation(run, prompt, settings)
+    y_GxK, loss = _measure(run, *question(tokenizer, prompt, completion, length))
     if contrast is not None:
         y_GxK = np.concatenate(
             [y_GxK, -_measure(run, *question(tokenizer, prompt, contrast, length))[0]]
         )
-    y_GxK = y_GxK[np.abs(y_GxK).max(axis=1) > 0]  # groups of the prompt alone say nothing
+    y_GxK = y_GxK[np.abs(y_GxK).max(axis=1) > 0]  # groups of the prompt alone measure nothing
     recovery, diagnostics = recover(
         _state(run), y_GxK, run.settings.read.lasso, SelectionSettings(rule="best")
     )
@@ -185,7 +190,7 @@ def ask(
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
     proponents, opponents = ([_passage(run, i, scores_N[i], y_K) for i in rows] for rows in picks)
     return Answer(
-        prompt, said, contrast, generated, loss, proponents, opponents,
+        prompt, completion, contrast, generated, loss, proponents, opponents,
         support=int((scores_N != 0).sum()),
         held_out_r2=float(np.mean(diagnostics.held_out_r2_Q)),
         relative_gap=float(np.max(diagnostics.relative_gap_Q)),
@@ -215,7 +220,7 @@ def _passage(run: Run, row: int, score: float, y_K: np.ndarray) -> Passage:
     share_T = y_TxK @ (y_K - y_K.mean())
     share_T = share_T / max(np.abs(share_T).max(), 1e-30)
     size = int(text.sizes_N[row])
-    # What is learnt at a token is the prediction of the next one.
+    # A token's measurements are of the prediction of the next token.
     tokens = [*example.inputs[0, 1:size], max(example.labels[0, size - 1], 0)]
     pieces = tokenizer.pieces(tokens)
     return Passage(

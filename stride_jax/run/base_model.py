@@ -25,7 +25,7 @@ def train_base(
     """Train the base model and fit its temperature on the split `calibration`.
 
     Returns:
-      Parameters of the checkpoints, the model itself last; and what is stored beside them.
+      Parameters of the checkpoints, the model itself last; and the config to store beside them.
     """
     began, held_out, train = time.monotonic(), splits["calibration"], splits["train"]
     checkpoints, rates = models.pretrain(
@@ -48,14 +48,14 @@ def train_base(
 def restore_base(
     folder: pathlib.Path, module: Any, one: np.ndarray, num_checkpoints: int, mesh: Mesh
 ) -> tuple[Model, float]:
-    """The stored base model with its checkpoints, and the seconds that its training took.
+    """The stored base model with its checkpoints, and the seconds of its training.
 
     Args:
-      folder: of the checkpoint.
+      folder: folder of the checkpoint.
       module: linen module.
-      one: a batch of one example's inputs.
-      num_checkpoints: that were stored.
-      mesh: every device gets them.
+      one: inputs of one example, as a batch.
+      num_checkpoints: number of stored checkpoints.
+      mesh: devices that the checkpoint is read onto.
     """
     fresh = functools.partial(models.initial_params, module, inputs=jnp.asarray(one))
     whole = meshes.replicated(mesh)

@@ -1,4 +1,4 @@
-"""A config file of the user's: read, changed by a command line, turned into settings.
+"""A user's config file: read, changed by a command line, turned into settings.
 
 A config is a Python file with `get_config()`, which returns a `ConfigDict` or a dict, or a JSON
 file such as the `settings.json` of a run. Every mistake in it is a ValueError that names file and
@@ -34,7 +34,7 @@ def read_config(word: str) -> dict[str, Any]:
     path, _, argument = word.partition(":")
     if not pathlib.Path(path).is_file():
         raise ValueError(
-            f"config={path!r} is not a file (seen from {pathlib.Path.cwd()}): give the path of a "
+            f"config={path!r} is not a file (in {pathlib.Path.cwd()}): give the path of a "
             "Python file that defines get_config()"
         )
     if path.endswith(".json"):
@@ -79,7 +79,7 @@ def _called(module: types.ModuleType, path: str, argument: str) -> Any:
 
 
 def _guarded(path: str, call: Callable[[], Any]) -> Any:
-    """What a user's code returns; its errors become one line with its place."""
+    """The result of a user's code; its errors become one line with file and line."""
     try:
         return call()
     except SyntaxError as error:
@@ -92,10 +92,10 @@ def _guarded(path: str, call: Callable[[], Any]) -> Any:
             if pathlib.Path(frame.filename).resolve() == place
         ]
         where = f"{path}, line {lines[-1]}" if lines else path
-        said = str(error) if type(error) is ValueError else f"{kind}: {error}"
+        reason = str(error) if type(error) is ValueError else f"{kind}: {error}"
         if isinstance(error, ModuleNotFoundError) and error.name == "ml_collections":
-            said += ': return a plain dict, or pip install "stride-jax[run]"'
-        raise ValueError(f"{where}: {said}") from error
+            reason += ': return a plain dict, or pip install "stride-jax[run]"'
+        raise ValueError(f"{where}: {reason}") from error
 
 
 def changed(
@@ -103,7 +103,7 @@ def changed(
     changes: Mapping[str, Any],
     other_sections: Mapping[str, Collection[str]] = {},
 ) -> dict[str, Any]:
-    """A config with other values at dotted names; sections that are not there are made.
+    """A config with other values at dotted names; missing sections are added.
 
     Args:
       values: the config.
@@ -168,7 +168,7 @@ def settings_of(
       from_text: dotted names whose values are a command line's text.
 
     Raises:
-      ValueError: an unknown name (lists those there are) or a value of the wrong type.
+      ValueError: an unknown name (lists the known ones) or a value of the wrong type.
     """
     own = {name: value for name, value in values.items() if name not in OTHER_SECTIONS}
     return build(cls, own, from_text=from_text)

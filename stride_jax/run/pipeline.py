@@ -1,7 +1,7 @@
 """Data → base model → operators → measurements → recovery → attribution → evaluation.
 
-Stages run when something needs them, and their products stay in files; several processes run them
-together, and what a stage has done so far survives a kill.
+Stages run when something needs them, and their products are stored in files; several processes run
+them together, and the finished part of a stage survives a kill.
 """
 
 import dataclasses
@@ -72,14 +72,14 @@ class Run:
     def execution(self, stage: str) -> Execution:
         """Devices, bars, memory and checkpoints of one stage's loops."""
         settings = self.settings.execution
-        keep = durable.Kept(
+        keep = durable.CheckpointKeep(
             self.products.partial(stage), self.mesh, time.monotonic, settings.keep, self.stop,
             self._report(stage),
         )  # fmt: skip
         return Execution(self.mesh, self.progress, keep, settings.memory, settings.batch_size)
 
     def _report(self, stage: str) -> durable.Report | None:
-        """The report of a stage's loops, with what their speed means."""
+        """The report of a stage's loops, with their speed in examples, tokens and utilisation."""
         if self.report is None or (stage, self.settings.index.fit) == ("operators", "joint"):
             return self.report
         steps = self.settings.train.batch_size if stage == "model" else None
@@ -94,7 +94,7 @@ class Run:
 
     @functools.cached_property
     def text(self) -> TextSplits:
-        """Sequences and tokenizer of a language model's run, and what retrieval should find."""
+        """Sequences and tokenizer of a language model's run, and the truth of its retrieval."""
         s = self.settings
         if s.verses is not None:
             splits = load_verses(s.verses, self.workdir)
@@ -177,7 +177,7 @@ class Run:
 
     @functools.cached_property
     def tapped(self) -> taps.TappedModel:
-        """The calibrated base model with its taps: what every method reads."""
+        """The calibrated base model with its taps, which every method reads."""
         return taps.with_temperature(from_model(self.module), self.model.temperature)
 
     @functools.cached_property
@@ -191,7 +191,7 @@ class Run:
 
     @functools.cached_property
     def index(self) -> indices.Index:
-        """The index: its K matrices live where their subsets do, in memory and on disk."""
+        """The index, whose K matrices are laid out by subset, in memory and on disk."""
         folder = self.products.path("operators")
         if checkpoint.latest(folder) is None:
             frozen, began = self.frozen, time.monotonic()
@@ -236,7 +236,7 @@ class Run:
 
     @functools.cached_property
     def recovered(self) -> tuple[Recovery, dict[str, np.ndarray]]:
-        """Influences with their certificates, and diagnostics by query where lambda is chosen."""
+        """Influences with their certificates, and diagnostics, by query or token group."""
 
         def compute() -> Arrays:
             folder = self.products.partial("recovery")
@@ -270,12 +270,12 @@ class Run:
             self.query.ids, self.train.ids, self.influences, used(self.resolved),
             query_labels=self.query.labels if classes else None,
             train_labels=self.train.labels if classes else None,
-            diagnostics=self.recovered[1],
+            diagnostics=reading.diagnostics_by_query(self.recovered[1], len(self.query)),
         )  # fmt: skip
 
     @property
     def resolved(self) -> RunSettings:
-        """The settings, taps chosen."""
+        """The settings, with the taps that were chosen."""
         return dataclasses.replace(self.settings, index=self.frozen.settings)
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────
@@ -288,7 +288,9 @@ class Run:
           ValueError: the settings have no bank.
         """
         if self.settings.bank is None:
-            raise ValueError("this run has bank=None, so there is nothing to evaluate against")
+            raise ValueError(
+                "this run has bank=None, so there is nothing to evaluate against: give it a bank"
+            )
         setup = evaluation.Retraining(self.module, self.train, self.query, self.settings.train)
         bank_settings, folder = self.settings.bank, self.workdir / "bank"
         evaluation.fill_bank(

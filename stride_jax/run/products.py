@@ -1,4 +1,4 @@
-"""What the stages of a run make: files that are named by all they depend on.
+"""Products of a run's stages: files that are named by everything they depend on.
 
 A product's name is a hash of its stage's settings and of the stages before it, so it is reused
 exactly when its inputs have not changed.
@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Products:
-    """Files of one run, and the seconds that each stage took when it ran.
+    """Files of one run, and the seconds of each stage.
 
     Args:
       workdir: a folder, with one folder per stage in it.
@@ -43,11 +43,11 @@ class Products:
         return fingerprint(__version__, stage, settings, [self.key(need) for need in needs])
 
     def path(self, stage: str) -> pathlib.Path:
-        """Where a stage's product is, but for the ending of its name."""
+        """Path of a stage's product, without its suffix."""
         return self.workdir / stage / self.key(stage)
 
     def partial(self, stage: str) -> pathlib.Path:
-        """Where a stage's unfinished work is."""
+        """Folder of a stage's unfinished work."""
         return self.path(stage).with_suffix(".partial")
 
     def forget(self, stage: str) -> None:
@@ -56,7 +56,7 @@ class Products:
         self.tidy(stage)
 
     def tidy(self, stage: str) -> None:
-        """Remove a stage's unfinished work; also where a kill came between its product and this."""
+        """Remove a stage's unfinished work, also work left by a kill after its product."""
         if processes.leads():
             shutil.rmtree(self.partial(stage), ignore_errors=True)
 
@@ -70,11 +70,11 @@ class Products:
         """A stage's arrays, from its file if it is there.
 
         Args:
-          stage: its name.
-          compute: makes them.
-          needs: brings in what they are made from, before the clock runs.
-          together: all processes compute and have the same arrays, and the first one writes them;
-            or the first one is alone.
+          stage: name of the stage.
+          compute: function that computes them.
+          needs: function that loads their inputs, outside of the measured seconds.
+          together: whether all processes compute the same arrays, which the first one writes;
+            otherwise the first one works alone.
 
         Raises:
           UnreadableFileError: the file is torn; names it and the remedy.

@@ -1,11 +1,11 @@
-"""Recovery of a run's queries in blocks that processes share out, each written when it is done."""
+"""Recovery of a run's queries in blocks, divided among processes and written one by one."""
 
 import dataclasses
 import pathlib
 
 import numpy as np
 
-from stride_jax.reading import diagnostics_by_query
+from stride_jax.reading import named_diagnostics
 from stride_jax.recovery import LassoState, Recovery, joined, recover
 from stride_jax.run.products import Arrays
 from stride_jax.runtime import processes
@@ -24,19 +24,19 @@ def recover_in_blocks(
     folder: pathlib.Path,
     execution: Execution,
 ) -> Arrays:
-    """Influences of all queries, the blocks that are written already read back.
+    """Influences of all queries; blocks that are written already are read back.
 
     Args:
-      state: the design.
-      y_QxK: measurements.
-      settings: the Lasso and the rule of its lambda.
-      folder: of the blocks.
-      execution: bars.
+      state: state of the Lasso for the design.
+      y_QxK: measurements, nats.
+      settings: the Lasso, and the rule of its lambda.
+      folder: folder of the blocks.
+      execution: progress of the blocks.
 
     Returns:
       The fields of `Recovery`, and diagnostics by name.
     """
-    # Another number of processes shares the queries out differently.
+    # Another number of processes divides the queries differently.
     folder = folder / f"of-{processes.count()}"
     rows = processes.share(len(y_QxK))
     for first in execution.progress(range(0, len(rows), _BLOCK), desc="recovery"):
@@ -45,7 +45,7 @@ def recover_in_blocks(
         if path.exists():
             continue
         recovery, diagnostics = recover(state, y_QxK[block], settings.lasso, settings.selection)
-        named = diagnostics_by_query(diagnostics, len(block))
+        named = named_diagnostics(diagnostics)
         write_arrays(path, **dataclasses.asdict(recovery), **named)
     processes.wait("recovery done")
     parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]

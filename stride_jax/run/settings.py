@@ -1,4 +1,4 @@
-"""A run's settings, and the folder they own."""
+"""A run's settings, and the folder of its products."""
 
 import dataclasses
 import pathlib
@@ -21,10 +21,10 @@ from stride_jax.settings import IndexSettings, ReadSettings
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionSettings:
-    """Where and in what pieces a run works; changes results by rounding at most.
+    """Devices, checkpoints and memory of a run; they change results by rounding at most.
 
     Attributes:
-      mesh: how devices are arranged.
+      mesh: arrangement of the devices.
       keep: when the state of long loops is written.
       memory, batch_size: as in `Execution`.
     """
@@ -47,12 +47,12 @@ class RunSettings:
       data: dataset and splits.
       text: in place of `data`, for language models.
       verses: in place of `text`, for verse retrieval.
-      facts: made-up sentences planted in the text, each asked for in place of the queries.
+      facts: number of invented sentences planted in the text, which replace the queries.
       model: architecture.
       train: recipe of the base model and of the bank's models.
-      num_checkpoints: of the base model along its training, the last one the model itself.
-      index: what makes the index.
-      read: what reads it.
+      num_checkpoints: checkpoints along the base model's training, the last one the model itself.
+      index: settings of the index.
+      read: settings of its reading.
       bank: ground truth; None for a run without evaluation.
       top_k: proponents and opponents stored per query; 0 stores every non-zero score.
       execution: devices, checkpoints and memory.
@@ -76,7 +76,7 @@ class RunSettings:
         if self.num_checkpoints < 1 or min(self.top_k, self.facts) < 0:
             raise ValueError(
                 f"num_checkpoints={self.num_checkpoints}, top_k={self.top_k}, facts={self.facts}: "
-                "at least one checkpoint, and no negative number"
+                "give at least one checkpoint, and no negative number"
             )
 
     @property
@@ -131,11 +131,11 @@ def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = Fa
 
     Args:
       workdir: the folder.
-      settings: of the run.
-      reuse: take a folder of other settings: stages that they do not touch are reused.
+      settings: settings of the run.
+      reuse: whether a folder of other settings is taken; stages that do not differ are reused.
 
     Raises:
-      ForeignWorkdirError: it belongs to other settings; names each that differs.
+      ForeignWorkdirError: it belongs to other settings; the message has each that differs.
     """
     path, ours = workdir / "settings.json", _flat(used(settings))
     if path.exists() and not reuse:
@@ -159,7 +159,7 @@ def read_run_settings(workdir: pathlib.Path) -> RunSettings:
     """The settings of the run that a folder holds.
 
     Raises:
-      ValueError: no run was made there, or one of another version.
+      ValueError: the folder holds no run, or one of another version.
     """
     path = workdir / "settings.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The stages of a run as a table: what each needs, which settings shape it, who works on it."""
+"""The stages of a run as a table: inputs, settings, and the processes that work on each."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,10 +20,10 @@ STAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A product and where it comes from.
+    """A product, and what it depends on.
 
     Attributes:
-      needs: stages whose products it is made from.
+      needs: stages whose products it reads.
       settings: the part of a run's settings that shapes it, as JSON values.
       together: whether all processes work on it; else the first one alone.
     """

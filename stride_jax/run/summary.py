@@ -1,4 +1,4 @@
-"""A run's end: what is written for people, as far as the run went."""
+"""A run's summary and attribution, as far as the run went."""
 
 import datetime
 import math
@@ -54,7 +54,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _work(run: Run, wanted: tuple[str, ...]) -> None:
-    """Every stage that all processes work on, and what the first one writes on the way."""
+    """Every stage that all processes work on, and the files that the first one writes."""
     read = {
         "data": lambda: run.data,
         "model": lambda: run.model,
@@ -127,7 +127,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def too_small(num_subsets: int, num_queries: int) -> str | None:
-    """Why figures of a bank can't rank methods; None where they can.
+    """The reason why figures of a bank can't rank methods; None where they can.
 
     >>> too_small(100, 400) is None
     True
@@ -141,7 +141,7 @@ def too_small(num_subsets: int, num_queries: int) -> str | None:
 
 
 def _held_out(run: Run) -> dict[str, float]:
-    """The base model on the queries: share of labels it gets right, nats lost per label."""
+    """The base model on the queries: share of correct labels, nats per label."""
     logits = run.tapped(run.model.params, jnp.asarray(run.query.inputs))[0]
     labels = run.query.labels
     right = np.asarray(logits.argmax(axis=-1)) == labels
@@ -163,7 +163,7 @@ def _recovery(run: Run) -> dict[str, float]:
 
 
 def _products(run: Run, wanted: tuple[str, ...]) -> dict[str, str]:
-    """Where each stage's product is, relative to the workdir."""
+    """Path of each stage's product, relative to the workdir."""
     products = {}
     for stage in wanted:
         if stage in ("model", "operators"):

@@ -1,1 +1,1 @@
-"""Foundations: mesh, checkpoints, files, progress."""
+"""Foundations: mesh, checkpoints, files, processes, progress."""

@@ -1,4 +1,4 @@
-"""Orbax behind one door: save a pytree with its settings, restore it onto any sharding.
+"""Checkpoints by orbax: save a pytree with its settings, restore it onto any sharding.
 
 Orbax is imported in the functions: it takes a second, and only runs need it.
 """
@@ -31,9 +31,9 @@ def save(
     Args:
       path: folder of the checkpoint series.
       tree: pytree of arrays.
-      config: what made them: dataclasses and JSON values.
+      config: settings behind the arrays, dataclasses and JSON values.
       step: number of this checkpoint in the series.
-      keep_last: how many of the series are kept; all by default.
+      keep_last: number of last checkpoints that stay; all by default.
     """
     import orbax.checkpoint as ocp
 
@@ -49,7 +49,7 @@ def save(
 
 
 def latest(path: str | os.PathLike[str]) -> int | None:
-    """The last finished checkpoint in a folder; None if it has none or is not there."""
+    """Number of the last finished checkpoint in a folder; None without one."""
     folder = pathlib.Path(path).absolute()
     if not folder.is_dir():
         return None
@@ -60,7 +60,7 @@ def latest(path: str | os.PathLike[str]) -> int | None:
 
 
 def shapes(path: str | os.PathLike[str]) -> Any:
-    """Shapes and dtypes of what the last checkpoint in a folder holds.
+    """Shapes and dtypes of the arrays in the last checkpoint of a folder.
 
     Raises:
       CheckpointError: nothing there, or it can't be read; names the folder and the remedy.
@@ -85,7 +85,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
     Args:
       path: folder of the checkpoint series.
       like: pytree of arrays or `jax.ShapeDtypeStruct`s; shardings they carry are used.
-      step: which checkpoint; the latest by default.
+      step: number of the checkpoint; the latest by default.
 
     Returns:
       `(tree, config)` as saved.
@@ -105,9 +105,9 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
     with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
         step = manager.latest_step() if step is None else step
         if step is None:
-            raise CheckpointError(f"{folder} holds no finished checkpoint; delete it and run again")
+            raise CheckpointError(f"{folder} holds no finished checkpoint: delete it and run again")
         try:
-            # Compared before restoring: orbax leaves its own readers dangling where shapes differ.
+            # Compared before restoring: orbax leaves its readers open where shapes differ.
             if difference := _difference(manager.item_metadata(step)["params"], shapes):
                 raise ValueError(difference)
             out = manager.restore(
@@ -126,7 +126,7 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
 
 
 def _handlers() -> dict[str, Any]:
-    """Named, so that the manager can tell the shapes of what it holds."""
+    """Handlers by item, from which the manager knows the shapes that it holds."""
     import orbax.checkpoint as ocp
 
     return {"params": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}

@@ -1,7 +1,7 @@
-"""Long loops that survive a kill: their state is kept on an interval and when asked to stop.
+"""Long loops that survive a kill: their state is saved at intervals and on a request to stop.
 
-A loop hands over its state after each step. All processes decide together whether it is written,
-so that they stop at the same step; the next run, on this mesh or another, goes on from there.
+A loop offers its state after each step. All processes decide together whether it is written, so
+that they stop at the same step; the next run, on this mesh or another, is resumed from there.
 """
 
 import os
@@ -23,11 +23,11 @@ from stride_jax.runtime.keep import KeepSettings
 from stride_jax.runtime.progress import Progress
 
 EXIT_CODE = os.EX_TEMPFAIL
-"""75: stopped when asked to, everything saved; run the same command again to go on."""
+"""75: stopped on request, everything saved; the same command resumes the run."""
 
 
 class Preempted(SystemExit):
-    """Raised once all is saved, after a request to stop; ends the process with `EXIT_CODE`."""
+    """Raised once all is saved after a request to stop; the process ends with `EXIT_CODE`."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
@@ -43,7 +43,7 @@ class StopRequest:
         return self._asked.is_set()
 
     def listen(self) -> "StopRequest":
-        """Let SIGTERM ask. After `jax.distributed.initialize`, which has a handler of its own."""
+        """Take SIGTERM as a request. Call it after `jax.distributed.initialize`, which does too."""
         signal.signal(signal.SIGTERM, self._ask)
         return self
 
@@ -52,10 +52,10 @@ class StopRequest:
         self._asked.set()
 
     def between(self, progress: Progress) -> Progress:
-        """Stop between the items of a loop that keeps each of them; this process decides alone."""
+        """Stop between items of a loop that writes each of them; this process decides alone."""
 
-        def wrapped(items: Iterable[Any], **how: Any) -> Iterable[Any]:
-            for item in progress(items, **how):
+        def wrapped(items: Iterable[Any], **options: Any) -> Iterable[Any]:
+            for item in progress(items, **options):
                 yield item
                 if self:
                     raise Preempted
@@ -64,10 +64,10 @@ class StopRequest:
 
 
 Report = Callable[[str, int, Mapping[str, Any]], None]
-"""Takes a loop's name, its position and numbers: `metrics.MetricsWriter` is one."""
+"""Function of a loop's name, its position and numbers, such as `metrics.MetricsWriter`."""
 
 
-class Kept:
+class CheckpointKeep:
     """Checkpoints of the loops of one stage, in a folder of its own."""
 
     def __init__(
@@ -88,10 +88,10 @@ class Kept:
         self._saved, self._reported = clock(), (clock(), 0)
 
     def resume(self, loop: str, state: Any) -> tuple[int, Any]:
-        """See `Keep`; numpy arrays in the state come back as such.
+        """As in `Keep`; numpy arrays in the state come back as such.
 
         Raises:
-          CheckpointError: what is kept can't be read or has other shapes; names the folder.
+          CheckpointError: a checkpoint that can't be read or has other shapes; names the folder.
         """
         position = 0
         if checkpoint.latest(self.folder / loop) is not None:
@@ -102,9 +102,9 @@ class Kept:
     def _restored(self, loop: str, state: Any) -> tuple[int, Any]:
         named = _named(state)
         like = {name: self._like(v) for name, v in named.items()}
-        found, note = checkpoint.restore(self.folder / loop, like)
+        arrays, note = checkpoint.restore(self.folder / loop, like)
         leaves = [
-            np.array(found[name]) if isinstance(old, np.ndarray) else found[name]
+            np.array(arrays[name]) if isinstance(old, np.ndarray) else arrays[name]
             for name, old in named.items()
         ]
         return int(note["position"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
@@ -117,7 +117,7 @@ class Kept:
     def step(
         self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
     ) -> None:
-        """See `Keep`.
+        """As in `Keep`.
 
         Raises:
           Preempted: after saving, if any process was asked to stop.
@@ -148,6 +148,6 @@ class Kept:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Leaves by their path: orbax does not give optimisers' named tuples back as such."""
+    """Leaves by their path: orbax does not restore optimisers' named tuples as such."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

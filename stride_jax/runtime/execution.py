@@ -1,4 +1,4 @@
-"""On which devices, with which bars, checkpoints and memory work is done: never what comes out."""
+"""Devices, progress bars, checkpoints and memory of the work: nothing that changes its results."""
 
 import dataclasses
 
@@ -15,9 +15,9 @@ class Execution:
 
     Attributes:
       mesh: devices; None for those of this process, as many along `subset` as divide K.
-      progress: wraps long loops.
+      progress: wrapper of long loops, such as a progress bar.
       keep: where long loops write their state.
-      memory: bytes that temporaries may take on a device; each stage takes its batches to fit.
+      memory: bytes that temporaries may take on a device; each stage sizes its batches to fit.
       batch_size: examples per step of the pass over a training set, per row of devices along
         `subset`, where `memory` allows it.
 

@@ -1,8 +1,8 @@
-"""Atomic writes and fingerprints: what makes a stage's product safe to reuse.
+"""Atomic writes and fingerprints, which make a stage's product safe to reuse.
 
 A product is written to a temporary name beside its target and renamed, so a kill leaves either
-the old file or the new one. A fingerprint is a hash of everything a product depends on, so a
-product whose inputs changed is never taken for the new one.
+the old file or the new one. A fingerprint is a hash of everything that a product depends on, so a
+product whose inputs have changed is never reused.
 """
 
 import contextlib

@@ -4,16 +4,16 @@ import os
 import pathlib
 import re
 
-# A path object has folded the slashes of gs://bucket already.
+# One slash: a path object has folded those of gs://bucket.
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def local_folder(path: str | os.PathLike[str], name: str = "workdir") -> pathlib.Path:
-    """A folder to write to, there already or not; nothing is made.
+    """A folder to write to, which may exist; nothing is created.
 
     Args:
-      path: the folder.
-      name: its name, for messages.
+      path: path of the folder.
+      name: name of the setting, for messages.
 
     Raises:
       ValueError: an address of a bucket or another place that is no file system, a file, something

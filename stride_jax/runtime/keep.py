@@ -1,4 +1,4 @@
-"""Where a long loop keeps its state, as a value: nowhere by default, in checkpoints for a run."""
+"""Where a long loop saves its state, as a value: nowhere by default, in checkpoints for a run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,21 +6,21 @@ from typing import Any, Protocol
 
 
 class Keep(Protocol):
-    """Where a loop's state is kept."""
+    """Where a loop's state is saved."""
 
     def resume(self, loop: str, state: Any) -> tuple[int, Any]:
-        """Position and state to go on from; 0 and the state given where nothing was kept."""
+        """Position and state to resume from; 0 and the given state where nothing was saved."""
         ...
 
     def step(
         self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
     ) -> None:
-        """After each step: keep the state if it is time to, or if asked to stop.
+        """Save the state after a step if it is time to, or on a request to stop.
 
         Args:
-          loop: its name.
-          position: where it would go on; examples or steps.
-          state: gives what there is to keep.
+          loop: name of the loop.
+          position: examples or steps done, from which the loop would be resumed.
+          state: function that returns the state to save.
           metrics: numbers of the step, on the device or not.
         """
         ...
@@ -34,12 +34,12 @@ class _Nowhere:
     def step(
         self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
     ) -> None:
-        """Nothing."""
+        """Save nothing."""
         del loop, position, state, metrics
 
 
 nowhere: Keep = _Nowhere()
-"""Keeps nothing: the library's default."""
+"""Saves nothing: the library's default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class KeepSettings:
     """When the state of a long loop is written.
 
     Attributes:
-      seconds: between two checkpoints of a loop, by the clock of the first process.
-      report_seconds: between two reports of its numbers, which wait for the device.
+      seconds: seconds between two checkpoints of a loop, by the clock of the first process.
+      report_seconds: seconds between two reports of its numbers, which wait for the device.
     """
 
     seconds: float = 300.0

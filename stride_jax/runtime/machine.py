@@ -1,4 +1,4 @@
-"""What this machine is, for results that travel."""
+"""Name of this machine, to be written beside results."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ import jax
 
 
 def device_name() -> str:
-    """Kind and number of the devices; of a CPU its model and cores.
+    """Kind and number of the devices, or model and cores of a CPU.
 
     >>> bool(device_name())
     True

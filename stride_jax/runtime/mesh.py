@@ -1,8 +1,8 @@
-"""The device mesh and where each kind of array lives on it.
+"""The device mesh, and the sharding of each kind of array over it.
 
 Two axes: examples and queries are split over all devices, the K subsets over `subset`. On one
-device both have size one and every sharding is trivial; over several processes each one gives and
-gets the rows of its own devices. So there is one code path.
+device both have size one and every sharding is trivial; with several processes, each one gives
+and gets the rows of its own devices. So there is one code path.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ DATA, SUBSET = "data", "subset"
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """How the devices of all processes are arranged.
+    """The arrangement of the devices of all processes.
 
     Attributes:
-      data: devices along the axis of examples; −1 fills it.
+      data: devices along the axis of examples; −1 for all that are left.
       subset: devices along the axis of subsets; 0 for as many as divide K.
-      parameters: of the base model: `replicated`, or `sharded`, each array's longest axis that the
-        devices divide split over all of them.
+      parameters: layout of the base model: `replicated`; or `sharded`, which splits each array over
+        all devices along its longest axis that they divide.
     """
 
     data: int = -1
@@ -40,7 +40,7 @@ class MeshSettings:
 
 
 def make_mesh(data: int = 1, subset: int = -1) -> Mesh:
-    """Mesh `(data, subset)` over the devices of all processes; -1 fills an axis.
+    """Mesh `(data, subset)` over the devices of all processes; −1 for all that are left.
 
     Args:
       data: devices along the axis of examples and queries.
@@ -85,12 +85,12 @@ def mesh_for(num_subsets: int, settings: MeshSettings = MeshSettings()) -> Mesh:
 
 
 def local_mesh() -> Mesh:
-    """The devices of this process alone: for work that processes share out among themselves."""
+    """The devices of this process alone, for work that is divided among processes."""
     return arranged((1, len(jax.local_devices())), jax.local_devices())
 
 
 def single_mesh() -> Mesh:
-    """One device of this process: for small work whose rounding should not depend on how many."""
+    """One device of this process, for small work whose rounding must not depend on the mesh."""
     return arranged((1, 1), jax.local_devices())
 
 
@@ -105,7 +105,7 @@ def over_examples(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
+    """Sharding of an array that every device holds as a whole."""
     return NamedSharding(mesh, P())
 
 
@@ -122,12 +122,12 @@ def sharded_parameters(params: Any, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
-    """Arrays as every process has them, or some of their rows, laid out over devices.
+    """Arrays that every process holds, or some of their rows, laid out over devices.
 
     Args:
-      tree: arrays, memory-mapped ones too: a process reads nothing but the rows of its own devices.
+      tree: arrays; of memory-mapped ones a process reads only the rows of its own devices.
       sharding: one for all arrays, or a tree of them.
-      rows: of the first axis; all by default.
+      rows: indices along the first axis; all by default.
     """
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda _: sharding, tree)
@@ -151,7 +151,7 @@ def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that arrays are laid out over, if they are."""
+    """The mesh that arrays are laid out over; None if they are not."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
             return leaf.sharding.mesh  # pyright: ignore[reportReturnType]
@@ -159,7 +159,7 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """Arrays on every device of the mesh; those laid out over it already stay as they are."""
+    """Arrays on every device of the mesh, except for those laid out over it already."""
     whole = replicated(mesh)
 
     def one(v: Any) -> jax.Array:
@@ -169,7 +169,7 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
 
 
 def fetch(array: Any) -> np.ndarray:
-    """A device array on the host of every process: gathered where parts of it are elsewhere."""
+    """A device array on the host of every process, gathered where other processes hold parts."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -179,7 +179,7 @@ def check_divisible(name: str, size: int, mesh: Mesh, axis: str) -> None:
     """Refuse a size that the mesh axis can't split evenly.
 
     Raises:
-      ValueError: naming the size, the axis and a size that would do.
+      ValueError: the message has the size, the axis and a size that fits.
     """
     devices = mesh.shape[axis]
     if size % devices:
@@ -190,7 +190,7 @@ def check_divisible(name: str, size: int, mesh: Mesh, axis: str) -> None:
 
 
 def even(count: int, most: int) -> int:
-    """Rows a batch, at most so many, that leave the last batch about as full as the others.
+    """Rows per batch, at most `most`, that leave the last batch about as full as the others.
 
     >>> even(4500, 2048)
     1500

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: JSON lines, and events for TensorBoard."""
+"""Metrics of a run while it runs: JSON lines, and events for TensorBoard."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import jax
 
 
 def memory_bytes() -> int:
-    """Memory in use: of the first local device where it says so, else of this process."""
+    """Bytes in use on the first local device, or by this process where the device has no count."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_in_use" in stats:
         return int(stats["bytes_in_use"])
@@ -19,7 +19,7 @@ def memory_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM; where the system keeps no such count, its peak."""
+    """Bytes of this process in RAM; their peak where the system has no such count."""
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     except FileNotFoundError:
@@ -28,7 +28,7 @@ def resident_bytes() -> int:
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl`, a line a report, and an event file, into one folder."""
+    """Writes `metrics.jsonl`, one line per report, and an event file into one folder."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         from tensorboardX import SummaryWriter

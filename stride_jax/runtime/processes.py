@@ -1,4 +1,4 @@
-"""Several processes as one: joined by JAX's coordination service, in step where they must be."""
+"""Several processes as one: joined by JAX's coordination service, synchronised where needed."""
 
 import contextlib
 import dataclasses
@@ -11,12 +11,12 @@ from jax.experimental import multihost_utils
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where processes meet; nothing to say on Cloud TPU, GKE and Slurm, which JAX knows.
+    """Address and number of the processes; unset on Cloud TPU, GKE and Slurm, which JAX knows.
 
     Attributes:
       coordinator: `host:port` of the first process.
-      num_processes: of the whole job.
-      process_id: this one's.
+      num_processes: number of processes of the job.
+      process_id: number of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -36,7 +36,7 @@ def connect(cluster: Cluster = Cluster()) -> None:
     """Join the other processes; before JAX is used for anything else.
 
     Raises:
-      RuntimeError: JAX can't tell where it runs, and nothing was said.
+      RuntimeError: JAX does not know the platform, and the cluster is unset.
     """
     try:
         jax.distributed.initialize(cluster.coordinator, cluster.num_processes, cluster.process_id)
@@ -48,29 +48,29 @@ def connect(cluster: Cluster = Cluster()) -> None:
 
 
 def index() -> int:
-    """This process."""
+    """Number of this process."""
     return jax.process_index()
 
 
 def count() -> int:
-    """All processes."""
+    """Number of processes."""
     return jax.process_count()
 
 
 def leads() -> bool:
-    """Whether this is the process that writes what there is one of."""
+    """Whether this process writes what is written once."""
     return index() == 0
 
 
 def wait(name: str) -> None:
-    """Until every process is here."""
+    """Wait until every process has called this."""
     if count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def leader_first(name: str) -> Iterator[None]:
-    """The first process runs the block before all others do, which then find what it made."""
+    """The first process runs the block before all others, which can read its files."""
     if not leads():
         wait(name)
     yield
@@ -79,5 +79,5 @@ def leader_first(name: str) -> Iterator[None]:
 
 
 def share(total: int) -> np.ndarray:
-    """This process's part of so many rows."""
+    """This process's part of `total` rows."""
     return np.array_split(np.arange(total), count())[index()]

@@ -1,4 +1,4 @@
-"""A stage's compiled step as a value: the run calls it, the plan asks what it costs."""
+"""A stage's compiled step as a value: the run calls it, the plan reads its costs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted step, what it is called with, and how often.
+    """A jitted step, its arguments, and its number of calls.
 
     Attributes:
-      step: from `jax.jit`.
-      args: its arguments as `jax.ShapeDtypeStruct`s with shardings, pytrees of them.
-      statics: its static arguments by name.
-      calls: of the step in the whole stage.
-      batch: rows that one call takes; 0 where it takes them all.
+      step: function from `jax.jit`.
+      args: arguments of the step, pytrees of `jax.ShapeDtypeStruct`s with shardings.
+      statics: static arguments of the step by name.
+      calls: number of calls in the whole stage.
+      batch: rows per call; 0 where one call takes them all.
     """
 
     step: Callable[..., Any]
@@ -42,7 +42,7 @@ def shapes_like(tree: Any, sharding: Any = None) -> Any:
 
     Args:
       tree: arrays or `jax.ShapeDtypeStruct`s.
-      sharding: one for all, or a tree of them; None leaves those that the arrays have.
+      sharding: one for all, or a tree of them; None for the arrays' own.
     """
 
     def one(v: Any, where: Any = None) -> Any:
@@ -55,7 +55,7 @@ def shapes_like(tree: Any, sharding: Any = None) -> Any:
 
 
 def shapes_everywhere(tree: Any, whole: jax.sharding.NamedSharding) -> Any:
-    """Abstract arrays on every device, but for those laid out over its mesh already."""
+    """Abstract arrays on every device, except for those laid out over the mesh already."""
 
     def one(v: Any) -> Any:
         own = getattr(v, "sharding", None)

@@ -18,9 +18,9 @@ def write_table(
     """Write columns of one length as Parquet, atomically.
 
     Args:
-      path: of the file.
+      path: path of the file.
       columns: arrays by name, in order.
-      note: JSON values or settings, kept in the schema's metadata under `stride_jax`.
+      note: JSON values or settings, stored in the schema's metadata under `stride_jax`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -33,7 +33,7 @@ def write_table(
 def read_table(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """Columns and note of a file that `write_table` wrote; no note if it did not.
+    """Columns and note of a Parquet file; None for the note if `write_table` did not write it.
 
     Raises:
       UnreadableFileError: not Parquet, or torn; names the file.

@@ -11,7 +11,7 @@ _HEAD = 4  # words before the flags: python -m stride_jax run
 
 
 def command(settings: LaunchSettings, *more: str) -> list[str]:
-    """The words that run the config; the same ones everywhere.
+    """The command that runs the config, the same for every target.
 
     >>> from stride_jax.run.launching.settings import LaunchSettings
     >>> command(LaunchSettings("configs/mnist5k.py", "runs/x", overrides=(("top_k", 5),)))[4:]
@@ -57,12 +57,12 @@ def render(settings: LaunchSettings) -> str:
 
 
 def _wrapped(words: Sequence[str], head: int, indent: str = "", raw: Sequence[str] = ()) -> str:
-    """A command with its first words on one line and each other one on its own.
+    """A command with its first words on one line, and each other word on a line of its own.
 
     Args:
-      words: quoted here where the shell needs it.
-      head: how many stay on the first line.
-      indent: of the lines that follow.
+      words: words of the command, quoted here where the shell needs it.
+      head: number of words on the first line.
+      indent: indent of the lines that follow.
       raw: more lines, already quoted.
     """
     lines = [shlex.join(words[:head]), *map(_quoted, words[head:]), *raw]

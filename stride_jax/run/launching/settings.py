@@ -34,7 +34,7 @@ class Slurm:
 
 @dataclasses.dataclass(frozen=True)
 class TpuVm:
-    """A Cloud TPU that stands already.
+    """An existing Cloud TPU.
 
     Attributes:
       tpu_name: name of the TPU.
@@ -77,17 +77,17 @@ class LaunchSettings:
 
     Attributes:
       config: config file, with `:argument` if it takes one.
-      workdir: folder of the run's products; on several hosts one that all of them see.
+      workdir: folder of the run's products; on several hosts, one that they all share.
       target: one of `TARGETS`.
       overrides: settings that differ from the config file's, dotted names and values.
       name: name of the job; the config's where empty.
       processes: number on this machine (`local`); the other targets count hosts.
-      python: the interpreter over there.
-      max_restarts: how often a preempted job is queued again by itself.
+      python: Python interpreter on the target.
+      max_restarts: number of times that a preempted job is queued again by itself.
       slurm, tpu_vm, xpk: settings of one target.
 
     Raises:
-      ValueError: what the target would refuse, or lose.
+      ValueError: settings that the target would refuse, or a workdir that it would lose.
     """
 
     config: str
@@ -135,7 +135,7 @@ def _check_common(settings: LaunchSettings) -> None:
     if settings.processes > 1 and settings.target != "local":
         raise ValueError(
             f"processes={settings.processes} is for target=local: slurm takes nodes and "
-            "gpus_per_node, xpk num_slices, and a TPU has as many as it has"
+            "gpus_per_node, xpk num_slices, and a TPU's number is fixed"
         )
 
 
@@ -175,7 +175,7 @@ def _check_xpk(settings: LaunchSettings) -> None:
 def _need(target: str, **given: str) -> None:
     for key, value in given.items():
         if not value:
-            raise ValueError(f"target={target} needs --{key}: give it")
+            raise ValueError(f"target={target} needs --{key}: give one")
 
 
 def _at_least(least: int, **given: int) -> None:

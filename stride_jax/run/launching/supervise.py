@@ -1,4 +1,4 @@
-"""Processes of this machine as one job: none outlives a failed one, all are asked to save."""
+"""Processes of this machine as one job: one failure ends all, a signal lets all save."""
 
 import contextlib
 import dataclasses
@@ -22,8 +22,8 @@ class Grace:
     """Seconds between SIGTERM and SIGKILL.
 
     Attributes:
-      saving: after a preemption.
-      failing: after one process failed: the others wait for it and can't save together.
+      saving: seconds after a preemption.
+      failing: seconds after a failed process, without which the others can't save.
     """
 
     saving: float = float(SAVING_SECONDS)
@@ -37,9 +37,9 @@ def supervise(commands: Sequence[Sequence[str]], logs: pathlib.Path, grace: Grac
     SIGTERM, the signal after which a run saves and exits with 75. Call it from the main thread.
 
     Args:
-      commands: the words of each process.
+      commands: command of each process, as words.
       logs: folder for `process-<i>.log`; existing ones are appended to.
-      grace: how long a process may take to stop.
+      grace: seconds that a process may take to stop.
 
     Returns:
       0 if every process returned it, else the first other code; 128 + n for a death by signal n.
@@ -53,7 +53,7 @@ def supervise(commands: Sequence[Sequence[str]], logs: pathlib.Path, grace: Grac
                 children.append(_start(words, log, shown=i == 0, stack=stack))
             return _watch(children, received, logs, grace)
         finally:
-            _kill(children)  # whatever happens here, nothing is left behind
+            _kill(children)  # no process is left behind
 
 
 @contextlib.contextmanager

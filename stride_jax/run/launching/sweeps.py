@@ -20,7 +20,7 @@ def expand(settings: LaunchSettings) -> list[LaunchSettings]:
 
     Raises:
       ValueError: the file has no `sweep`, it adds nothing or one thing twice, or a variant is no
-        config that a run would take.
+        config that a run accepts.
     """
     path = settings.config.partition(":")[0]
     module = load_module(path)
@@ -67,8 +67,8 @@ def _check_variant(
 def _short(keys: Sequence[str]) -> dict[str, str]:
     """The last parts of dotted names, as many as tell them apart.
 
-    >>> _short(["stride.design.seed", "train.seed", "bank.alpha"])
-    {'stride.design.seed': 'design.seed', 'train.seed': 'train.seed', 'bank.alpha': 'alpha'}
+    >>> _short(["index.design.seed", "train.seed", "bank.alpha"])
+    {'index.design.seed': 'design.seed', 'train.seed': 'train.seed', 'bank.alpha': 'alpha'}
     """
     short = {}
     for key in keys:

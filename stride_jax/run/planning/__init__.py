@@ -1,4 +1,4 @@
-"""What a run will cost, from shapes alone: memory, arithmetic and traffic of its real programs."""
+"""Costs of a run from shapes alone: memory, arithmetic and traffic of its real programs."""
 
 from stride_jax.run.planning.chips import CHIPS, Chip
 from stride_jax.run.planning.costs import StageCost, count_flops, gib

@@ -1,4 +1,4 @@
-"""Published peaks of accelerators, by which seconds are estimated."""
+"""Published peaks of accelerators, from which seconds are estimated."""
 
 import dataclasses
 
@@ -8,9 +8,9 @@ class Chip:
     """A device.
 
     Attributes:
-      flops: dense bfloat16 operations a second at its peak.
+      flops: dense bfloat16 operations per second at the peak.
       memory: bytes on the device.
-      bandwidth: bytes a second between memory and arithmetic.
+      bandwidth: bytes per second between memory and arithmetic.
     """
 
     flops: float
@@ -18,12 +18,12 @@ class Chip:
     bandwidth: float
 
     def seconds(self, flops: float, utilisation: float, nbytes: float = 0.0) -> float:
-        """Time for so much arithmetic, or traffic if that takes longer, on one device."""
+        """Seconds of arithmetic, or of traffic if that takes longer, on one device."""
         return max(flops / self.flops, nbytes / self.bandwidth) / utilisation
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls by this name, if its peaks are known.
+    """The chip that JAX calls by this name; None if its peaks are not known.
 
     >>> chip_of("TPU v5 lite") is CHIPS["v5e"]
     True

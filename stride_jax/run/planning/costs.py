@@ -1,4 +1,4 @@
-"""Costs of one program: what it needs by its jaxpr, and what a device does once it is compiled."""
+"""Costs of one program: its operations by its jaxpr, and a device's work once it is compiled."""
 
 import dataclasses
 import math
@@ -25,12 +25,12 @@ _FREE = {
 def count_flops(program: Callable[..., Any], *args: Any, **statics: Any) -> float:
     """Floating-point operations of one call, on all devices together.
 
-    A multiply-add counts as two; loops of unknown length as one turn.
+    A multiply-add counts as two; loops of unknown length count as one turn.
 
     Args:
       program: pure function.
       *args: arrays or `jax.ShapeDtypeStruct`s.
-      **statics: passed on as they are.
+      **statics: static arguments.
 
     >>> count_flops(lambda a, b: a @ b, jnp.zeros((3, 4)), jnp.zeros((4, 5)))
     120.0
@@ -86,18 +86,19 @@ def _size(v: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-    """A stage's program and how often it runs.
+    """Costs of a stage's program, and its number of calls.
 
     Attributes:
-      name: stage.
-      calls: of the program; on every device each time.
-      flops: of one call, all devices that it is spread over together, from its jaxpr.
-      device_flops: of one call on one device, as compiled: with what several devices repeat.
-      argument_bytes: on a device: what lives there before.
-      output_bytes: on a device, that are not arguments made over.
-      temporary_bytes: on a device, at the most.
-      traffic_bytes: read and written by one call on one device.
-      communicated: bytes a device receives in a call, by collective.
+      name: name of the stage.
+      calls: number of calls of the program, each on every device.
+      flops: operations of one call on all its devices together, from its jaxpr.
+      device_flops: operations of one call on one device, as compiled, with those that several
+        devices repeat.
+      argument_bytes: bytes of arguments on a device.
+      output_bytes: bytes of outputs on a device, without those aliased to donated arguments.
+      temporary_bytes: peak of temporary bytes on a device.
+      traffic_bytes: bytes read and written by one call on one device.
+      communicated: bytes that a device receives per call, by collective.
     """
 
     name: str
@@ -112,16 +113,16 @@ class StageCost:
 
     @property
     def peak_bytes(self) -> int:
-        """What the stage takes on a device."""
+        """Bytes that the stage takes on a device."""
         return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
 def cost(name: str, program: Program) -> StageCost:
-    """Compile a stage's program and read what it takes.
+    """Compile a stage's program and read its costs.
 
     Args:
-      name: of the stage.
-      program: its step, abstract arguments with shardings, and calls.
+      name: name of the stage.
+      program: step, abstract arguments with shardings, and number of calls.
     """
     compiled = program.step.lower(*program.args, **program.statics).compile()  # pyright: ignore[reportFunctionMemberAccess]
     memory, work = compiled.memory_analysis(), work_of(compiled.as_text())
@@ -140,7 +141,7 @@ def cost(name: str, program: Program) -> StageCost:
 
 
 def _held(args: Any) -> int:
-    """Bytes of arguments on a device; those that the program does not read are there too."""
+    """Bytes of arguments on a device, including those that the program does not read."""
 
     def own(v: jax.ShapeDtypeStruct) -> int:
         shape = v.shape if v.sharding is None else v.sharding.shard_shape(v.shape)

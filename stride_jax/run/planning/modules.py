@@ -1,7 +1,7 @@
-"""What a compiled program does on one device, read off the text of its HLO module.
+"""Work of a compiled program on one device, from the text of its HLO module.
 
-XLA's own cost analysis counts a loop's body once and calls of LAPACK not at all; the text says how
-often a loop turns and what is called on which shapes.
+XLA's own cost analysis counts a loop's body once and calls of LAPACK not at all; the text has the
+turns of each loop, and the shapes of each call.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _ARITHMETIC = {
 _COLLECTIVES = {
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
 }  # fmt: skip
-# Names for what is there, or jumps into computations that are counted themselves.
+# Names for existing values, or calls of computations that are counted themselves.
 _UNMOVED = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
     "conditional", "after-all", "partition-id", "replica-id", "opt-barrier",
@@ -47,7 +47,7 @@ class Work:
     Attributes:
       flops: floating-point operations; a multiply-add is two, a loop of unknown length one turn.
       traffic: bytes read and written by fused groups of operations, as if nothing were cached.
-      sent: bytes that each kind of collective hands the device.
+      sent: bytes that the device receives by each kind of collective.
     """
 
     flops: float = 0.0
@@ -60,7 +60,7 @@ class Work:
         return Work(self.flops + other.flops, self.traffic + other.traffic, sent)
 
     def times(self, turns: int) -> "Work":
-        """Of a loop with so many turns."""
+        """Work of a loop with this many turns."""
         return Work(
             self.flops * turns, self.traffic * turns, {k: v * turns for k, v in self.sent.items()}
         )
@@ -133,8 +133,8 @@ def _parse(hlo: str) -> tuple[dict[str, _Computation], str]:
             computations[current] = {}
             entry = current if head.group(1) else entry
         elif " = " in text and current and text.startswith(("%", "ROOT %")):
-            found = _line(text)
-            computations[current][found.name] = found
+            instruction = _line(text)
+            computations[current][instruction.name] = instruction
     return computations, entry
 
 
@@ -150,7 +150,7 @@ def _line(text: str) -> _Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the bracket closes that the text begins with."""
+    """Index of the bracket that closes the one at the start of the text."""
     depth = 0
     for i, c in enumerate(text):
         depth += (c == "(") - (c == ")")
@@ -235,7 +235,7 @@ def _bytes(i: _Instruction, own: _Computation) -> float:
 
 
 def _fused_bytes(i: _Instruction, inside: _Computation) -> float:
-    """What a fused group reads of its operands, and what it writes."""
+    """Bytes that a fused group reads of its operands, and writes."""
     users: dict[str, list[_Instruction]] = {}
     for line in inside.values():
         for name in dict.fromkeys(line.operands):

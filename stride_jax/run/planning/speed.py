@@ -1,4 +1,4 @@
-"""What a loop's speed means: examples and tokens a second, and the share of the peak it reaches."""
+"""A loop's speed: examples and tokens per second, and the share of the devices' peak."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from stride_jax.runtime.metrics import memory_bytes
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What a step of a loop is worth.
+    """Examples, tokens and operations of a step of a loop.
 
     Attributes:
-      examples: of one position.
-      tokens: of one example.
-      flops: of one example, as the model needs them.
+      examples: examples per position.
+      tokens: tokens per example.
+      flops: operations per example that the model needs.
     """
 
     examples: float
@@ -32,26 +32,27 @@ class Speed:
     flops: float
 
     def numbers(self, steps_per_second: float) -> dict[str, float]:
-        """Per second, on all devices; the share of their peak where the device is known."""
+        """Numbers per second on all devices, and the share of their peak where it is known."""
         examples = steps_per_second * self.examples
-        found = {
+        numbers = {
             "examples_per_second": examples,
             "tokens_per_second": examples * self.tokens,
             "memory_bytes": float(memory_bytes()),
         }
         device = jax.devices()[0]
         if chip := chip_of(device.device_kind):
-            found["mfu"] = examples * self.flops / (chip.flops * jax.device_count())
-        return found
+            numbers["mfu"] = examples * self.flops / (chip.flops * jax.device_count())
+        return numbers
 
 
 def model_speed(module: nn.Module, examples: Examples, batch_size: int | None) -> Speed:
-    """What a step is worth: an example passed forward, or a batch in training.
+    """The speed of one position: an example passed forward, or a batch in training.
 
     Args:
       module: the linen model.
-      examples: what it reads.
-      batch_size: of a training step, forward and backward; None for a position an example.
+      examples: examples that it reads.
+      batch_size: examples per training step, forward and backward; None for one example per
+        position, forward.
     """
     one = jnp.asarray(examples.inputs[:1])
     fresh = functools.partial(initial_params, module, inputs=one)
@@ -66,9 +67,9 @@ def model_speed(module: nn.Module, examples: Examples, batch_size: int | None) -
 def with_speed(
     report: Callable[[str, int, Mapping[str, Any]], None], speed: Speed
 ) -> Callable[[str, int, Mapping[str, Any]], None]:
-    """A report that says more: see `Speed.numbers`."""
+    """A report with the numbers of `Speed.numbers` too."""
 
-    def told(loop: str, position: int, numbers: Mapping[str, Any]) -> None:
+    def extended(loop: str, position: int, numbers: Mapping[str, Any]) -> None:
         report(loop, position, {**numbers, **speed.numbers(float(numbers["per_second"]))})
 
-    return told
+    return extended

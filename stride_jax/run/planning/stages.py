@@ -1,7 +1,7 @@
 """The stages of a run as compiled programs over a mesh, from settings and shapes alone.
 
-Every program is the one that the run itself asks for; what is estimated here is how much data there
-is, and which tap would be chosen.
+Every program is the one that the run itself calls; estimated here are the amount of data, and the
+tap that would be chosen.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ from stride_jax.runtime.settings import build
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """How much data there is; the section `plan` of a config.
+    """The amount of data; the section `plan` of a config.
 
     Attributes:
       num_train: N.
       num_queries: Q.
-      input_shape: of an example; its tokens for a language model.
-      num_classes: or size of the vocabulary.
+      input_shape: shape of an example's inputs; `(T,)` for a language model.
+      num_classes: C, classes or size of the vocabulary.
     """
 
     num_train: int
@@ -68,15 +68,15 @@ def extent_of(values: Mapping[str, Any]) -> Extent:
     names = ("num_train", "num_queries", "input_shape", "num_classes")
     if missing := [name for name in names if not given.get(name)]:
         raise ValueError(
-            f"config.plan lacks {', '.join(missing)}: a plan reads no data, so the config must say "
-            "how much there is"
+            f"config.plan lacks {', '.join(missing)}: a plan reads no data, so give these numbers "
+            "in the config"
         )
     return build(Extent, given, "config.plan")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:
-    """What every stage is compiled from: shapes in place of parameters and of one example."""
+    """Inputs of every stage's compilation: shapes of the parameters and of one example."""
 
     settings: RunSettings
     extent: Extent
@@ -92,19 +92,19 @@ class _Scene:
 
 
 def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
-    """Compile every stage's program for a mesh of fake devices, and read what each takes.
+    """Compile every stage's program for a mesh of fake devices, and read its costs.
 
     Args:
-      settings: of the run; of its own `mesh` only `parameters` is read.
-      extent: how much data.
-      mesh: devices of the CPU that stand for the real ones.
+      settings: settings of the run; of their `mesh` only `parameters` is read.
+      extent: amount of data.
+      mesh: devices of the CPU in place of the real ones.
 
     Returns:
       Costs of the pass over the training set and of the solution, or of joint training, site by
       site; of measuring, recovery and, where the settings have one, the bank.
 
     Raises:
-      ValueError: settings that do not go together, as in a real run.
+      ValueError: settings that a real run would refuse too.
     """
     scene = _scene(settings, extent, mesh)
     names = scene.frozen.sites
@@ -136,7 +136,7 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     tapped = taps.with_temperature(from_model(module), 1.0)
     shapes = jax.eval_shape(tapped.forward, params, inputs)[1]
     own = settings.index
-    if not own.taps:  # which one is chosen depends on the weights: the widest costs most
+    if not own.taps:  # the choice depends on the weights: the widest tap costs most
         widest = max(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
         own = dataclasses.replace(own, taps=(widest,))
     frozen = resolve(tapped, params, inputs, own)
@@ -149,7 +149,7 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
 
 
 def _basis(settings: Any, shapes: dict[str, Any], tokens: int) -> ops.Basis:
-    """Shapes of a basis that has all the directions it may have."""
+    """Shapes of a basis with the largest possible rank."""
     widths = {name: math.prod(size) // tokens for name, size in shapes.items()}
     depth, rank = sum(widths.values()), min(settings.basis.rank, sum(widths.values()))
     weights = {"projection": shape((depth, rank))}
@@ -205,7 +205,7 @@ def _measurement(scene: _Scene, name: str) -> StageCost:
 
 
 def _recovery(scene: _Scene) -> StageCost:
-    """A round for as many queries as one device takes together; devices share the queries."""
+    """A round for the queries of one device; queries are divided among devices."""
     settings, group = scene.settings, scene.settings.read.measure.group
     tokens = math.prod(scene.one.labels.shape[1:])
     rows = scene.extent.num_queries * (-(-tokens // group) if group else 1)
