@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.sparse
@@ -82,16 +83,18 @@ def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
         )
 
 
-def diagnostics_by_query(diagnostics: Diagnostics, num_queries: int) -> dict[str, np.ndarray]:
-    """Diagnostics as named arrays, `[Q]`: means over a query's token groups, of gaps the largest.
+def named_diagnostics(diagnostics: Diagnostics) -> dict[str, np.ndarray]:
+    """Diagnostics by name, without those that the rule of lambda did not measure."""
+    fields = {f.name: getattr(diagnostics, f.name) for f in dataclasses.fields(diagnostics)}
+    return {name.removesuffix("_Q"): v for name, v in fields.items() if v is not None}
 
-    Those that the rule of lambda did not measure are left out.
-    """
-    named = {}
-    for field in dataclasses.fields(diagnostics):
-        values = getattr(diagnostics, field.name)
-        if values is not None:
-            rows = np.asarray(values, np.float64).reshape(num_queries, -1)
-            name = field.name.removesuffix("_Q")
-            named[name] = rows.max(axis=1) if name == "relative_gap" else rows.mean(axis=1)
-    return named
+
+def diagnostics_by_query(
+    named: Mapping[str, np.ndarray], num_queries: int
+) -> dict[str, np.ndarray]:
+    """Diagnostics of queries, `[Q]`: the mean over a query's token groups, of gaps the largest."""
+    rows = {name: np.asarray(v, np.float64).reshape(num_queries, -1) for name, v in named.items()}
+    return {
+        name: v.max(axis=1) if name == "relative_gap" else v.mean(axis=1)
+        for name, v in rows.items()
+    }

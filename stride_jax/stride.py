@@ -24,6 +24,7 @@ from stride_jax.reading import (
     influences_by_query,
     lasso_state,
     measure_all,
+    named_diagnostics,
     say_where_no_signal,
 )
 from stride_jax.recovery import recover
@@ -225,7 +226,7 @@ def attribute(
     return Attribution(
         queries.ids, index.train_ids, influences_by_query(recovery, len(queries)),
         plain({"index": index.settings, "read": settings}),
-        diagnostics=diagnostics_by_query(diagnostics, len(queries)),
+        diagnostics=diagnostics_by_query(named_diagnostics(diagnostics), len(queries)),
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
 

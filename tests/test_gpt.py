@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import nanochat
 from stride_jax.adapters import from_model
 from stride_jax.models import (
     GPTSettings,
@@ -60,7 +60,7 @@ def tapped(settings):
     ("depth", "published"), [(12, 286e6), (16, 537e6), (20, 897e6), (24, 1.38e9)]
 )
 def test_published_sizes(depth, published):
-    config = importlib.import_module(f"configs.nanochat_d{depth}").get_config()
+    config = nanochat.get_config(f"d{depth}")
     settings = build(ModelSettings, config.model.to_dict())
     count = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(settings, 32_768)))
     width, heads = 64 * depth, depth // 2

@@ -99,7 +99,7 @@ def test_the_quickstart_is_the_same_everywhere(tmp_path_factory, tmp_path, devic
 
 
 def test_sigterm_saves_and_the_next_run_goes_on(alone, tmp_path):
-    often = (*SMALL, "keep.seconds=0.0", "stride.closed_form.batch_size=64")
+    often = (*SMALL, "execution.keep.seconds=0.0", "execution.batch_size=64")
     (running,) = start(tmp_path, often)
     while not list(tmp_path.glob("*/*.partial/*/*")):
         assert running.poll() is None, running.communicate()[0][-3000:]
@@ -118,7 +118,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     check_workdir(tmp_path, ours)
     check_workdir(tmp_path, ours)
     values = mnist5k.get_config("runlocal")
-    values.stride.design.num_subsets = 100
+    values.index.design.num_subsets = 100
     values.bank.models_at_once = 3  # changes no product
     check_workdir(tmp_path / "new", run_settings(values.to_dict()), reuse=True)
     with pytest.raises(
