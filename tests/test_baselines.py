@@ -35,7 +35,7 @@ def scene(trained):
 
 
 def brute_gradients(model, params, examples, objective):
-    """`[B, P]` from one autodiff pass an example, layer by layer as [kernel; bias]."""
+    """`[B, P]` from one autodiff pass per example, layer by layer as [kernel; bias]."""
 
     def one(params, x, y):
         logits = model.module.apply({"params": params}, x[None])[0] / model.temperature

@@ -1,4 +1,4 @@
-"""What the launcher submits, letter by letter; what it refuses; how it watches its processes."""
+"""The launcher: the text of what it submits, its refusals, its supervision of processes."""
 
 import dataclasses
 import doctest
@@ -258,7 +258,7 @@ def test_a_signal_lets_every_process_save(tmp_path, number):
     assert [path.read_text() for path in paths] == ["ready\nsaved\n"] * 2
 
 
-def test_a_preempted_run_says_how_to_go_on(tmp_path):
+def test_a_preempted_run_names_the_command_that_resumes_it(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$*"\nexit 75\n')
     python.chmod(0o755)

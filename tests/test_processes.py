@@ -1,4 +1,4 @@
-"""One run on one device, on several, and in several processes; stopped and gone on with."""
+"""One run on one device, on several, and in several processes; stopped and resumed."""
 
 import json
 import os
