@@ -25,11 +25,11 @@ import numpy as np
 
 from benchmarks.program import Asked, Program
 from stride_jax.cli.doors import at_least
-from stride_jax.run.config_file import changed, settings_of
+from stride_jax.run.config_file import changed
 from stride_jax.run.launching.jobs import local_commands
 from stride_jax.run.launching.settings import LaunchSettings
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import run_settings
 from stride_jax.runtime.durable import EXIT_CODE
 from stride_jax.runtime.files import write_json
 from stride_jax.runtime.progress import bars
@@ -145,7 +145,7 @@ def main(asked: Asked) -> None:
     """Run every trial, write `drill.json`, print a table."""
     config, home = asked.flags.config, asked.workdir
     home.mkdir(parents=True, exist_ok=True)
-    settings, wanted = settings_of(RunSettings, changed(asked.config, _CHANGES)), {}
+    settings, wanted = run_settings(changed(asked.config, _CHANGES)), {}
     longest = 0.0
     for processes in (2, 1, 1):  # the last one, with all programs compiled, says how long it takes
         whole = home / f"whole-{processes}"

@@ -11,7 +11,7 @@ from absl import logging
 
 from stride_jax.cli.doors import USAGE, Parser, one_line
 from stride_jax.run import config_file
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import RunSettings, run_settings
 from stride_jax.runtime.settings import build, parse
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Program(Parser):
         given, changes = self.read(words)
         values = config_file.read_config(given.config)
         values = config_file.changed(values, changes, self._names)
-        settings = config_file.settings_of(RunSettings, values, from_text=tuple(changes))
+        settings = run_settings(values, tuple(changes))
         return Asked(given, values, settings, pathlib.Path(given.workdir))
 
     def run(self, main: Callable[[Asked], None]) -> None:

@@ -200,8 +200,8 @@ def read_settings(word: str, changes: Mapping[str, str]) -> tuple[dict[str, Any]
     # Imported here: one_line and Parser serve `stride-jax --help` too.
     from stride_jax.run import config_file
     from stride_jax.run.planning import Extent
-    from stride_jax.run.settings import RunSettings
+    from stride_jax.run.settings import run_settings
 
     others = {"plan": [field.name for field in dataclasses.fields(Extent)]}
     values = config_file.changed(config_file.read_config(word), changes, others)
-    return values, config_file.settings_of(RunSettings, values, from_text=tuple(changes))
+    return values, run_settings(values, tuple(changes))

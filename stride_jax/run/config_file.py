@@ -1,4 +1,4 @@
-"""A user's config file: read, changed by a command line, turned into settings.
+"""A user's config file: read, and changed by a command line.
 
 A config is a Python file with `get_config()`, which returns a `ConfigDict` or a dict, or a JSON
 file such as the `settings.json` of a run. Every mistake in it is a ValueError that names file and
@@ -14,12 +14,9 @@ import pathlib
 import traceback
 import types
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from stride_jax.run.settings import OTHER_SECTIONS
-from stride_jax.runtime.settings import build
-
-T = TypeVar("T")
 
 
 def read_config(word: str) -> dict[str, Any]:
@@ -155,20 +152,3 @@ def _check_other(
         raise ValueError(
             f"config.{section} has no setting {name!r}: it has {', '.join(sorted(names)) or 'none'}"
         )
-
-
-def settings_of(
-    cls: type[T], values: Mapping[str, Any], from_text: bool | Collection[str] = False
-) -> T:
-    """The settings in a config, sections of other programs left out.
-
-    Args:
-      cls: the settings' dataclass.
-      values: the config.
-      from_text: dotted names whose values are a command line's text.
-
-    Raises:
-      ValueError: an unknown name (lists the known ones) or a value of the wrong type.
-    """
-    own = {name: value for name, value in values.items() if name not in OTHER_SECTIONS}
-    return build(cls, own, from_text=from_text)

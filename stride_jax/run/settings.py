@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -92,13 +92,20 @@ OTHER_SECTIONS = ("leaderboard", "retrieval", "plan")
 _FREE = ("execution.", "bank.models_at_once")
 
 
-def run_settings(values: Mapping[str, Any]) -> RunSettings:
+def run_settings(
+    values: Mapping[str, Any], from_text: bool | Collection[str] = False
+) -> RunSettings:
     """The settings of a config; its sections for other programs are left out.
 
+    Args:
+      values: the config.
+      from_text: dotted names whose values are a command line's text.
+
     Raises:
-      ValueError: an unknown key or a value of the wrong type.
+      ValueError: an unknown name (lists the known ones) or a value of the wrong type.
     """
-    return build(RunSettings, {n: v for n, v in values.items() if n not in OTHER_SECTIONS})
+    own = {name: value for name, value in values.items() if name not in OTHER_SECTIONS}
+    return build(RunSettings, own, from_text=from_text)
 
 
 def used(settings: RunSettings) -> dict[str, Any]:

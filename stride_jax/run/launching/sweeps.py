@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stride_jax.run.config_file import changed, load_module, read_config, settings_of
+from stride_jax.run.config_file import changed, load_module, read_config
 from stride_jax.run.launching.settings import LaunchSettings
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import run_settings
 
 
 def expand(settings: LaunchSettings) -> list[LaunchSettings]:
@@ -59,7 +59,7 @@ def _check_variant(
                 f"sweep(add) of {path} names {key!r}, a section: name its settings one by one"
             )
     try:
-        settings_of(RunSettings, changed(values, changes), from_text=tuple(overrides))
+        run_settings(changed(values, changes), tuple(overrides))
     except ValueError as error:
         raise ValueError(f"sweep(add) of {path}: {error}") from error
 
