@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import stride_jax
-from benchmarks.house import HOUSE, ROOT, Row, record
-from stride_jax.cli.doors import USAGE, Parser, one_line
+from benchmarks.house import HOUSE, ROOT, Row, command, record
+from stride_jax.cli.doors import Parser
 from stride_jax.models import ModelSettings, make_model
 from stride_jax.runtime.files import read_json
 from stride_jax.runtime.settings import build
@@ -231,10 +231,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ValueError as error:
-        if (line := one_line(error)) is None:
-            raise
-        print(f"behaviour: {line}", file=sys.stderr)
-        sys.exit(USAGE)
+    command(main, "behaviour")

@@ -292,11 +292,16 @@ def _shown(row: Row) -> str:
     return f"{value:.4g}{bounds}{asked}"
 
 
-if __name__ == "__main__":
+def command(main: Callable[[Sequence[str]], int], name: str) -> None:
+    """Do what the process's command line asks for; a mistake in it ends with code 2."""
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:
         if (line := one_line(error)) is None:
             raise
-        print(f"house: {line}", file=sys.stderr)
+        print(f"{name}: {line}", file=sys.stderr)
         sys.exit(USAGE)
+
+
+if __name__ == "__main__":
+    command(main, "house")
