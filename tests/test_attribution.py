@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import datasets
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -120,7 +121,7 @@ def test_all_that_is_known_comes_back_bit_for_bit(attribution, labelled, tmp_pat
     for a in (attribution, labelled):
         a.save(tmp_path / "a.parquet")
         assert_same(Attribution.load(tmp_path / "a.parquet"), a)
-    assert attribution.versions["jax"].count(".") == 2
+    assert attribution.versions["jax"] == jax.__version__
 
 
 def test_the_file_holds_what_top_says_and_others_read_it(labelled, tmp_path):

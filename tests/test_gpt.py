@@ -109,9 +109,9 @@ def test_any_tap_put_back_gives_the_same_logits(kind):
     assert (seen["previous"][:, 0] == 0).all()
     assert model.suffix is not None
     for name in set(seen) - {"previous"}:
-        np.testing.assert_allclose(
-            model.suffix(params, TOKENS_BxT, {name: seen[name]}), logits, atol=1e-5
-        )
+        again = model.suffix(params, TOKENS_BxT, {name: seen[name]})
+        # Two programs round differently, in proportion to the largest logits.
+        np.testing.assert_allclose(again, logits, atol=5e-6 * float(np.abs(logits).max()))
         moved = model.suffix(params, TOKENS_BxT, {name: seen[name][:, ::-1]})
         assert np.abs(moved - logits).max() > 0.1
     with pytest.raises(ValueError, match="unknown tap 'block9'"):
