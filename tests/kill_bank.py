@@ -21,7 +21,8 @@ from stride_jax import evaluation
 from stride_jax.data import Examples
 from stride_jax.models import MLP, TrainSettings
 
-SETTINGS = evaluation.BankSettings(num_subsets=40, num_seeds=2, models_at_once=2)
+# Enough shards that ten kills leave some, however fast the machine trains them.
+SETTINGS = evaluation.BankSettings(num_subsets=160, num_seeds=2, models_at_once=2)
 RECIPE = TrainSettings(epochs=200, batch_size=4)
 
 
