@@ -101,7 +101,7 @@ class Index:
                 f"{path} lacks {sorted(missing)}: it was not written by Index.save"
             )
         meta = {name: arrays.pop(name) for name in _META if name in arrays}
-        if (version := int(meta["format"])) != FORMAT:
+        if (version := str(meta["format"])) != str(FORMAT):
             writer = meta.get("version", "an earlier version")
             raise UnreadableFileError(
                 f"{path} has format {version}, and this version of stride_jax ({__version__}) "
@@ -113,8 +113,9 @@ class Index:
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
         return cls(
-            operators, meta["train_ids"], meta["residual_N"], settings, moments, str(meta["model"])
-        )
+            operators, meta["train_ids"], meta["residual_N"], settings, moments,
+            str(meta.get("model", "")),
+        )  # fmt: skip
 
 
 def by_subset(name: str) -> bool:

@@ -286,8 +286,9 @@ def test_files_of_others_are_named_and_never_called_deletable(index, tmp_path):
     np.savez(tmp_path / "newer.npz", **(kept | {"format": 99}))
     np.savez(tmp_path / "older.npz", **{n: v for n, v in kept.items() if n != "format"})
     np.savez(tmp_path / "half.npz", **{n: v for n, v in kept.items() if n != "logit:a"})
+    np.savez(tmp_path / "odd.npz", **(kept | {"format": "mine"}))
     np.savez(tmp_path / "foreign.npz", weights=np.zeros(3))
-    for name in ("torn", "text", "newer", "older", "half", "foreign"):
+    for name in ("torn", "text", "newer", "older", "half", "odd", "foreign"):
         with pytest.raises(stride_jax.UnreadableFileError, match=f"{name}.npz") as refused:
             stride_jax.Index.load(tmp_path / f"{name}.npz")
         assert "delete" not in str(refused.value)
