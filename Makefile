@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-newest drill lint format clean
+.PHONY: setup quickstart data test test-slow test-newest drill lint format clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,12 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 quickstart: setup
 	$(BIN)/python -m experiments.run --config=configs/mnist5k.py --workdir=runs/quickstart
+
+# FashionMNIST (31 MB), Debian's package unpacked without root; for configs/fashion_mnist.py alone.
+data:
+	mkdir -p data && rm -f data/dataset-fashion-mnist_*.deb
+	cd data && apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb .
+	rm data/dataset-fashion-mnist_*.deb
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """From a TFDS name to arrays in memory, read by grain."""
 
 import dataclasses
+import importlib
 import os
 from typing import Any
 
@@ -10,8 +11,13 @@ from stride_jax.data.quiet import quiet
 from stride_jax.examples import Examples
 from stride_jax.ids import content_ids
 
-_OURS = {"mnist5k": "Mnist5k", "digits8x8": "Digits8x8", "breast_cancer": "BreastCancer"}
-"""Names of our datasets, and their classes in `builders`, which imports TFDS and Pillow."""
+_OURS = {
+    "mnist5k": ("builders", "Mnist5k"),
+    "digits8x8": ("builders", "Digits8x8"),
+    "breast_cancer": ("builders", "BreastCancer"),
+    "fashion_mnist50k": ("fashion", "FashionMnist50k"),
+}
+"""Names of our datasets; module and class of their builders. The modules import TFDS and Pillow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +25,8 @@ class DataSettings:
     """The dataset to attribute, and its splits.
 
     Attributes:
-      name: `mnist5k`, `digits8x8`, `breast_cancer`, or any TFDS name with features `label` and
-        `image` or `features` (a table's row).
+      name: `mnist5k`, `digits8x8`, `breast_cancer`, `fashion_mnist50k` (fetched by `make data`), or
+        any TFDS name with features `label` and `image` or `features` (a table's row).
       train, calibration, query: TFDS split of each role, or a slice such as `test[:400]`.
     """
 
@@ -34,9 +40,9 @@ def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     if name in _OURS:
-        from stride_jax.data import builders
-
-        return getattr(builders, _OURS[name])(data_dir=data_dir, file_format="array_record")
+        module, builder = _OURS[name]
+        ours = importlib.import_module(f"stride_jax.data.{module}")
+        return getattr(ours, builder)(data_dir=data_dir, file_format="array_record")
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
@@ -87,7 +93,8 @@ def load_splits(
       number of classes.
 
     Raises:
-      ValueError: unknown dataset or split, or without `label` and `image` or `features`.
+      ValueError: unknown dataset or split, or without `label` and `image` or `features`; files of
+        a dataset's package that are missing or not the package's.
     """
     builder = _builder(settings.name, os.fspath(data_dir))
     features = builder.info.features
