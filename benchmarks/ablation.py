@@ -27,7 +27,7 @@ from benchmarks.program import Asked, Program
 from stride_jax import evaluation
 from stride_jax.baselines import logra
 from stride_jax.design import membership
-from stride_jax.reading import lasso_state
+from stride_jax.estimate import lasso_state
 from stride_jax.recovery import Recovery, solve
 from stride_jax.recovery.selection import SelectionSettings, recover
 from stride_jax.run.pipeline import Run

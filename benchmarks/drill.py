@@ -33,6 +33,7 @@ from stride_jax.run.settings import run_settings
 from stride_jax.runtime.durable import EXIT_CODE
 from stride_jax.runtime.files import write_json
 from stride_jax.runtime.progress import bars
+from stride_jax.scores import as_dense
 
 # Small steps and a checkpoint after each: a kill may fall anywhere.
 _CHANGES = {
@@ -102,7 +103,7 @@ def products(workdir: pathlib.Path, settings: Any) -> dict[str, Any]:
     arrays = {
         "operators": np.asarray(operators.a_KxRxO),
         "measurements": run.measurements,
-        "scores": run.influences.toarray(),
+        "scores": as_dense(run.influences),
         "bank": np.concatenate(losses),
     }
     return {

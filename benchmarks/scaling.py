@@ -73,12 +73,12 @@ def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
     """Predicted and measured memory of the pass and of measuring, on one device."""
     execution = Execution(mesh=arranged((1, 1), jax.devices()))
     settings, read = run.settings.index, run.settings.read
-    subsets = design.membership(settings.design, run.train.ids)
     frozen = freeze(run.tapped, run.model.params, run.train, settings, execution)
+    subsets = design.known_membership(frozen.settings.design, run.train.ids)
     fit = functools.partial(fitting.fit_operators, frozen, run.train, subsets, execution)
-    operators = fit()[0]
+    operators = fit().operators
     works: dict[str, Callable[[], Any]] = {
-        "pass": lambda: fit()[:2],
+        "pass": lambda: vars(fit()),
         "measure": lambda: reading.measure_all(
             frozen, operators, run.query, read.measure, execution
         ),

@@ -18,7 +18,7 @@ import scipy.sparse
 from stride_jax.ids import as_ids
 from stride_jax.runtime.files import UnreadableFileError
 from stride_jax.runtime.tables import read_table, write_table
-from stride_jax.scores import Scores, as_scores, mean, ranked, row_scores, top_rows
+from stride_jax.scores import Scores, as_dense, as_scores, mean, ranked, row_scores, top_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +51,10 @@ class Attribution:
       versions: `{package: version}` behind the scores.
       query_labels: `[Q]` classes of a classifier's queries, where they are known.
       train_labels: `[N]` classes of a classifier's training examples, where they are known.
-      diagnostics: `{name: [Q]}`, what each query's measurements are worth
-        (`recovery.Diagnostics`).
+      diagnostics: `{name: [Q]}`, what each query's answer is worth (`reading.certificate`).
+      exact: `[Q, N]` bits of the sources that named each exactly scored example, in compressed
+        rows; None where nothing is known of it.
+      sources: their names, from bit 0 on.
 
     Raises:
       ValueError: arrays that do not fit each other, ids that repeat, or scores that are not finite.
@@ -78,6 +80,8 @@ class Attribution:
     query_labels: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     diagnostics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    exact: scipy.sparse.csr_array | None = None
+    sources: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         query_ids = as_ids("query_ids", self.query_ids)
@@ -116,15 +120,16 @@ class Attribution:
     @property
     def scores_QxN(self) -> np.ndarray:
         """`[Q, N]` float32 scores, zeros and all: for an N that affords it."""
-        return self.scores if isinstance(self.scores, np.ndarray) else self.scores.toarray()
+        return as_dense(self.scores)
 
     def top(self, k: int = 10) -> "pd.DataFrame":
         """The k strongest proponents and opponents of every query as a table.
 
         Returns:
           Columns `query_id`, `query_row`, `train_id`, `train_row`, `rank` (1, 2, … for proponents
-          from the strongest, −1, −2, … for opponents), `score`, and `query_label`, `train_label`
-          where they are known. Zero scores are left out.
+          from the strongest, −1, −2, … for opponents), `score`, and `found_by` (`estimate`, or the
+          source of an exact score), `query_label`, `train_label` where they are known. Zero scores
+          are left out.
 
         Raises:
           ValueError: a k that is no positive integer.
@@ -197,6 +202,7 @@ class Attribution:
             "query_labels": _listed(self.query_labels),
             "train_labels": _listed(self.train_labels) if all_ids else None,
             "diagnostics": {n: (v.dtype.str, v.tolist()) for n, v in self.diagnostics.items()},
+            "sources": list(self.sources),
             "sign": "positive = proponent",
         }
         write_table(path, columns, note)
@@ -230,6 +236,8 @@ class Attribution:
             note.get("query_labels"),
             labels,
             {name: np.array(values, dtype) for name, (dtype, values) in diagnostics},
+            _exact(table, tuple(note.get("sources", ())), pairs, shape),
+            tuple(note.get("sources", ())),
         )
 
     def _query(self, query_id: str) -> int:
@@ -265,11 +273,24 @@ class Attribution:
             "rank": pairs.rank_P,
             "score": pairs.score_P,
         }
+        if self.exact is not None:
+            bits = np.asarray(self.exact[pairs.query_P, pairs.train_P]).reshape(-1)
+            names = {b: found_by(b, self.sources) for b in np.unique(bits).tolist()}
+            columns["found_by"] = np.array([names[b] for b in bits.tolist()], str)
         if self.query_labels is not None:
             columns["query_label"] = self.query_labels[pairs.query_P]
         if self.train_labels is not None:
             columns["train_label"] = self.train_labels[pairs.train_P]
         return columns
+
+
+def found_by(bits: int, sources: Sequence[str]) -> str:
+    """Where an exact score came from; `estimate` for one that is none.
+
+    >>> found_by(5, ("kept", "sketch", "bm25")), found_by(0, ())
+    ('kept+bm25', 'estimate')
+    """
+    return "+".join(name for i, name in enumerate(sources) if bits >> i & 1) or "estimate"
 
 
 def _column(name: str, value: Any, count: int) -> Any:
@@ -320,6 +341,23 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
             f"stride-jax that wrote it, {note['versions'].get('stride-jax')}"
         )
     return table, note
+
+
+def _exact(
+    table: Mapping[str, np.ndarray], sources: tuple[str, ...], pairs: Any, shape: tuple[int, int]
+) -> scipy.sparse.csr_array | None:
+    """Bits of the sources of the scores that a file holds; None in one that does not say."""
+    if "found_by" not in table:
+        return None
+    place = {name: 1 << i for i, name in enumerate(sources)}
+    bits = {
+        said: sum(place.get(name, 0) for name in said.split("+"))
+        for said in np.unique(table["found_by"].astype(str)).tolist()
+    }
+    data = np.array([bits[said] for said in table["found_by"].astype(str).tolist()], np.uint8)
+    found = scipy.sparse.csr_array((data, pairs), shape=shape)
+    found.eliminate_zeros()
+    return found
 
 
 def _positions(ids: np.ndarray, wanted: np.ndarray) -> list[int]:

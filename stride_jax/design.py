@@ -1,8 +1,11 @@
 """Which subsets an example belongs to, and products with M that never build M.
 
-Every example joins d of K subsets at random, so the membership matrix `M in {0,1}^{K x N}` is the
-adjacency of a left-d-regular bipartite graph. Membership is a pure function of (seed, example id):
-it survives reordering, and examples appended later move no others.
+`hash`, as published: every example joins d of K subsets at random, so the membership matrix
+`M in {0,1}^{K x N}` is the adjacency of a left-d-regular bipartite graph. Membership is a pure
+function of (seed, example id): it survives reordering, and examples appended later move no others.
+
+`clusters`: every example joins the one subset of the K whose members' gradients point its way
+(`operators.content`); then no example needs recovering from sums.
 
 Letters of its own: V rows that are gathered, x any further axes.
 """
@@ -26,20 +29,23 @@ _IN_BOUNDS = "promise_in_bounds"
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """Left-d-regular random design (docs/method.md §2).
+    """Who joins which subsets (docs/method.md §2).
 
     Attributes:
       num_subsets: K, subsets = operators = measurements per query.
-      degree: d, subsets each example belongs to.
-      seed: random seed of the draw.
+      degree: d, subsets each example belongs to by `hash`; with `clusters` it is one.
+      seed: random seed of the draw, or of the first centroids.
+      kind: `hash`, a left-d-regular random design; `clusters`, subsets that follow content; `auto`,
+        clusters for closed-form operators where there are two examples or more for each.
 
     Raises:
-      ValueError: d > K, or either below 1.
+      ValueError: an unknown kind, d > K, or either below 1.
     """
 
     num_subsets: int = 1000
     degree: int = 10
     seed: int = 0
+    kind: str = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -52,6 +58,31 @@ class Design:
                 f"degree={self.degree} exceeds num_subsets={self.num_subsets}: an example can't "
                 "belong to more subsets than there are; lower the degree"
             )
+        if self.kind not in ("auto", "hash", "clusters"):
+            raise ValueError(f"kind={self.kind!r}: use 'auto', 'hash' or 'clusters'")
+
+    def resolved(self, num_train: int, fit: str) -> "Design":
+        """The same with its kind decided.
+
+        Args:
+          num_train: N.
+          fit: how operators are fitted, `closed_form` or `joint`.
+
+        Raises:
+          ValueError: trained operators of clusters.
+
+        >>> Design(num_subsets=20).resolved(100, "closed_form").kind
+        'clusters'
+        """
+        if self.kind == "auto":
+            follows = fit == "closed_form" and num_train >= 2 * self.num_subsets
+            return dataclasses.replace(self, kind="clusters" if follows else "hash")
+        if self.kind == "clusters" and fit != "closed_form":
+            raise ValueError(
+                f"kind='clusters' with fit={fit!r}: clusters are those of the closed form's "
+                "gradients; use kind='hash', or fit='closed_form'"
+            )
+        return self
 
 
 def id_words(ids: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -83,7 +114,7 @@ def _draw(words_Nx2: jax.Array, design: Design) -> jax.Array:
 
 
 def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
-    """The d subsets of every example: M by its columns.
+    """The d subsets of every example by hash: M by its columns.
 
     Args:
       design: K, d and seed.
@@ -123,6 +154,26 @@ def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
             f"per subset on average); use num_subsets <= {max(1, n * d // 10)}, or another seed"
         )
     return subsets_Nxd
+
+
+def known_membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array | None:
+    """The membership where it is known before any example is read; None where content decides.
+
+    Args:
+      design: its kind decided.
+      ids: N example ids.
+
+    Raises:
+      ValueError: as `membership`, or more clusters than examples.
+    """
+    if design.kind == "hash":
+        return membership(design, ids)
+    if design.num_subsets > len(ids):
+        raise ValueError(
+            f"num_subsets={design.num_subsets} clusters of {len(ids)} examples: some would be "
+            "empty; lower num_subsets"
+        )
+    return None
 
 
 def subset_sum(subsets_Nxd: jax.Array, values: jax.Array, num_subsets: int) -> jax.Array:

@@ -1,7 +1,8 @@
 """From a frozen model and its training set to operators (docs/method.md §3 – 5)."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,40 +10,118 @@ import numpy as np
 
 from stride_jax import operators as ops
 from stride_jax.examples import Examples
-from stride_jax.frozen import FrozenModel, evenly_spaced, on_one_device
-from stride_jax.observed import as_training
+from stride_jax.frozen import Chunk, FrozenModel, evenly_spaced, on_one_device
+from stride_jax.index import Index
+from stride_jax.observed import Context, Observed, as_training
+from stride_jax.operators import content as contents
+from stride_jax.operators import kept as stores
 from stride_jax.operators.gradients import squared_errors
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.keep import nowhere
+from stride_jax.settings import IndexSettings
+from stride_jax.taps import Params
 
 Operators = dict[str, ops.Operators]
 Moments = dict[str, ops.Moments]
+
+# Examples per cluster in the sample that centroids are fitted on.
+_PER_CLUSTER = 8
+
+
+class Fixed(NamedTuple):
+    """What is fitted on a sample, and stays as it is when examples are appended.
+
+    Attributes:
+      basis: of the features.
+      rotations: `{site: eigenvectors}` of sites whose form is `eigen`.
+      content: what assigns examples to clusters; None where a hash does.
+    """
+
+    basis: ops.Basis
+    rotations: dict[str, Any]
+    content: ops.Content | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Passed:
+    """What a pass over examples makes of them.
+
+    Attributes:
+      moments: `{site: sums}`.
+      residual_N: `||e_i||`, doubted as the closed form does.
+      norm_N: `||g_i||` at the first site.
+      cluster_N: the subset of each, where content chose it; else None.
+      kept: `{site: the heaviest tokens}`.
+    """
+
+    moments: Moments
+    residual_N: np.ndarray
+    norm_N: np.ndarray
+    cluster_N: np.ndarray | None
+    kept: dict[str, ops.Kept]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Operators and all that an index stores beside them.
+
+    Attributes:
+      operators: by site.
+      passed: what the pass made; without moments where operators were trained.
+      content: what assigned examples to clusters; None where a hash did.
+    """
+
+    operators: Operators
+    passed: Passed
+    content: ops.Content | None
 
 
 def fit_operators(
     frozen: FrozenModel,
     examples: Examples,
-    subsets_Nxd: jax.Array,
+    subsets_Nxd: jax.Array | None,
     execution: Execution = Execution(),
-) -> tuple[Operators, Moments, np.ndarray]:
+) -> Fitted:
     """Fit the basis, then every site's K operators, in closed form or by training.
 
-    Returns:
-      Operators and moments by site (joint training has no moments), and `||e_i||` of the
-      examples, doubted as the closed form does, `[N]`.
+    Args:
+      frozen: the model.
+      examples: the training set.
+      subsets_Nxd: membership; None where content decides it.
+      execution: devices, bars, memory, checkpoints.
     """
-    settings = frozen.settings
-    if settings.fit == "joint":
+    if frozen.settings.fit == "joint":
+        assert subsets_Nxd is not None, "trained operators have a hash design"
         return _train(frozen, examples, subsets_Nxd, execution)
-    basis = _fit_basis(frozen, examples, execution)
-    rotations = _rotations(frozen, examples, basis, execution)
-    moments, residual_N = pass_over(frozen, examples, subsets_Nxd, (basis, rotations), execution)
-    return solve_operators(frozen, basis, moments), moments, residual_N
+    few = evenly_spaced(examples, frozen.settings.basis.sample)
+    sample = list(frozen.chunks(few, on_one_device(frozen.params, execution), "basis"))
+    basis = _fit_basis(frozen, sample)
+    content = None
+    if subsets_Nxd is None:
+        content = _fit_content(frozen, examples, basis, sample, execution)
+    del sample
+    fixed = Fixed(basis, _rotations(frozen, examples, basis, execution), content)
+    passed = pass_over(frozen, examples, subsets_Nxd, fixed, execution)
+    return Fitted(solve_operators(frozen, basis, passed.moments), passed, content)
+
+
+def made(fitted: Fitted, train_ids: np.ndarray, settings: IndexSettings, model: str) -> Index:
+    """The index of what was fitted, without moments."""
+    own = fitted.passed
+    return Index(
+        fitted.operators, train_ids, own.residual_N, settings, own.norm_N, own.cluster_N,
+        fishers(own.moments, settings), own.kept, fitted.content, None, model,
+    )  # fmt: skip
+
+
+def fishers(moments: Moments, settings: IndexSettings) -> dict[str, ops.Fisher]:
+    """Every site's curvature, in the precision it is kept in."""
+    return {name: ops.fisher_of(sums, settings.precision) for name, sums in moments.items()}
 
 
 def _train(
     frozen: FrozenModel, examples: Examples, subsets_Nxd: jax.Array, execution: Execution
-) -> tuple[Operators, Moments, np.ndarray]:
+) -> Fitted:
     settings = frozen.settings
     chunk = frozen.observe(examples, execution)
     observed = chunk.observed
@@ -55,19 +134,65 @@ def _train(
         )
     read = as_training(observed, settings.closed_form.doubt)
     errors = squared_errors(jax.nn.softmax(read.logits_NxTxC), read.labels_NxT)
-    return operators, {}, np.sqrt((read.weights_NxT * errors).sum(axis=1))
+    residual_N = np.sqrt((read.weights_NxT * errors).sum(axis=1))
+    return Fitted(operators, Passed({}, residual_N, residual_N, None, {}), None)
 
 
-def _fit_basis(frozen: FrozenModel, examples: Examples, execution: Execution) -> ops.Basis:
-    """The features' basis, from evenly spaced training examples."""
+def _fit_basis(frozen: FrozenModel, sample: list[Chunk]) -> ops.Basis:
+    """The features' basis, from the tokens of a sample that count."""
     settings = frozen.settings
-    few = evenly_spaced(examples, settings.basis.sample)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in settings.taps}
-    for chunk in frozen.chunks(few, on_one_device(frozen.params, execution), "basis"):
+    for chunk in sample:
         counted = np.asarray(chunk.observed.weights_NxT) > 0
         for name in settings.taps:
             parts[name].append(np.asarray(chunk.observed.activations[name])[counted][:, None])
     return ops.fit_basis({n: np.concatenate(v) for n, v in parts.items()}, settings.basis)
+
+
+def _fit_content(
+    frozen: FrozenModel,
+    examples: Examples,
+    basis: ops.Basis,
+    sample: list[Chunk],
+    execution: Execution,
+) -> ops.Content:
+    """Clusters of the first site's gradients, from a sample of the training set."""
+    settings = frozen.settings
+    name, site = next(iter(frozen.sites.items()))
+
+    def pieces(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+        observed = as_training(chunk.observed, settings.closed_form.doubt)
+        return _pieces(site, frozen.params, basis, observed, chunk.contexts[name])
+
+    norms = np.concatenate([np.ravel(contents.token_norms(*pieces(one))) for one in sample])
+    tokens = math.prod(examples.labels.shape)
+    share = store_of(frozen, basis, name, tokens).places / tokens
+    fresh = contents.unfitted(norms, share, site.width, settings.design.seed)
+    wanted = min(len(examples), _PER_CLUSTER * settings.design.num_subsets)
+    chunks: Any = sample
+    if sum(len(one.observed) for one in sample) < wanted:
+        rows = np.unique(np.linspace(0, len(examples) - 1, wanted).astype(int))
+        execution = dataclasses.replace(execution, keep=nowhere)
+        chunks = frozen.chunks(examples.take(rows), execution, "clusters")
+    sketched = [contents.sketches(fresh, *pieces(one)) for one in chunks]
+    return contents.fit_content(fresh, sketched, settings.design)
+
+
+@jax.jit
+def _pieces(
+    site: ops.Site, params: Params, basis: ops.Basis, observed: Observed, context: Context
+) -> tuple[jax.Array, jax.Array]:
+    """Features and weighted errors of observed examples."""
+    errors = site.errors(params, observed, context) * observed.weights_NxT[..., None]
+    return ops.example_features(basis, observed.activations), errors
+
+
+def store_of(frozen: FrozenModel, basis: ops.Basis, site: str, tokens: int) -> ops.Store:
+    """The store of kept tokens of one site, as large as the settings allow."""
+    settings, width = frozen.settings, frozen.sites[site].width
+    size = settings.kept // len(frozen.sites)
+    places = stores.capacity(size, basis.rank, width, settings.precision, tokens)
+    return ops.Store(places, settings.precision)
 
 
 def _rotations(
@@ -79,40 +204,63 @@ def _rotations(
         return {}
     few = evenly_spaced(examples, frozen.settings.basis.sample)
     # Factors do not depend on the membership.
-    rows = jnp.arange(len(few))[:, None] % frozen.settings.design.num_subsets
+    rows = np.arange(len(few))[:, None] % frozen.settings.design.num_subsets
     execution = dataclasses.replace(on_one_device(frozen.params, execution), keep=nowhere)
-    factors = dataclasses.replace(frozen, forms=wanting)
-    moments, _ = pass_over(factors, few, rows, (basis, {}), execution)
-    return {name: ops.eigenbases(sums) for name, sums in moments.items()}
+    source, rotations = frozen.source(few, training=True), {}
+    for name, form in wanting.items():
+        factors = ops.accumulate(
+            frozen.settings.design, rows, frozen.sites[name], basis, source,
+            ops.Curvature(form), execution,
+        )  # fmt: skip
+        rotations[name] = ops.eigenbases(factors.moments)
+    return rotations
 
 
 def pass_over(
     frozen: FrozenModel,
     examples: Examples,
-    subsets_Nxd: jax.Array,
-    fitted: tuple[ops.Basis, dict[str, Any]],
+    subsets_Nxd: jax.Array | None,
+    fixed: Fixed,
     execution: Execution,
-) -> tuple[Moments, np.ndarray]:
-    """One pass over the examples for each site with a form: its moments; and `||e_i||`.
-
-    `fitted` are the basis, and the rotations of sites whose form is `eigen`.
-    """
-    basis, rotations = fitted
+) -> Passed:
+    """One pass over the examples for each site; content is asked at the first one."""
     source, design = frozen.source(examples, training=True), frozen.settings.design
-    moments, residual_N = {}, np.zeros(0, np.float32)
+    tokens = math.prod(examples.labels.shape)
+    members: Any = fixed.content if subsets_Nxd is None else subsets_Nxd
+    made: dict[str, ops.Pass] = {}
     for name, form in frozen.forms.items():
-        curvature = ops.Curvature(form, rotations.get(name))
-        moments[name], residual_N = ops.accumulate(
-            design, subsets_Nxd, frozen.sites[name], basis, source, curvature, execution
-        )
-    return moments, residual_N
+        made[name] = ops.accumulate(
+            design, members, frozen.sites[name], fixed.basis, source,
+            ops.Curvature(form, fixed.rotations.get(name)), execution,
+            store_of(frozen, fixed.basis, name, tokens),
+        )  # fmt: skip
+        if subsets_Nxd is None and members is fixed.content:
+            members = made[name].cluster_N[:, None]
+    first = next(iter(made.values()))
+    return Passed(
+        {name: own.moments for name, own in made.items()},
+        first.residual_N,
+        first.norm_N,
+        first.cluster_N if subsets_Nxd is None else None,
+        {name: own.kept for name, own in made.items() if own.kept is not None},
+    )
 
 
 def solve_operators(frozen: FrozenModel, basis: ops.Basis, moments: Moments) -> Operators:
+    """Operators from moments, in the precision they are kept in."""
     settings = frozen.settings.closed_form
-    return {
+    made = {
         name: ops.closed_form(
             basis, sums, settings, frozen.signs_C if name == "logit" else None
         )
         for name, sums in moments.items()
     }  # fmt: skip
+    if frozen.settings.precision == "float32":
+        return made
+    kind = jnp.dtype(frozen.settings.precision)
+    weights = {name: v.astype(kind) for name, v in basis.weights.items()}
+    stored = dataclasses.replace(basis, weights=weights)
+    return {
+        name: dataclasses.replace(own, basis=stored, a_KxRxO=own.a_KxRxO.astype(kind))
+        for name, own in made.items()
+    }

@@ -54,7 +54,7 @@ class FrozenModel:
     Attributes:
       tapped: the model, with the taps that the basis or a site reads and no others.
       params: its parameters, laid out over devices or not.
-      settings: what makes an index of it, the taps named.
+      settings: what makes an index of it, the taps named and the design's kind decided.
       sites: `{site: where operators act}`.
       forms: `{site: form of the curvature}`, one of `operators.moments.FORMS`.
     """
@@ -160,6 +160,8 @@ def freeze(
         names = tap_names(tapped, params, examples.inputs)
         chosen = _chosen_taps(only(tapped, names), params, examples, execution, names)
         settings = dataclasses.replace(settings, taps=chosen)
+    design = settings.design.resolved(len(examples), settings.fit)
+    settings = dataclasses.replace(settings, design=design)
     return resolve(tapped, params, one, settings, signs_C=signs_C)
 
 

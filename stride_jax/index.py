@@ -1,10 +1,12 @@
 """The index: what is stored of a training set, its settings, and its file.
 
-K small matrices over a shared basis per site; with them, the example ids, whose hashes give the
-membership. The matrices do not grow with the training set.
+K small matrices over a shared basis per site, the curvature that solves for a query, and a store of
+fixed size of the heaviest examples; with them a few numbers an example: its id, the sizes of its
+error and gradient, its cluster. The rest does not grow with the training set.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -14,16 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.runtime.files import UnreadableFileError, plain, read_arrays, write_arrays
 from stride_jax.runtime.settings import build
 from stride_jax.settings import IndexSettings
 from stride_jax.version import __version__
 
-FORMAT = 2
-"""Version of the file. 1, before versions were written, held other settings and no moments."""
+FORMAT = 3
+"""Version of the file. 1, before versions were written, held other settings and no moments; 2 no
+curvature, and nothing kept."""
 
-_META = ("format", "train_ids", "residual_N", "settings", "model", "version")
+_META = ("format", "train_ids", "settings", "model", "version")
+_ROWS = ("residual_N", "norm_N", "cluster_N")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -32,11 +37,16 @@ class Index:
 
     Attributes:
       operators: `{site: basis and K steering matrices}`.
-      train_ids: `[N]` strings; with the design's seed they give the membership.
-      residual_N: float32 `||e_i||` of the training examples (`operators.accumulate`).
+      train_ids: `[N]` strings; with the design's seed they give the membership by hash.
+      residual_N: float32 `||e_i||` of the training examples (`operators.Pass`).
       settings: what made it, the chosen taps named.
-      moments: `{site: sums over the training set}`, which `append` and `direct` need; None where
-        they were not asked for.
+      norm_N: float32 `||g_i||` of their gradients at the first site.
+      cluster_N: int32 subset of each, where content chose it; None where a hash does.
+      fisher: `{site: curvature}`; empty where operators were trained.
+      kept: `{site: the heaviest tokens}`.
+      content: what `append` assigns new examples with; None where a hash does.
+      moments: `{site: sums over the training set}`, which `append` needs; None where they were not
+        asked for.
       model: fingerprint of the parameters it was made with; empty where nobody knows.
     """
 
@@ -44,35 +54,51 @@ class Index:
     train_ids: np.ndarray
     residual_N: np.ndarray
     settings: IndexSettings
+    norm_N: np.ndarray
+    cluster_N: np.ndarray | None = None
+    fisher: dict[str, ops.Fisher] = dataclasses.field(default_factory=dict)
+    kept: dict[str, ops.Kept] = dataclasses.field(default_factory=dict)
+    content: ops.Content | None = None
     moments: dict[str, ops.Moments] | None = None
     model: str = ""
 
     def __repr__(self) -> str:
         design, taps = self.settings.design, ", ".join(self.settings.taps)
+        joins = f"d={design.degree}" if self.cluster_N is None else "clusters"
+        kept = max((len(own) for own in self.kept.values()), default=0)
         return (
             f"Index({len(self.train_ids)} training examples, K={design.num_subsets}, "
-            f"d={design.degree}, taps: {taps}, sites: {', '.join(self.operators)}, "
+            f"{joins}, taps: {taps}, sites: {', '.join(self.operators)}, {kept} kept, "
             f"{self.nbytes / 2**20:.1f} MiB{', moments' if self.moments else ''})"
         )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what a query is measured with; does not depend on N, as ids do."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.operators))
+        """Bytes of what answers a query: operators, curvature, kept examples and, of those that
+        grow with N, the clusters and sizes; ids and what `append` needs aside."""
+        parts = (self.operators, self.fisher, self.kept, self.norm_N, self.cluster_N)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
 
     @property
     def signs_C(self) -> jax.Array | None:
         """The signs of the logit site's folding, if it has one."""
         return self.operators["logit"].signs_C if "logit" in self.operators else None
 
+    @functools.cached_property
+    def subsets_Nxd(self) -> np.ndarray:
+        """The membership, `[N, d]`; one subset each where content decides."""
+        if self.cluster_N is not None:
+            return self.cluster_N[:, None]
+        return np.asarray(designs.membership(self.settings.design, self.train_ids))
+
     def save(self, path: str | os.PathLike[str], *, moments: bool = True) -> None:
         """Write the index as one `.npz`, atomically.
 
         Args:
           path: the file.
-          moments: whether the sums that `append` and `direct` need are written, if there are any.
+          moments: whether the sums that `append` needs are written, if there are any.
         """
-        arrays = to_arrays(self.operators)
+        arrays = to_arrays(self)
         for site, sums in (self.moments or {}).items() if moments else ():
             arrays |= {f"{site}:moments:{name}": v for name, v in _moment_arrays(sums).items()}
         write_arrays(
@@ -82,7 +108,6 @@ class Index:
             version=__version__,
             model=self.model,
             train_ids=self.train_ids,
-            residual_N=self.residual_N,
             settings=json.dumps(plain(self.settings)),
         )
 
@@ -109,13 +134,10 @@ class Index:
             )
         try:
             settings = build(IndexSettings, json.loads(str(meta["settings"])), "index")
-            operators, moments = from_arrays(arrays), _moments_from(arrays)
+            index = from_arrays(arrays, meta["train_ids"], settings, str(meta.get("model", "")))
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
-        return cls(
-            operators, meta["train_ids"], meta["residual_N"], settings, moments,
-            str(meta.get("model", "")),
-        )  # fmt: skip
+        return dataclasses.replace(index, moments=_moments_from(arrays))
 
 
 def by_subset(name: str) -> bool:
@@ -123,44 +145,87 @@ def by_subset(name: str) -> bool:
     return name.partition(":")[2] in ("a", "size")
 
 
-def to_arrays(operators: dict[str, ops.Operators]) -> dict[str, Any]:
-    """Operators as named arrays: `site:a`, `site:size`, `site:mean:tap`, …"""
-    arrays: dict[str, Any] = {}
-    for site, own in operators.items():
-        arrays |= {f"{site}:a": own.a_KxRxO, f"{site}:size": own.size_K}
-        if own.signs_C is not None:
-            arrays[f"{site}:signs"] = own.signs_C
+def to_arrays(index: Index) -> dict[str, Any]:
+    """An index without ids and moments as named arrays: `site:a`, `site:mean:tap`, …"""
+    arrays: dict[str, Any] = {name: getattr(index, name) for name in _ROWS}
+    for site, own in index.operators.items():
+        arrays |= {
+            f"{site}:a": own.a_KxRxO,
+            f"{site}:size": own.size_K,
+            f"{site}:signs": own.signs_C,
+        }
         for part in ("mean", "scale", "weights"):
             for name, value in getattr(own.basis, part).items():
                 arrays[f"{site}:{part}:{name}"] = value
-    return arrays
+    stored = {"fisher": index.fisher, "kept": index.kept}
+    for kind, by_site in stored.items():
+        for site, value in by_site.items():
+            arrays |= {f"{site}:{kind}:{name}": v for name, v in _leaves(value).items()}
+    if index.content is not None:
+        arrays |= {f":content:{name}": v for name, v in _leaves(index.content).items()}
+    return {name: v for name, v in arrays.items() if v is not None}
 
 
-def from_arrays(arrays: Mapping[str, Any]) -> dict[str, ops.Operators]:
+def _leaves(value: Any) -> dict[str, Any]:
+    """Fields of a dataclass by name, those of a pair as `name:0` and `name:1`."""
+    leaves: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        pair = isinstance(own, tuple)
+        leaves |= {f"{field.name}:{i}": v for i, v in enumerate(own)} if pair else {field.name: own}
+    return leaves
+
+
+def _from_leaves(kind: type, leaves: Mapping[str, Any]) -> Any:
+    """The inverse of `_leaves`."""
+
+    def one(name: str) -> Any:
+        if f"{name}:0" in leaves:
+            return (jnp.asarray(leaves[f"{name}:0"]), jnp.asarray(leaves[f"{name}:1"]))
+        return jnp.asarray(leaves[name]) if name in leaves else None
+
+    return kind(**{field.name: one(field.name) for field in dataclasses.fields(kind)})
+
+
+def from_arrays(
+    arrays: Mapping[str, Any], train_ids: np.ndarray, settings: IndexSettings, model: str
+) -> Index:
     """The inverse of `to_arrays`; other arrays are ignored."""
-    split = {tuple(name.split(":", 2)): value for name, value in arrays.items()}
+    tree: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, value in arrays.items():
+        site, kind, rest = (*name.split(":", 2), "", "")[:3]
+        tree.setdefault(site, {}).setdefault(kind, {})[rest] = value
+    content = tree.pop("", {}).get("content")
+    rows = {name: tree.pop(name)[""][""] for name in _ROWS if name in tree}
+    sites = {site: kinds for site, kinds in tree.items() if "a" in kinds}
 
-    def part(site: str, kind: str) -> dict[str, jax.Array]:
-        return {k[2]: jnp.asarray(v) for k, v in split.items() if k[:2] == (site, kind)}
+    def every(kind: str, built: type) -> dict[str, Any]:
+        return {s: _from_leaves(built, own[kind]) for s, own in sites.items() if kind in own}
 
-    return {
-        site: ops.Operators(
-            ops.Basis(part(site, "mean"), part(site, "scale"), part(site, "weights")),
-            jnp.asarray(split[site, "a"]),
-            jnp.asarray(split[site, "size"]),
-            None if (site, "signs") not in split else jnp.asarray(split[site, "signs"]),
-        )
-        for site in dict.fromkeys(key[0] for key in split)
-    }
+    return Index(
+        {site: _operators(own) for site, own in sites.items()},
+        train_ids, np.asarray(rows["residual_N"]), settings, np.asarray(rows["norm_N"]),
+        np.asarray(rows["cluster_N"]) if "cluster_N" in rows else None,
+        every("fisher", ops.Fisher), every("kept", ops.Kept),
+        None if content is None else _from_leaves(ops.Content, content), None, model,
+    )  # fmt: skip
+
+
+def _operators(kinds: Mapping[str, Mapping[str, Any]]) -> ops.Operators:
+    """The operators of one site."""
+    mean, scale, weights = (
+        {name: jnp.asarray(v) for name, v in kinds[part].items()}
+        for part in ("mean", "scale", "weights")
+    )
+    signs = kinds.get("signs", {}).get("")
+    a, size = (jnp.asarray(kinds[name][""]) for name in ("a", "size"))
+    basis = ops.Basis(mean, scale, weights)
+    return ops.Operators(basis, a, size, None if signs is None else jnp.asarray(signs))
 
 
 def _moment_arrays(moments: ops.Moments) -> dict[str, Any]:
-    """Sums as named arrays: `gradients_KxRxO:0`, and `:1` its compensation."""
-    return {
-        f"{field.name}:{i}": v
-        for field in dataclasses.fields(moments)
-        for i, v in enumerate(getattr(moments, field.name) or ())
-    }
+    """Moments as named arrays: `gradients_KxRxO:0`, and `:1` its compensation."""
+    return {name: v for name, v in _leaves(moments).items() if v is not None}
 
 
 def _moments_from(arrays: Mapping[str, Any]) -> dict[str, ops.Moments] | None:
@@ -169,13 +234,5 @@ def _moments_from(arrays: Mapping[str, Any]) -> dict[str, ops.Moments] | None:
     for name, value in arrays.items():
         site, kind, rest = (*name.split(":", 2), "", "")[:3]
         if kind == "moments":
-            sites.setdefault(site, {})[rest] = jnp.asarray(value)
-    fields = [field.name for field in dataclasses.fields(ops.Moments)]
-
-    def pair(own: dict[str, Any], name: str) -> Any:
-        return (own[f"{name}:0"], own[f"{name}:1"]) if f"{name}:0" in own else None
-
-    return {
-        site: ops.Moments(**{name: pair(own, name) for name in fields})
-        for site, own in sites.items()
-    } or None
+            sites.setdefault(site, {})[rest] = value
+    return {site: _from_leaves(ops.Moments, own) for site, own in sites.items()} or None

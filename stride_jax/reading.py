@@ -2,20 +2,79 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 
-from stride_jax import design as designs
 from stride_jax import operators as ops
+from stride_jax.candidates import Candidates
+from stride_jax.estimate import Estimate, Estimator
+from stride_jax.exact import Directions, directions, kept_scores, positions, scored
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings, measure
-from stride_jax.recovery import Diagnostics, LassoState, Recovery, init
+from stride_jax.peeling import Peeled, peel
+from stride_jax.recovery import Diagnostics
+from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
-from stride_jax.settings import ReadSettings
+from stride_jax.scores import Scores, stacked
+
+VERDICTS = ("found", "partly found", "not found: raise K or the budget, or use clusters")
+"""What a certificate says of an answer."""
+
+
+class Reading(NamedTuple):
+    """Scores of queries, with what they are worth.
+
+    Attributes:
+      scores: `[Q, N]` nats.
+      exact_QxN: bits of the sources that named each exactly scored example, in compressed rows.
+      sources: names of the sources, from bit 0 on.
+      diagnostics: `{name: [Q]}`.
+    """
+
+    scores: Scores
+    exact_QxN: scipy.sparse.csr_array
+    sources: tuple[str, ...]
+    diagnostics: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Queries as an index sees them.
+
+    Attributes:
+      y_YxK: measurements, of queries or of their token groups, a query's groups in a row.
+      v: directions of the same rows; None where nothing can be scored exactly.
+      num_queries: Q.
+    """
+
+    y_YxK: np.ndarray
+    v: Directions | None
+    num_queries: int
+
+    def take(self, queries: Sequence[int] | range | np.ndarray) -> "Asked":
+        """Some of the queries."""
+        groups = len(self.y_YxK) // self.num_queries
+        rows = (np.asarray(queries)[:, None] * groups + np.arange(groups)).reshape(-1)
+        v = None if self.v is None else {name: own[rows] for name, own in self.v.items()}
+        return Asked(self.y_YxK[rows], v, len(queries))
+
+
+class Corpus(NamedTuple):
+    """The training data at hand.
+
+    Attributes:
+      frozen: the model.
+      examples: training examples; those of the index among them.
+    """
+
+    frozen: FrozenModel
+    examples: Examples
 
 
 def measure_all(
@@ -34,38 +93,122 @@ def measure_all(
     return np.sum(parts, axis=0)
 
 
-def penalty_weights(residual_N: np.ndarray, prior: float) -> np.ndarray | None:
-    """Penalty weights of the Lasso, `||e_i||^-p` over their mean, `[N]`; None without a prior.
-
-    >>> penalty_weights(np.array([1.0, 16.0]), 0.25).tolist()
-    [1.3333333333333333, 0.6666666666666666]
-    """
-    if prior == 0:
+def aim(
+    frozen: FrozenModel,
+    index: Index,
+    queries: Examples,
+    group: int,
+    execution: Execution = Execution(),
+) -> Directions | None:
+    """Directions of queries; None for an index without curvature."""
+    if not index.fisher:
         return None
-    weights_N = np.maximum(residual_N, 1e-6) ** -prior
-    return weights_N / weights_N.mean()
+    return directions(frozen, index, queries, group, execution)
 
 
-def lasso_state(
-    index: Index, settings: ReadSettings, execution: Execution = Execution()
-) -> LassoState:
-    """The index' design with its penalty weights, ready for any measurements."""
-    design = index.settings.design
-    subsets_Nxd = designs.membership(design, index.train_ids)
-    weights_N = penalty_weights(index.residual_N, settings.prior)
-    return init(design, subsets_Nxd, penalty_N=weights_N, execution=execution)
+def read(
+    own: Estimator,
+    index: Index,
+    asked: Asked,
+    corpus: Corpus | None = None,
+    others: Sequence[Candidates] = (),
+    execution: Execution = Execution(),
+) -> Reading:
+    """Scores of queries: exact where the index keeps or the corpus gives them, else estimated.
+
+    Queries are read in blocks that fit the memory; no answer depends on its block.
+
+    Args:
+      own: the design, from `estimate.estimator`.
+      index: what is kept, and bases.
+      asked: measurements and directions.
+      corpus: the training data; None without.
+      others: candidates besides those of the sketch.
+      execution: memory, bars.
+    """
+    settings, count = own.settings.exact, len(index.train_ids)
+    groups = len(asked.y_YxK) // asked.num_queries
+    place = None if corpus is None else positions(index, corpus.examples)
+    # About eight arrays of a block's rows over all examples are alive at once.
+    size = max(1, execution.memory // 2 // (8 * 4 * groups * count))
+    parts: list[tuple[Peeled, Estimate]] = []
+    for first in range(0, asked.num_queries, size):
+        block = range(first, min(first + size, asked.num_queries))
+        some = asked.take(block)
+        kept = None
+        if some.v is not None and index.kept:
+            kept = kept_scores(index, some.v, execution.memory)
+        score = None
+        if corpus is not None and some.v is not None and settings.allowed(count):
+            assert place is not None, "a corpus has places"
+            score = _scorer(corpus, index, some.v, place, execution)
+        named = [Candidates(one.source, one.row_QxP[block]) for one in others]
+        parts.append(
+            peel(own, some.y_YxK, some.num_queries, kept, score, named, settings, execution)
+        )
+    return joined([_reading(*part) for part in parts])
 
 
-def influences_by_query(recovery: Recovery, num_queries: int) -> scipy.sparse.csr_array:
-    """Influences of queries, those of their token groups added up, `[Q, N]`."""
-    rows = np.arange(len(recovery.lambda_Q))
-    groups = len(rows) // num_queries
-    if groups == 1:
-        return recovery.sparse
-    adds = scipy.sparse.csr_array(
-        (np.ones(len(rows), np.float32), (rows // groups, rows)), shape=(num_queries, len(rows))
-    )
-    return scipy.sparse.csr_array(adds @ recovery.sparse)
+def _scorer(
+    corpus: Corpus, index: Index, v: Directions, place_N: np.ndarray, execution: Execution
+):  # fmt: skip
+    """What gives exact scores of rows of the index."""
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        own = place_N[rows]
+        order = np.argsort(own)
+        out = np.empty((len(next(iter(v.values()))), len(rows)), np.float32)
+        done = 0
+        for some, w_YxU in scored(corpus.frozen, index, v, corpus.examples, own[order], execution):
+            out[:, order[done : done + len(some)]] = w_YxU
+            done += len(some)
+        return out
+
+    return score
+
+
+def _reading(peeled: Peeled, made: Estimate) -> Reading:
+    """What was made of a block of queries, with what it is worth."""
+    own = {} if made.diagnostics is None else named_diagnostics(made.diagnostics)
+    diagnostics = diagnostics_by_query(own, len(peeled.explained_Q)) | certificate(peeled)
+    return Reading(peeled.scores, peeled.exact_QxN, peeled.sources, diagnostics)
+
+
+def joined(parts: Sequence[Reading]) -> Reading:
+    """Readings of several sets of queries as one, in order."""
+    exact = scipy.sparse.csr_array(scipy.sparse.vstack([one.exact_QxN for one in parts], "csr"))
+    diagnostics = {
+        name: np.concatenate([one.diagnostics[name] for one in parts])
+        for name in parts[0].diagnostics
+    }
+    scores = stacked([one.scores for one in parts])
+    return Reading(scores, exact, parts[0].sources, diagnostics)
+
+
+def certificate(peeled: Peeled) -> dict[str, np.ndarray]:
+    """What exact scores say of each query's answer, without any retraining.
+
+    `agreement` and `relative_error` compare the sketch with exact scores on the shortlist and a
+    random control; `explained` is the share of the measurements' variance that exact scores
+    explain. A `verdict` of 0 means found: estimates can be trusted for the rest (agreement of .9)
+    or hardly any rest is left (.9 of the variance explained); 1, one of them at .5: partly; 2, not.
+    """
+    best_Q = np.fmax(np.nan_to_num(peeled.agreement_Q, nan=-1.0), peeled.explained_Q)
+    verdict_Q = np.where(best_Q >= 0.9, 0, np.where(best_Q >= 0.5, 1, 2))
+    certificate = {"explained": peeled.explained_Q, "exact": np.diff(peeled.exact_QxN.indptr)}
+    if not np.isnan(peeled.agreement_Q).all():
+        certificate |= {"agreement": peeled.agreement_Q, "relative_error": peeled.error_Q}
+    return certificate | {"verdict": verdict_Q}
+
+
+def on_this_process(frozen: FrozenModel) -> FrozenModel:
+    """The frozen model on this process's own devices, where processes read different queries."""
+    if processes.count() == 1:
+        return frozen
+    import jax
+
+    params = jax.tree.map(meshes.fetch, frozen.params)
+    return dataclasses.replace(frozen, params=params)
 
 
 def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:

@@ -53,6 +53,19 @@ def as_scores(scores: Any, shape: tuple[int, int]) -> Scores:
     return scores
 
 
+def stacked(parts: Sequence[Scores]) -> Scores:
+    """Scores of several sets of queries as one, in order; sparse if one of them is."""
+    dense = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(dense) == len(parts):
+        return np.concatenate(dense)
+    return scipy.sparse.csr_array(scipy.sparse.vstack([*map(scipy.sparse.csr_array, parts)]))
+
+
+def as_dense(scores: Scores) -> np.ndarray:
+    """`[Q, N]` scores, zeros and all: for an N that affords it."""
+    return scores if isinstance(scores, np.ndarray) else scores.toarray()
+
+
 def row_scores(scores: Scores, query: int) -> tuple[np.ndarray, np.ndarray]:
     """A query's training rows, ascending, and their scores: all of them, or its support."""
     if isinstance(scores, np.ndarray):

@@ -18,13 +18,17 @@ class IndexSettings:
     """What makes an index; the defaults suit a classifier of a few thousand examples.
 
     Attributes:
-      design: K, d, seed.
+      design: K, d, seed, and what subsets follow.
       taps: activations the basis reads; none named: the one whose variation moves the logits most
         (`operators.tap_energies`), or all of them, with a warning, where the model has no suffix
         form.
       basis: features of the taps.
       output_rank: O, buckets that the logits are folded into where the model has more classes than
         that (`operators.outputs`); 0 steers every logit by itself.
+      kept: bytes of the store of the training set's heaviest examples (language models: tokens),
+        whose scores are exact for every query without the data; shared out among sites.
+      precision: of what the index stores of the training set, `float32` or `float16`: operators,
+        curvature and kept examples. Half of it costs about 3e-4 of a score's size.
       sites: where operators act, `logit` or names of taps (residual sites). Each is a block of
         its own; measurements add up.
       fit: `closed_form` solves for the operators, `joint` trains them with the published losses.
@@ -36,6 +40,8 @@ class IndexSettings:
     taps: tuple[str, ...] = ()
     basis: BasisSettings = BasisSettings()
     output_rank: int = 256
+    kept: int = 2**22
+    precision: str = "float32"
     sites: tuple[str, ...] = ("logit",)
     fit: str = "closed_form"
     closed_form: ClosedFormSettings = ClosedFormSettings()
@@ -48,8 +54,56 @@ class IndexSettings:
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise ValueError(f"sites={self.sites}: name at least one, each once")
         check_names(self.taps or None)
-        if self.output_rank < 0:
-            raise ValueError(f"output_rank={self.output_rank} can't be negative")
+        if min(self.output_rank, self.kept) < 0:
+            raise ValueError(
+                f"output_rank={self.output_rank}, kept={self.kept} bytes: neither can be negative"
+            )
+        if self.precision not in ("float32", "float16"):
+            raise ValueError(f"precision={self.precision!r}: use 'float32' or 'float16'")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactSettings:
+    """How many examples are scored exactly, where the training data are at hand.
+
+    Attributes:
+      budget: examples per query; None for 300, or all if there are fewer.
+      rounds: of candidates; each sees what those before it left.
+      control: examples drawn at random, whose exact scores say how good the estimates are.
+      shrink: quantile of the magnitudes of a row's scores by which all are shrunk towards zero
+        (soft thresholding), before the token groups of a query are added up; 0 leaves them as they
+        are.
+    """
+
+    budget: int | None = None
+    rounds: int = 1
+    control: int = 64
+    shrink: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if (self.budget or 0) < 0 or self.rounds < 1 or self.control < 0:
+            raise ValueError(
+                f"budget={self.budget}, rounds={self.rounds}, control={self.control}: give no "
+                "negative number, and at least one round"
+            )
+        if not 0 <= self.shrink < 1:
+            raise ValueError(f"shrink={self.shrink} is a quantile: it must lie in [0, 1)")
+
+    def allowed(self, num_train: int) -> int:
+        """The budget for N examples.
+
+        Raises:
+          ValueError: a budget above N.
+        """
+        if self.budget is None:
+            return min(300, num_train)
+        if self.budget > num_train:
+            raise ValueError(
+                f"budget={self.budget} exact scores per query, but the index has {num_train} "
+                "training examples: lower it, or leave it out"
+            )
+        return self.budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +117,14 @@ class ReadSettings:
         the published Lasso.
       lasso: recovery.
       selection: how each query's lambda is chosen; by default it is the Lasso's own fraction.
+      exact: how many examples are scored exactly, and what becomes of noise.
     """
 
     measure: MeasureSettings = MeasureSettings()
     prior: float = 0.25
     lasso: LassoSettings = LassoSettings()
     selection: SelectionSettings = SelectionSettings()
+    exact: ExactSettings = ExactSettings()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -5,29 +5,33 @@ against it. A run (`stride_jax.run`) calls the same steps one by one, with files
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.attribution import Attribution
+from stride_jax.candidates import named
+from stride_jax.estimate import estimator
+from stride_jax.exact import directions, positions, scored
 from stride_jax.examples import Examples, as_examples
-from stride_jax.fitting import Moments, fit_operators, pass_over, solve_operators
+from stride_jax.fitting import (
+    Fixed,
+    Moments,
+    fishers,
+    fit_operators,
+    made,
+    pass_over,
+    solve_operators,
+    store_of,
+)
 from stride_jax.frozen import FrozenModel, freeze
 from stride_jax.index import Index
 from stride_jax.model_checks import parameters_fingerprint
-from stride_jax.observed import as_training
-from stride_jax.reading import (
-    diagnostics_by_query,
-    influences_by_query,
-    lasso_state,
-    measure_all,
-    named_diagnostics,
-    say_where_no_signal,
-)
-from stride_jax.recovery import recover
+from stride_jax.operators import kept as stores
+from stride_jax.reading import Asked, Corpus, aim, measure_all, read, say_where_no_signal
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.settings import IndexSettings, ReadSettings
@@ -56,7 +60,7 @@ def fit(
       settings: what makes the index.
       ids: `[N]` example names; hashes of the content by default.
       weights: token weights omega in [0, 1] like `labels`; ones by default.
-      keep_moments: store the closed form's sums, which `append` and `direct` need.
+      keep_moments: store the closed form's sums, which `append` needs.
       execution: devices, bars and memory.
 
     Returns:
@@ -72,7 +76,7 @@ def fit(
     >>> settings = IndexSettings(design=stride_jax.Design(num_subsets=20, degree=4))
     >>> index = fit(model, np.eye(4, 3, dtype=np.float32), x, np.arange(60) % 3, settings)
     >>> index
-    Index(60 training examples, K=20, d=4, taps: input, sites: logit, 0.0 MiB)
+    Index(60 training examples, K=20, clusters, taps: input, sites: logit, 60 kept, 0.0 MiB)
     >>> attribute(model, np.eye(4, 3, dtype=np.float32), index, x[:2], [0, 1]).scores.shape
     (2, 60)
     """
@@ -80,13 +84,12 @@ def fit(
     if keep_moments and settings.fit == "joint":
         raise ValueError("keep_moments=True: joint training has no moments; use fit='closed_form'")
     examples = as_examples(inputs, labels, ids, weights)
-    subsets_Nxd = designs.membership(settings.design, examples.ids)
+    design = settings.design.resolved(len(examples), settings.fit)
+    subsets_Nxd = designs.known_membership(design, examples.ids)
     frozen = freeze(tapped, params, examples, settings, execution)
-    operators, moments, residual_N = fit_operators(frozen, examples, subsets_Nxd, execution)
-    return Index(
-        operators, examples.ids, residual_N, frozen.settings, moments if keep_moments else None,
-        parameters_fingerprint(params),
-    )  # fmt: skip
+    fitted = fit_operators(frozen, examples, subsets_Nxd, execution)
+    index = made(fitted, examples.ids, frozen.settings, parameters_fingerprint(params))
+    return dataclasses.replace(index, moments=fitted.passed.moments) if keep_moments else index
 
 
 def _of_class(settings: Any, wanted: type) -> None:
@@ -122,7 +125,7 @@ def append(
     Raises:
       ValueError: the index has no moments or is of another model, or an id is in it already.
     """
-    moments = _moments_of(index, "nothing can be added")
+    moments = _moments_of(index)
     examples = as_examples(inputs, labels, ids, weights)
     if both := sorted(set(examples.ids.tolist()) & set(index.train_ids.tolist())):
         raise ValueError(
@@ -130,27 +133,42 @@ def append(
             "them out"
         )
     everyone = np.concatenate([index.train_ids, examples.ids])
-    # The design of all examples: those of the old ones come out as they were.
-    subsets_Nxd = designs.membership(index.settings.design, everyone)[len(index.train_ids) :]
+    subsets_Nxd = None
+    if index.cluster_N is None:
+        # The design of all examples: those of the old ones come out as they were.
+        subsets_Nxd = designs.membership(index.settings.design, everyone)[len(index.train_ids) :]
     frozen = _frozen_for(index, tapped, params, examples, execution)
     basis = next(iter(index.operators.values())).basis
     rotations = {name: sums.rotation for name, sums in moments.items()}
-    new, residual_N = pass_over(frozen, examples, subsets_Nxd, (basis, rotations), execution)
-    total = {name: ops.add(sums, new[name]) for name, sums in moments.items()}
-    residual_N = np.concatenate([index.residual_N, residual_N])
+    fixed = Fixed(basis, rotations, index.content)
+    new = pass_over(frozen, examples, subsets_Nxd, fixed, execution)
+    total = {name: ops.add(sums, new.moments[name]) for name, sums in moments.items()}
+    tokens = len(everyone) * int(np.prod(examples.labels.shape[1:]))
+    kept = {}
+    for name, own in new.kept.items():
+        own = dataclasses.replace(own, row_H=own.row_H + len(index.train_ids))
+        places = store_of(frozen, basis, name, tokens).places
+        kept[name] = stores.joined(index.kept[name], own, places) if name in index.kept else own
+    cluster_N = None
+    if index.cluster_N is not None and new.cluster_N is not None:
+        cluster_N = np.concatenate([index.cluster_N, new.cluster_N])
     return dataclasses.replace(
         index,
         operators=solve_operators(frozen, basis, total),
         train_ids=everyone,
-        residual_N=residual_N,
+        residual_N=np.concatenate([index.residual_N, new.residual_N]),
+        norm_N=np.concatenate([index.norm_N, new.norm_N]),
+        cluster_N=cluster_N,
+        fisher=fishers(total, frozen.settings),
+        kept=kept,
         moments=total,
     )
 
 
-def _moments_of(index: Index, consequence: str) -> Moments:
+def _moments_of(index: Index) -> Moments:
     if not index.moments:
         raise ValueError(
-            f"this index has no moments, so {consequence}: fit it in closed form with "
+            "this index has no moments, so nothing can be added: fit it in closed form with "
             "keep_moments=True, and save it with them"
         )
     return index.moments
@@ -186,20 +204,28 @@ def attribute(
     *,
     ids: Any = None,
     weights: Any = None,
+    train: Examples | None = None,
+    candidates: Mapping[str, Any] | None = None,
     choose_lambda: bool = False,
     execution: Execution = Execution(),
 ) -> Attribution:
     """Which training examples made the model behave like this on these queries.
 
-    Measurements, recovery and their sum over token groups (docs/method.md §6 – 8).
+    Measurements, exact scores where the index keeps them or `train` gives them, estimates of the
+    rest, and their sum over token groups (docs/method.md §6 – 8).
 
     Args:
       tapped, params: the model the index was fitted on.
       index: from `fit`.
       inputs, labels, weights, ids: the queries, as in `fit`.
       settings: what reads the index.
-      choose_lambda: choose each query's lambda from held-out measurements (the rule `best`; name
-        another with `settings.selection`), and say in `diagnostics` what they are worth.
+      train: the training data, those of the index among them: then each query's likeliest
+        examples are scored exactly (`settings.exact`), for one forward pass over them.
+      candidates: `{source: ids}` of examples that are scored exactly besides, one list for all
+        queries or one for each.
+      choose_lambda: by hash, choose each query's lambda from held-out measurements (the rule
+        `best`; name another with `settings.selection`), and say in `diagnostics` what they are
+        worth.
       execution: as in `fit`.
 
     Returns:
@@ -216,17 +242,31 @@ def attribute(
         selection = dataclasses.replace(settings.selection, rule="best")
         settings = dataclasses.replace(settings, selection=selection)
     queries = as_examples(inputs, labels, ids, weights, what="queries")
+    settings.exact.allowed(len(index.train_ids))
+    others = [
+        named(source, own, index.train_ids, len(queries))
+        for source, own in (candidates or {}).items()
+    ]
+    if others and train is None:
+        raise ValueError(
+            f"candidates {[one.source for one in others]} are scored from the training data: give "
+            "train=Examples(…) too"
+        )
+    if train is not None:
+        positions(index, train)  # refuses other data before anything runs
     frozen = _frozen_for(index, tapped, params, queries, execution)
-    y_QxK = measure_all(frozen, index.operators, queries, settings.measure, execution)
-    state = lasso_state(index, settings, execution)
-    recovery, diagnostics = recover(
-        state, y_QxK, settings.lasso, settings.selection, progress=execution.progress
-    )
-    say_where_no_signal(y_QxK, queries.ids)
+    y_YxK = measure_all(frozen, index.operators, queries, settings.measure, execution)
+    say_where_no_signal(y_YxK, queries.ids)
+    v = aim(frozen, index, queries, settings.measure.group, execution)
+    corpus = None if train is None else Corpus(frozen, train)
+    reading = read(
+        estimator(index, settings, execution), index, Asked(y_YxK, v, len(queries)), corpus,
+        others, execution,
+    )  # fmt: skip
     return Attribution(
-        queries.ids, index.train_ids, influences_by_query(recovery, len(queries)),
+        queries.ids, index.train_ids, reading.scores,
         plain({"index": index.settings, "read": settings}),
-        diagnostics=diagnostics_by_query(named_diagnostics(diagnostics), len(queries)),
+        diagnostics=reading.diagnostics, exact=reading.exact_QxN, sources=reading.sources,
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
 
@@ -243,12 +283,12 @@ def direct(
 ) -> Attribution:
     """The scores that the K measurements stand for, without the sketch (docs/method.md §8.2).
 
-    `w_i = Σ_sites <g_x, (F + gamma I)^{-1} g_i> / s̄`, so that `M w` equals the measurements to
-    first order. A yardstick for small N: it runs the model on the whole training set again.
+    `w_i = Σ_sites <g_x, (F + gamma I)^{-1} g_i> / Σ omega`, so that `M w` equals the measurements
+    to first order. A yardstick for small N: it runs the model on the whole training set again.
 
     Args:
       tapped, params: the model the index was fitted on.
-      index: from `fit` with `keep_moments`.
+      index: from `fit` in closed form.
       train: inputs and labels of the examples the index was fitted on, in order; with their ids or
         as `Examples` the order is checked.
       queries: inputs and labels, or `Examples`.
@@ -256,34 +296,24 @@ def direct(
       execution: as in `fit`.
 
     Raises:
-      ValueError: the index has no moments or is of another model, or `train` are other examples.
+      ValueError: the index has no curvature or is of another model, or `train` are other examples.
     """
-    moments, settings = _moments_of(index, "there are no direct scores"), index.settings
+    if not index.fisher:
+        raise ValueError(
+            "this index has trained operators and no curvature, so there are no direct scores: fit "
+            "it in closed form"
+        )
     trained = train if isinstance(train, Examples) else as_examples(*train)
     asked = queries
     if not isinstance(asked, Examples):
         asked = as_examples(*queries, ids=query_ids, what="queries")
     _same_training_set(index, trained, named=isinstance(train, Examples) or len(train) > 2)
     frozen = _frozen_for(index, tapped, params, asked, execution)
-    parts: dict[str, list[jax.Array]] = {name: [] for name in frozen.sites}
-    for chunk in frozen.chunks(asked, execution, "directions"):
-        for name, site in frozen.sites.items():
-            source = frozen.observed_source(name, chunk)
-            basis = index.operators[name].basis
-            parts[name].append(
-                ops.directions(moments[name], basis, site, source, settings.closed_form)
-            )
-    v = {name: np.concatenate(own) for name, own in parts.items()}
+    v = directions(frozen, index, asked, 0, execution)
     total = np.zeros((len(asked), len(trained)), np.float32)
-    for chunk in frozen.chunks(trained, execution, "direct"):
-        chunk = chunk._replace(observed=as_training(chunk.observed, settings.closed_form.doubt))
-        for name, site in frozen.sites.items():
-            source = frozen.observed_source(name, chunk)
-            basis = index.operators[name].basis
-            total[:, chunk.rows] += ops.direct_scores(
-                v[name], basis, site, source, execution.memory
-            )
-    return Attribution(asked.ids, index.train_ids, total, plain({"index": settings}))
+    for rows, w_QxU in scored(frozen, index, v, trained, np.arange(len(trained)), execution):
+        total[:, rows] = w_QxU
+    return Attribution(asked.ids, index.train_ids, total, plain({"index": index.settings}))
 
 
 def _same_training_set(index: Index, train: Examples, *, named: bool) -> None:

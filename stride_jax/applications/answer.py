@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import reading
+from stride_jax.attribution import found_by
 from stride_jax.data.tokens import Tokenizer
+from stride_jax.estimate import Estimator, estimator
 from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
-from stride_jax.recovery import LassoState, SelectionSettings, recover
+from stride_jax.recovery import SelectionSettings
 from stride_jax.run.pipeline import Run
-from stride_jax.scores import top_rows
+from stride_jax.scores import as_dense, top_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Passage:
     Attributes:
       id: content hash of the sequence.
       score: score in nats; positive = proponent.
+      found_by: where its exact score came from, such as `kept` or `sketch`; `estimate` for a score
+        that is none.
       references: passages that the sequence comes from.
       pieces: text of each token.
       shares: agreement of each token with the question, relative to the largest magnitude, in
@@ -54,6 +58,7 @@ class Passage:
 
     id: str
     score: float
+    found_by: str
     references: list[str]
     pieces: list[str]
     shares: list[float]
@@ -61,7 +66,7 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A completion, the training texts behind it, and diagnostics of the recovery.
+    """A completion, the training texts behind it, and what the answer is worth.
 
     Attributes:
       prompt, completion, contrast: the question; the completion may be the model's own.
@@ -69,10 +74,8 @@ class Answer:
       loss: loss of the completion, nats.
       proponents, opponents: training sequences, strongest first.
       support: number of training sequences with a score.
-      held_out_r2: share of the variance of held-out measurements that is predicted, mean over token
-        groups.
-      relative_gap: largest duality gap of the recovery.
-      signal: share of token groups whose measurements carry signal.
+      verdict: whether the texts behind it were found (`reading.certificate`).
+      diagnostics: the numbers behind the verdict, and of the recovery, where there was one.
     """
 
     prompt: str
@@ -83,9 +86,8 @@ class Answer:
     proponents: list[Passage]
     opponents: list[Passage]
     support: int
-    held_out_r2: float
-    relative_gap: float
-    signal: float
+    verdict: str
+    diagnostics: dict[str, float]
 
 
 def question(
@@ -148,8 +150,9 @@ def continuation(run: Run, prompt: str, settings: AskSettings) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _state(run: Run) -> LassoState:
-    return reading.lasso_state(run.index, run.settings.read)
+def _estimator(run: Run) -> Estimator:
+    selection = SelectionSettings(rule="best")
+    return estimator(run.index, dataclasses.replace(run.settings.read, selection=selection))
 
 
 def ask(
@@ -175,40 +178,49 @@ def ask(
     generated = completion is None
     if completion is None:
         completion = continuation(run, prompt, settings)
-    y_GxK, loss = _measure(run, *question(tokenizer, prompt, completion, length))
+    asked, loss = _measure(run, *question(tokenizer, prompt, completion, length))
     if contrast is not None:
-        y_GxK = np.concatenate(
-            [y_GxK, -_measure(run, *question(tokenizer, prompt, contrast, length))[0]]
-        )
-    y_GxK = y_GxK[np.abs(y_GxK).max(axis=1) > 0]  # groups of the prompt alone measure nothing
-    recovery, diagnostics = recover(
-        _state(run), y_GxK, run.settings.read.lasso, SelectionSettings(rule="best")
-    )
-    assert diagnostics.held_out_r2_Q is not None, "this rule holds measurements out"
-    scores_N = reading.influences_by_query(recovery, 1).toarray()[0]
-    y_K = y_GxK.sum(axis=0)
+        asked = _rather(asked, _measure(run, *question(tokenizer, prompt, contrast, length))[0])
+    spoken_G = np.abs(asked.y_YxK).max(axis=1) > 0  # groups of the prompt alone measure nothing
+    v = None if asked.v is None else {name: own[spoken_G] for name, own in asked.v.items()}
+    asked = reading.Asked(asked.y_YxK[spoken_G], v, 1)
+    corpus = reading.Corpus(run.frozen, run.train)
+    own = reading.read(_estimator(run), run.index, asked, corpus)
+    scores_N = as_dense(own.scores)[0]
+    bits_N, y_K = own.exact_QxN.toarray()[0], asked.y_YxK.sum(axis=0)
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
-    proponents, opponents = ([_passage(run, i, scores_N[i], y_K) for i in rows] for rows in picks)
+    proponents, opponents = (
+        [_passage(run, i, scores_N[i], found_by(bits_N[i], own.sources), y_K) for i in rows]
+        for rows in picks
+    )
     return Answer(
         prompt, completion, contrast, generated, loss, proponents, opponents,
         support=int((scores_N != 0).sum()),
-        held_out_r2=float(np.mean(diagnostics.held_out_r2_Q)),
-        relative_gap=float(np.max(diagnostics.relative_gap_Q)),
-        signal=float(np.mean(diagnostics.signal_Q)),
+        verdict=reading.VERDICTS[int(own.diagnostics["verdict"][0])],
+        diagnostics={n: float(v[0]) for n, v in own.diagnostics.items() if n != "verdict"},
     )  # fmt: skip
 
 
-def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Measurements of one question's token groups, `[G, K]`, and its loss."""
-    query = Examples(inputs, labels)
-    y_GxK = reading.measure_all(run.frozen, run.index.operators, query, run.settings.read.measure)
+def _rather(asked: reading.Asked, than: reading.Asked) -> reading.Asked:
+    """A question against another one: what speaks for the first and against the second."""
+    v = None
+    if asked.v is not None and than.v is not None:
+        v = {name: np.concatenate([own, -than.v[name]]) for name, own in asked.v.items()}
+    return reading.Asked(np.concatenate([asked.y_YxK, -than.y_YxK]), v, 1)
+
+
+def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[reading.Asked, float]:
+    """Measurements and directions of one question's token groups, and its loss."""
+    query, settings = Examples(inputs, labels), run.settings.read.measure
+    y_GxK = reading.measure_all(run.frozen, run.index.operators, query, settings)
+    asked = reading.Asked(y_GxK, reading.aim(run.frozen, run.index, query, settings.group), 1)
     logits = run.tapped(run.model.params, jnp.asarray(inputs))[0]
     log_p = np.asarray(jax.nn.log_softmax(logits))[0]
     places = np.flatnonzero(labels[0] >= 0)
-    return y_GxK, float(-log_p[places, labels[0, places]].sum())
+    return asked, float(-log_p[places, labels[0, places]].sum())
 
 
-def _passage(run: Run, row: int, score: float, y_K: np.ndarray) -> Passage:
+def _passage(run: Run, row: int, score: float, source: str, y_K: np.ndarray) -> Passage:
     """A training sequence with each token's agreement with the question.
 
     `<y_t, y_x>` over the K operators: the token's own measurements against the question's.
@@ -224,6 +236,6 @@ def _passage(run: Run, row: int, score: float, y_K: np.ndarray) -> Passage:
     tokens = [*example.inputs[0, 1:size], max(example.labels[0, size - 1], 0)]
     pieces = tokenizer.pieces(tokens)
     return Passage(
-        str(run.train.ids[row]), float(score), text.references(row), pieces,
+        str(run.train.ids[row]), float(score), source, text.references(row), pieces,
         [float(v) for v in share_T[: len(pieces)]],
     )  # fmt: skip

@@ -70,7 +70,8 @@ def _shown(passage: Passage) -> Text:
     """A passage in one paragraph, its tokens the bolder the more they agree with the question."""
     colour = "green" if passage.score > 0 else "red"
     text = Text(f"{passage.score:+.4f}  ", style=f"bold {colour}")
-    text.append(f"{'; '.join(passage.references)}  [{passage.id}]\n", style="dim")
+    source = f"{passage.found_by}  {'; '.join(passage.references)}  [{passage.id}]\n"
+    text.append(source, style="dim")
     sign = 1 if passage.score > 0 else -1
     for piece, share in zip(passage.pieces, passage.shares, strict=True):
         strength = sign * share
@@ -90,14 +91,10 @@ def show(answer: Answer, console: Console) -> None:
         console.print(Text(f"\n{title}", style="underline"))
         for passage in passages:
             console.print(_shown(passage), soft_wrap=False)
-    console.print(
-        Text(
-            f"\nloss {answer.loss:.2f} nats; {answer.support} sequences with a score; held-out R² "
-            f"{answer.held_out_r2:.2f}; gap {answer.relative_gap:.1e}; signal in "
-            f"{answer.signal:.0%} of the token groups",
-            style="dim",
-        )
-    )
+    numbers = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in answer.diagnostics.items())
+    console.print(Text(f"\n{answer.verdict}", style="bold"))
+    said = f"loss {answer.loss:.2f} nats; {answer.support} sequences with a score; {numbers}"
+    console.print(Text(said, style="dim"))
 
 
 def prompts(given: str | None, console: Console) -> Iterator[str]:

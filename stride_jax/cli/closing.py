@@ -58,9 +58,12 @@ def _bank(summary: Mapping[str, Any]) -> list[str]:
 def _recovery(summary: Mapping[str, Any]) -> list[str]:
     said = _figures(
         summary.get("recovery") or {},
-        {"mean_support": "{:.0f} scores per query", "max_relative_gap": "duality gap below {:.1e}"},
-    )
-    return [f"recovery: {', '.join(said)}"] if said else []
+        {"mean_exact": "{:.0f} exact scores per query", "mean_explained":
+         "explain {:.0%} of what was measured", "mean_agreement": "sketch agrees {:.2f}",
+         "mean_support": "{:.0f} estimated", "max_relative_gap": "duality gap below {:.1e}",
+         "found": "found {:.0%}", "partly_found": "partly {:.0%}"},
+    )  # fmt: skip
+    return [f"answers: {', '.join(said)}"] if said else []
 
 
 def _figures(values: Mapping[str, Any], forms: Mapping[str, str]) -> list[str]:

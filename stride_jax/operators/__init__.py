@@ -7,11 +7,14 @@ from stride_jax.operators.closed_form import (
     direct_scores,
     directions,
 )
+from stride_jax.operators.content import Content
+from stride_jax.operators.fisher import Fisher, fisher_of
 from stride_jax.operators.joint import train_jointly
 from stride_jax.operators.joint_losses import JointSettings
+from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import Curvature, Moments, add, eigenbases
 from stride_jax.operators.outputs import draw_signs, fold, unfold
-from stride_jax.operators.passes import accumulate
+from stride_jax.operators.passes import Pass, Store, accumulate
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
 from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site, logit_errors
 from stride_jax.operators.steering import Operators, shardings
@@ -20,14 +23,19 @@ __all__ = [
     "Basis",
     "BasisSettings",
     "ClosedFormSettings",
+    "Content",
     "Curvature",
+    "Fisher",
     "FoldedSite",
     "JointSettings",
+    "Kept",
     "LogitSite",
     "Moments",
     "Operators",
+    "Pass",
     "ResidualSite",
     "Site",
+    "Store",
     "accumulate",
     "add",
     "choose_tap",
@@ -37,6 +45,7 @@ __all__ = [
     "draw_signs",
     "eigenbases",
     "example_features",
+    "fisher_of",
     "fit_basis",
     "fold",
     "logit_errors",

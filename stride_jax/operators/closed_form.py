@@ -3,13 +3,13 @@
 To first order around `a_k = 0` the objective of joint training is quadratic, with a Hessian that
 all subsets share (docs/method.md §5.1):
 
-    a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / S̄,    S̄ = N d / K, the mean subset size
+    a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / Σ omega
 
-so that a query's measurement `<g_x, a_k>` is a sum over the subset's members. (Their mean, as the
+with the curvature F of the mean token. `Σ omega F` is that of the whole training loss, so leaving
+the subset out moves the optimum by `−a_k`, and a query's measurement `<g_x, a_k>` estimates, in
+nats, by how much its loss would rise: a sum over the subset's members. (Their mean, as the
 published objective has it, divides by sizes that differ between subsets, which the linear model
 `M w` can't follow: .518 where the sum had .530 at K = 1000 on MNIST-5k.)
-
-Letters of its own: n rows of a matrix, P pairs of outputs.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from jax.sharding import PartitionSpec as P
 
 from stride_jax.observed import Context, Observed, Source
 from stride_jax.operators.basis import Basis, example_features
-from stride_jax.operators.factor import cholesky
+from stride_jax.operators.fisher import Fisher, fisher_of, precondition
 from stride_jax.operators.gradients import steering_gradients
-from stride_jax.operators.moments import FORMS, Curvature, Moments, pairs, shardings, zeros
+from stride_jax.operators.moments import FORMS, Curvature, Moments, shardings, zeros
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators
 from stride_jax.runtime import mesh as meshes
@@ -68,6 +68,11 @@ class ClosedFormSettings:
         if not 0 <= self.doubt < 1:
             raise ValueError(f"doubt={self.doubt} is a share: it must lie in [0, 1)")
 
+    @property
+    def dampings(self) -> tuple[float, float]:
+        """Damping of the Fisher, or of its feature side, and of its output side."""
+        return self.damping, self.output_damping
+
     def form(self, rank: int, site: Site) -> str:
         """The form of curvature summed at a site, with R = `rank` features."""
         if self.fisher != "auto":
@@ -77,74 +82,28 @@ class ClosedFormSettings:
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"))
-def precondition(
-    moments: Moments, v_BxRxO: jax.Array, settings: ClosedFormSettings, mesh: Mesh | None = None
-) -> jax.Array:
-    """`(F + gamma I)^{-1} v` for each of B matrices.
-
-    Exact: the whole Fisher. Eigen: `Q (Λ + gamma)^{-1} Qᵀ`, `Q = Q_b ⊗ Q_o`. Kronecker:
-    `F ≈ E[b bᵀ] ⊗ E[diag p − p pᵀ]`, each factor damped relative to its own mean eigenvalue.
-
-    Args:
-      moments: moments from `passes.accumulate`, one set or several added up.
-      v_BxRxO: right-hand sides.
-      settings: damping.
-      mesh: mesh of the surrounding `jax.shard_map`; None outside of one.
-
-    Returns:
-      `[B, R, O]`.
-    """
-    n, r, o = v_BxRxO.shape
-    tokens = moments.tokens[0]
-    if moments.fisher_PxRxR is not None:
-        fisher_PxRxR = moments.fisher_PxRxR[0] / tokens
-        own = np.flatnonzero(np.equal(*pairs(o)))
-        trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
-        factor = cholesky(fisher_PxRxR, settings.damping * trace / (r * o), o, mesh)
-        v_nxB = v_BxRxO.transpose(2, 1, 0).reshape(o * r, n)
-        solved = jax.scipy.linalg.cho_solve((factor, True), v_nxB)
-        return solved.reshape(o, r, n).transpose(2, 1, 0)
-    if moments.eigenvalues_RxO is not None and moments.rotation is not None:
-        left, right = moments.rotation
-        values = moments.eigenvalues_RxO[0] / tokens
-        rotated = jnp.einsum("pr,bpq,qo->bro", left, v_BxRxO, right)
-        rotated = rotated / (values + settings.damping * values.mean())[None]
-        return jnp.einsum("pr,bro,qo->bpq", left, rotated, right)
-
-    def inverse(total: jax.Array, damping: float) -> jax.Array:
-        # One small factorisation, then plain products: faster than B triangular solves.
-        values, vectors = jnp.linalg.eigh(total / tokens)
-        return (vectors / (values + damping * values.mean())[None]) @ vectors.T
-
-    left = inverse(moments.features_RxR[0], settings.damping)
-    right = inverse(moments.outputs_OxO[0], settings.output_damping)
-    return jnp.einsum("pr,bro->bpo", left, (v_BxRxO.reshape(n * r, o) @ right).reshape(n, r, o))
-
-
-def mean_size(moments: Moments) -> jax.Array:
-    """`S̄ = N d / K`, the mean number of members per subset."""
-    return moments.sizes_K[0].mean()
-
-
-@functools.partial(jax.jit, static_argnames=("settings", "mesh"))
 def solve_steps(
     moments: Moments, settings: ClosedFormSettings, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
     """Steering matrices and their sizes; every device solves for its own subsets."""
 
-    def local(moments: Moments, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
-        a_KxRxO = precondition(moments, moments.gradients_KxRxO[0] / mean, settings, mesh)
+    num_subsets = moments.gradients_KxRxO[0].shape[0]
+
+    def local(moments: Moments) -> tuple[jax.Array, jax.Array]:
+        # A K-th of the tokens first, so that matrices of huge corpora stay inside float32.
+        right_KxRxO = moments.gradients_KxRxO[0] * (num_subsets / moments.tokens[0])
+        a_KxRxO = precondition(fisher_of(moments), right_KxRxO, *settings.dampings, mesh)
         # Root mean square shift of the outputs over the training tokens, from E[b bᵀ].
         features_RxR = moments.features_RxR[0] / moments.tokens[0]
         power_K = jnp.einsum("kro,rs,kso->k", a_KxRxO, features_RxR, a_KxRxO)
         size_K = jnp.sqrt(jnp.maximum(power_K / a_KxRxO.shape[2], 1e-30))
-        return a_KxRxO / size_K[:, None, None], size_K
+        return a_KxRxO / size_K[:, None, None], size_K / num_subsets
 
     specs = jax.tree.map(lambda where: where.spec, shardings(moments, mesh))
     own = P(meshes.SUBSET)
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(specs, P()), out_specs=(own, own), check_vma=False
-    )(moments, mean_size(moments))
+        local, mesh=mesh, in_specs=(specs,), out_specs=(own, own), check_vma=False
+    )(moments)
 
 
 def solve_program(
@@ -170,7 +129,7 @@ def closed_form(
 ) -> Operators:
     """All K operators at once from the moments of the training set.
 
-    `a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / S̄`, stored at unit size (a root mean square
+    `a_k = (F + gamma I)^{-1} Σ_{i in A_k} g_i / Σ omega`, stored at unit size (a root mean square
     output shift of 1 over the training tokens) with its own size beside it, so that one measuring
     scale suits them all.
 
@@ -194,37 +153,40 @@ def closed_form(
     return Operators(basis, a_KxRxO, size_K, signs_C)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="group")
 def _gradients(
-    site: Site, params: Params, basis: Basis, observed: Observed, context: Context
+    site: Site, params: Params, basis: Basis, observed: Observed, context: Context, group: int = 0
 ) -> jax.Array:
     b_BxTxR = example_features(basis, observed.activations)
-    return steering_gradients(site, params, b_BxTxR, observed, context)
+    return steering_gradients(site, params, b_BxTxR, observed, context, group)
 
 
 def directions(
-    moments: Moments,
+    fisher: Fisher,
     basis: Basis,
     site: Site,
     source: Source,
     settings: ClosedFormSettings,
+    group: int = 0,
 ) -> jax.Array:
-    """`(F + gamma I)^{-1} g_x / S̄` of queries, `[Q, R, O]`: their inner product with an example's
-    gradient is the example's direct score.
+    """`V_x = (F + gamma I)^{-1} g_x / Σ omega` of queries, `[Q, R, O]`, or of groups of tokens.
+
+    Its inner product with an example's gradient is the example's exact score.
 
     Args:
-      moments, basis, site: parts of the index.
+      fisher, basis, site: parts of the index.
       source: the observed queries (`observed_source`).
       settings: damping.
+      group: tokens of a group; 0 for whole queries.
     """
-    g_QxRxO = _gradients(site, source.params, basis, *source.data)
-    return precondition(moments, g_QxRxO, settings) / mean_size(moments)
+    g_QxRxO = _gradients(site, source.params, basis, *source.data, group=group)
+    return precondition(fisher, g_QxRxO, *settings.dampings) / fisher.tokens
 
 
 def direct_scores(
     v_QxRxO: np.ndarray, basis: Basis, site: Site, source: Source, memory: int = 1 << 30
 ) -> np.ndarray:
-    """`w_i = <g_x, (F + gamma I)^{-1} g_i> / S̄`, of which measurements are sums over subsets.
+    """`w_i = <g_x, (F + gamma I)^{-1} g_i> / Σ omega`, of which measurements are sums over subsets.
 
     Args:
       v_QxRxO: `directions` of the queries.

@@ -1,8 +1,9 @@
-"""A batch's share of the moments that the closed form needs (docs/method.md §5.3).
+"""A batch's share of the sums that the closed form needs (docs/method.md §5.3).
 
 A batch runs the frozen model one part at a time, and holds of each part its features b, its errors
 e and its share of the curvature; then it adds each example's `g_i = Σ_t omega_t b_{i,t} e_{i,t}ᵀ`
-to its subsets. Nothing of size N, or of tokens times vocabulary, outlives a part.
+to its subsets, which a table says or the nearest centroid, and its heaviest tokens to the store of
+those that are kept. Nothing of size N, or of tokens times vocabulary, outlives a part.
 
 Letters of its own: W devices along the mesh axis `data`, n examples of a part or of a device, k
 subsets of a device, o outputs taken at a time, P pairs of outputs.
@@ -18,8 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import gather_add
 from stride_jax.observed import Context, Forward, Observed
+from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis, example_features
+from stride_jax.operators.content import Content, assign
 from stride_jax.operators.gradients import squared_errors
+from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import Moments, compensated, pairs
 from stride_jax.operators.sites import Site
 from stride_jax.runtime import mesh as meshes
@@ -31,15 +35,42 @@ class Batch(NamedTuple):
 
     Attributes:
       data: input of `Step.forward`.
-      mask_B: 1 for examples, 0 for padding.
-      rows_WxSxK: rows of each device's share that each subset sums, from `passes.sum_tables`.
-      sizes_K: members of each subset in the batch.
+      row_B: int32 rows of the examples in the training set; −1 for padding.
+      rows_WxSxK: rows of each device's share that each subset sums, from `passes.sum_tables`; None
+        where content says who joins.
+      sizes_K: members of each subset in the batch; None likewise.
     """
 
     data: Any
-    mask_B: jax.Array
-    rows_WxSxK: jax.Array
-    sizes_K: jax.Array
+    row_B: jax.Array
+    rows_WxSxK: jax.Array | None
+    sizes_K: jax.Array | None
+
+
+class Sums(NamedTuple):
+    """What a pass carries from batch to batch.
+
+    Attributes:
+      moments: sums over examples.
+      kept: stores of the devices along `data`; None where nothing is kept.
+    """
+
+    moments: Moments
+    kept: Kept | None
+
+
+class PerExample(NamedTuple):
+    """What a pass says of each example.
+
+    Attributes:
+      residual_B: `||e_i|| = sqrt(Σ_t omega_t ||e_y − p||²)`.
+      cluster_B: the subset that its content chose; −1 where a table did.
+      norm_B: `||g_i||`.
+    """
+
+    residual_B: Any
+    cluster_B: Any
+    norm_B: Any
 
 
 class Step(NamedTuple):
@@ -88,34 +119,70 @@ def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array, mesh: Mesh
 
 
 def _by_subset(
-    b_BxTxR: jax.Array, e_BxTxO: jax.Array, rows_WxSxK: jax.Array, step: Step
-) -> jax.Array:
-    """`Σ_{i in A_k} Σ_t b_{i,t} e_{i,t}ᵀ`, `[K, R, O]`.
+    b_BxTxR: jax.Array,
+    e_BxTxO: jax.Array,
+    members: jax.Array,
+    num_subsets: int,
+    step: Step,
+) -> tuple[jax.Array, jax.Array]:
+    """`Σ_{i in A_k} g_i`, `[K, R, O]`, `g_i = Σ_t b_{i,t} e_{i,t}ᵀ`; and `||g_i||`, `[B]`.
 
     Each example's outer product is computed once, `step.width` outputs at a time, and added to its
     subsets; each device adds up its own examples.
+
+    Args:
+      b_BxTxR, e_BxTxO: features and weighted errors.
+      members: `[W, S, K]` as in `Batch`; or `[B]`, the one subset of each example.
+      num_subsets: K.
+      step: width and mesh.
     """
     outputs, width = e_BxTxO.shape[2], step.width
     blocks = -(-outputs // width)
+    own = num_subsets // step.mesh.shape[meshes.SUBSET]
 
-    def local(b_nxTxR: jax.Array, e_nxTxO: jax.Array, rows_1xSxk: jax.Array) -> jax.Array:
+    def add(g_nxRo: jax.Array, members: jax.Array) -> jax.Array:
+        if members.ndim == 3:
+            return gather_add(g_nxRo, members[0])
+        first = jax.lax.axis_index(meshes.SUBSET) * own
+        # Those of other devices fall outside and are dropped.
+        place_n = jnp.where(members >= first, members - first, own)
+        return jax.ops.segment_sum(g_nxRo[:-1], place_n, own)
+
+    def local(
+        b_nxTxR: jax.Array, e_nxTxO: jax.Array, members: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         n, tokens, rank = b_nxTxR.shape
         # Padding rows point at one more example, of zeros.
         b_nxTxR = jnp.pad(b_nxTxR, ((0, 1), (0, 0), (0, 0)))
         padded = jnp.pad(e_nxTxO, ((0, 1), (0, 0), (0, blocks * width - outputs)))
 
-        def block(e_nxTxo: jax.Array) -> jax.Array:
+        def block(e_nxTxo: jax.Array) -> tuple[jax.Array, jax.Array]:
             g_nxRo = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxo).reshape(n + 1, -1)
-            return gather_add(g_nxRo, rows_1xSxk[0])
+            return add(g_nxRo, members), (g_nxRo[:-1] ** 2).sum(axis=1)
 
         split = jnp.moveaxis(padded.reshape(n + 1, tokens, blocks, width), 2, 0)
-        sums = jax.lax.map(block, split).reshape(blocks, -1, rank, width)
+        sums, squares_n = jax.lax.map(block, split)
+        sums = sums.reshape(blocks, -1, rank, width)
         sums = jnp.moveaxis(sums, 0, 2).reshape(-1, rank, blocks * width)[..., :outputs]
-        return jax.lax.psum(sums, meshes.DATA)
+        return jax.lax.psum(sums, meshes.DATA), jnp.sqrt(squares_n.sum(axis=0))
 
-    specs = P(meshes.DATA), P(meshes.DATA), P(meshes.DATA, None, meshes.SUBSET)
-    summed = jax.shard_map(local, mesh=step.mesh, in_specs=specs, out_specs=P(meshes.SUBSET))
-    return summed(b_BxTxR, e_BxTxO, rows_WxSxK)
+    rows = P(meshes.DATA)
+    table = P(meshes.DATA, None, meshes.SUBSET) if members.ndim == 3 else rows
+    # The rows' norms are the same along `subset`, which the checker can't know.
+    summed = jax.shard_map(
+        local, mesh=step.mesh, in_specs=(rows, rows, table), out_specs=(P(meshes.SUBSET), rows),
+        check_vma=False,
+    )  # fmt: skip
+    return summed(b_BxTxR, e_BxTxO, members)
+
+
+def _keep(kept: Kept, b_BxTxR: jax.Array, e_BxTxO: jax.Array, row_B: jax.Array, mesh: Mesh) -> Kept:
+    """Each device's store with the heaviest of its own examples."""
+    rows = P(meshes.DATA)
+    own = jax.shard_map(
+        stores.with_batch, mesh=mesh, in_specs=(rows,) * 4, out_specs=rows, check_vma=False
+    )
+    return own(kept, b_BxTxR, e_BxTxO, row_B)
 
 
 class _Part(NamedTuple):
@@ -123,7 +190,7 @@ class _Part(NamedTuple):
 
     b_nxTxR: jax.Array
     e_nxTxO: jax.Array
-    norms_n: jax.Array
+    residual_n: jax.Array
 
 
 def _part(
@@ -156,8 +223,8 @@ def _part(
         w.sum(),
     )
     squares_nxT = squared_errors(p_nxTxC, observed.labels_NxT)
-    norms_n = jnp.sqrt((weights_nxT * squares_nxT).sum(axis=1))
-    return curvature, _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], norms_n)
+    residual_n = jnp.sqrt((weights_nxT * squares_nxT).sum(axis=1))
+    return curvature, _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], residual_n)
 
 
 def _cut(v: jax.Array, devices: int, parts: int) -> jax.Array:
@@ -174,36 +241,56 @@ def _join(v: jax.Array, devices: int) -> jax.Array:
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="step")
 def add_batch(
-    total: Moments, params: Params, site: Site, basis: Basis, batch: Batch, step: Step
-) -> tuple[Moments, jax.Array]:
-    """Moments with a batch added, and its examples' `||e_i||`, `[B]`."""
-    devices = step.mesh.size
+    sums: Sums,
+    params: Params,
+    site: Site,
+    basis: Basis,
+    content: Content | None,
+    batch: Batch,
+    step: Step,
+) -> tuple[Sums, PerExample]:
+    """Sums with a batch added, and what the batch says of its examples."""
+    devices, total = step.mesh.size, sums.moments
+    num_subsets, mask_B = total.sizes_K[0].shape[0], (batch.row_B >= 0).astype(jnp.float32)
 
     def part(rows: tuple[Any, jax.Array]) -> tuple[_Curvature, _Part]:
         output = (*step.forward(params, site, rows[0]), rows[1])
         return _part(total, params, site, basis, output, step.mesh)
 
-    def add(sums: _Curvature, rows: Any) -> tuple[_Curvature, _Part]:
+    def add(so_far: _Curvature, rows: Any) -> tuple[_Curvature, _Part]:
         new, rest = part(rows)
-        return jax.tree.map(jnp.add, sums, new), rest
+        return jax.tree.map(jnp.add, so_far, new), rest
 
-    pieces = jax.tree.map(lambda v: _cut(v, devices, step.parts), (batch.data, batch.mask_B))
+    pieces = jax.tree.map(lambda v: _cut(v, devices, step.parts), (batch.data, mask_B))
     shapes, _ = jax.eval_shape(part, jax.tree.map(lambda v: v[0], pieces))
     none = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
-    sums, rest = jax.lax.scan(add, none, pieces)
+    new, rest = jax.lax.scan(add, none, pieces)
     rest = jax.tree.map(lambda v: _join(v, devices), rest)
-    by_subset = _by_subset(rest.b_nxTxR, rest.e_nxTxO, batch.rows_WxSxK, step)
+    b_BxTxR, e_BxTxO = rest.b_nxTxR, rest.e_nxTxO
+    if content is not None:
+        cluster_B = jnp.where(mask_B > 0, assign(content, b_BxTxR, e_BxTxO), num_subsets)
+        members, sizes_K = cluster_B, jax.ops.segment_sum(mask_B, cluster_B, num_subsets)
+    else:
+        assert batch.rows_WxSxK is not None, "a table, or content"
+        assert batch.sizes_K is not None, "a table, or content"
+        members, sizes_K = batch.rows_WxSxK, batch.sizes_K
+        cluster_B = jnp.full_like(batch.row_B, -1)
+    by_subset, norm_B = _by_subset(b_BxTxR, e_BxTxO, members, num_subsets, step)
+    kept = None
+    if sums.kept is not None:
+        kept = _keep(sums.kept, b_BxTxR, e_BxTxO, batch.row_B, step.mesh)
 
     def grown(old: Any, new: jax.Array | None) -> Any:
         return None if new is None else compensated(old, new)
 
-    return Moments(
-        grown(total.features_RxR, sums.features_RxR),
-        grown(total.outputs_OxO, sums.outputs_OxO),
-        grown(total.fisher_PxRxR, sums.fisher_PxRxR),
-        grown(total.eigenvalues_RxO, sums.eigenvalues_RxO),
+    moments = Moments(
+        grown(total.features_RxR, new.features_RxR),
+        grown(total.outputs_OxO, new.outputs_OxO),
+        grown(total.fisher_PxRxR, new.fisher_PxRxR),
+        grown(total.eigenvalues_RxO, new.eigenvalues_RxO),
         grown(total.gradients_KxRxO, by_subset),
-        grown(total.sizes_K, batch.sizes_K),
-        grown(total.tokens, sums.tokens),
+        grown(total.sizes_K, sizes_K),
+        grown(total.tokens, new.tokens),
         total.rotation,
-    ), rest.norms_n
+    )
+    return Sums(moments, kept), PerExample(rest.residual_n, cluster_B, norm_B)

@@ -4,7 +4,7 @@ Letter of its own: W devices along the mesh axis `data`.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import Design, members
 from stride_jax.observed import Source, refuse_not_finite
+from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis
-from stride_jax.operators.curvature import Batch, Step, add_batch
+from stride_jax.operators.content import Content
+from stride_jax.operators.curvature import Batch, PerExample, Step, Sums, add_batch
+from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import (
     FORMS,
     Curvature,
@@ -31,30 +34,58 @@ from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shapes_like
 
 
+class Store(NamedTuple):
+    """The size of the store of kept tokens.
+
+    Attributes:
+      places: H, on each device along `data`; 0 keeps nothing.
+      precision: of features and errors.
+    """
+
+    places: int = 0
+    precision: str = "float32"
+
+
+class Pass(NamedTuple):
+    """What one pass makes.
+
+    Attributes:
+      moments: sums over the examples.
+      residual_N: `||e_i|| = sqrt(Σ_t omega_t ||e_y − p||²)`, float32. An example's influence on any
+        query is proportional to it, so recovery may use it as a prior.
+      cluster_N: int32 subset of each example, where content chose it.
+      norm_N: `||g_i||`, float32.
+      kept: the heaviest tokens, by row; None where nothing is kept.
+    """
+
+    moments: Moments
+    residual_N: np.ndarray
+    cluster_N: np.ndarray
+    norm_N: np.ndarray
+    kept: Kept | None
+
+
 def accumulate(
     design: Design,
-    subsets_Nxd: jax.Array,
+    members: jax.Array | np.ndarray | Content,
     site: Site,
     basis: Basis,
     source: Source,
     curvature: Curvature,
     execution: Execution = Execution(),
-) -> tuple[Moments, np.ndarray]:
+    store: Store = Store(),
+) -> Pass:
     """Moments of a set of examples, in one pass (docs/method.md §5.2).
 
     Args:
       design: K.
-      subsets_Nxd: membership of these examples.
+      members: `[N, d]` membership of these examples, or what assigns them by content.
       site: where operators act.
       basis: psi, fitted before.
       source: the examples; `observed_source` for ones that were observed before.
       curvature: form of curvature that is summed.
       execution: devices: examples of a batch are split over all of them, the K axis over `subset`.
-
-    Returns:
-      The moments, and each example's residual `||e_i|| = sqrt(Σ_t omega_t ||e_y − p||²)`, `[N]`
-      float32. An example's influence on any query is proportional to it, so recovery may use it as
-      a prior.
+      store: size of the store of kept tokens.
 
     Raises:
       ValueError: an unknown form, `exact` where the site has none, or logits that are not finite.
@@ -66,47 +97,79 @@ def accumulate(
             "output basis"
         )
     if form == "eigen" and rotation is None:
-        factors, _ = accumulate(
-            design, subsets_Nxd, site, basis, source, Curvature("kronecker"), execution
+        factors = accumulate(
+            design, members, site, basis, source, Curvature("kronecker"), execution
         )
-        rotation = eigenbases(factors)
-    mesh, count = execution.mesh_for(design.num_subsets), len(subsets_Nxd)
-    params, site, basis, rotation = meshes.everywhere((source.params, site, basis, rotation), mesh)
-    source = source._replace(params=params)
-    step = program(design, site, basis, source, Curvature(form, rotation), count, execution)
-    total = empty(design.num_subsets, basis.rank, site.width, Curvature(form, rotation), mesh)
+        rotation = eigenbases(factors.moments)
+    mesh, count = execution.mesh_for(design.num_subsets), source.num_rows
+    content = members if isinstance(members, Content) else None
+    params, site, basis, rotation, content = meshes.everywhere(
+        (source.params, site, basis, rotation, content), mesh
+    )
+    source, curvature = source._replace(params=params), Curvature(form, rotation)
+    step = program(design, site, basis, source, curvature, count, execution, content, store)
+    sums = _no_sums(design, site, basis, curvature, store, mesh)
     size, loop, keep = step.batch, f"{site.name}-{form}", execution.keep
-    begin, (total, norms_N) = keep.resume(loop, (total, np.zeros(count, np.float32)))
-    tables = sum_tables(np.asarray(subsets_Nxd)[begin:], design.num_subsets, size, mesh)
-    waiting: list[tuple[int, jax.Array]] = []
+    fresh = PerExample(*(np.zeros(count, kind) for kind in (np.float32, np.int32, np.float32)))
+    begin, (sums, own) = keep.resume(loop, (sums, fresh))
+    tables = [(None, None)] * -(-(count - begin) // size)
+    if not isinstance(members, Content):
+        tables = sum_tables(np.asarray(members)[begin:], design.num_subsets, size, mesh)
+    waiting: list[tuple[int, PerExample]] = []
 
-    def state() -> tuple[Moments, np.ndarray]:
+    def state() -> tuple[Sums, PerExample]:
         while waiting:
-            first, norms_B = waiting.pop()
-            norms_N[first : first + size] = meshes.fetch(norms_B)[: count - first]
-        return total, norms_N
+            first, made = waiting.pop()
+            for whole, part in zip(own, made, strict=True):
+                whole[first : first + size] = meshes.fetch(part)[: count - first]
+        return sums, own
 
     for i, first in enumerate(execution.progress(range(begin, count, size), desc="operators")):
         batch = _placed(source.data, np.arange(first, first + size), tables[i], mesh)
-        total, norms_B = step(total, params, site, basis, batch)
-        waiting.append((first, norms_B))
+        sums, made = step(sums, params, site, basis, content, batch)
+        waiting.append((first, made))
         keep.step(loop, min(first + size, count), state)
-    total, norms_N = state()
-    refuse_not_finite(norms_N)
-    return total, norms_N
+    sums, own = state()
+    refuse_not_finite(own.residual_B)
+    kept = None if sums.kept is None else stores.heaviest(sums.kept, store.places)
+    return Pass(sums.moments, *own, kept)
+
+
+def _no_sums(
+    design: Design, site: Site, basis: Basis, curvature: Curvature, store: Store, mesh: Mesh
+) -> Sums:
+    """Sums of no examples, laid out over the mesh."""
+    moments = empty(design.num_subsets, basis.rank, site.width, curvature, mesh)
+    kept = _no_kept(site, basis, store, mesh)
+    if kept is not None:
+        kept = meshes.place(kept, NamedSharding(mesh, P(meshes.DATA)))
+    return Sums(moments, kept)
+
+
+def _no_kept(site: Site, basis: Basis, store: Store, mesh: Mesh) -> Kept | None:
+    if not store.places:
+        return None
+    devices = mesh.shape[meshes.DATA]
+    return stores.free(devices, store.places, basis.rank, site.width, store.precision)
 
 
 def _placed(
-    data: Any, rows_B: np.ndarray, table: tuple[np.ndarray, np.ndarray], mesh: Mesh
+    data: Any, rows_B: np.ndarray, table: tuple[np.ndarray | None, np.ndarray | None], mesh: Mesh
 ) -> Batch:
     """A batch laid out over the devices; rows after the last example are padding."""
     count = len(jax.tree.leaves(data)[0])
     examples = meshes.over_examples(mesh)
-    return Batch(
+    batch = Batch(
         meshes.place(data, examples, np.minimum(rows_B, count - 1)),
-        meshes.place((rows_B < count).astype(np.float32), examples),
-        meshes.place(table[0], NamedSharding(mesh, P(meshes.DATA, None, meshes.SUBSET))),
-        meshes.place(table[1], meshes.over_subsets(mesh)),
+        meshes.place(np.where(rows_B < count, rows_B, -1).astype(np.int32), examples),
+        None,
+        None,
+    )
+    if table[0] is None:
+        return batch
+    return batch._replace(
+        rows_WxSxK=meshes.place(table[0], NamedSharding(mesh, P(meshes.DATA, None, meshes.SUBSET))),
+        sizes_K=meshes.place(table[1], meshes.over_subsets(mesh)),
     )
 
 
@@ -118,11 +181,13 @@ def program(
     curvature: Curvature,
     count: int,
     execution: Execution,
+    content: Content | None = None,
+    store: Store = Store(),
 ) -> Program:
     """The compiled step of a pass over `count` examples like the source's.
 
-    Its abstract table of sums has as many rows as the largest subset's share of a batch is likely
-    to need; a pass itself knows the number.
+    Without content, its abstract table of sums has as many rows as the largest subset's share of a
+    batch is likely to need; a pass itself knows the number.
     """
     mesh, k = execution.mesh_for(design.num_subsets), design.num_subsets
     size, step = batch_sizes(source.extent(site), (basis.rank, site.width), count, execution, mesh)
@@ -134,16 +199,19 @@ def program(
     mean = size / mesh.shape[meshes.DATA] * design.degree / k
     largest = math.ceil(mean + 4 * mean**0.5)
     examples, by_device = meshes.over_examples(mesh), P(meshes.DATA, None, meshes.SUBSET)
+    table = (mesh.shape[meshes.DATA], largest, k)
     batch = Batch(
         jax.tree.map(lambda v: shape((size, *v.shape[1:]), v.dtype, examples), source.data),
-        shape((size,), sharding=examples),
-        shape(
-            (mesh.shape[meshes.DATA], largest, k), jnp.int32, NamedSharding(mesh, by_device)
-        ),
-        shape((k,), sharding=meshes.over_subsets(mesh)),
-    )  # fmt: skip
+        shape((size,), jnp.int32, examples),
+        None if content else shape(table, jnp.int32, NamedSharding(mesh, by_device)),
+        None if content else shape((k,), sharding=meshes.over_subsets(mesh)),
+    )
     whole = meshes.replicated(mesh)
-    args = (total, *shapes_everywhere((source.params, site, basis), whole), batch)
+    kept = jax.eval_shape(lambda: _no_kept(site, basis, store, mesh))
+    where = NamedSharding(mesh, P(meshes.DATA))
+    kept = jax.tree.map(lambda v: shape(v.shape, v.dtype, where), kept)
+    fixed = shapes_everywhere((source.params, site, basis, content), whole)
+    args = (Sums(total, kept), *fixed, batch)
     step = Step(source.forward, *step, mesh)
     return Program(add_batch, args, {"step": step}, -(-count // size), size)
 

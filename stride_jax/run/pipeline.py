@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jax.sharding import Mesh, NamedSharding
 
 from stride_jax import attribution, evaluation, fitting, models, reading, taps
@@ -35,18 +34,18 @@ from stride_jax.data import (
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
 from stride_jax.model_checks import parameters_fingerprint
-from stride_jax.recovery import Recovery
 from stride_jax.run import stages
 from stride_jax.run.base_model import restore_base, train_base
 from stride_jax.run.planning import model_speed, with_speed
 from stride_jax.run.products import Arrays, Products
-from stride_jax.run.recovering import recover_in_blocks
+from stride_jax.run.recovering import from_arrays, read_in_blocks
 from stride_jax.run.settings import RunSettings, used
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import Progress, silent
+from stride_jax.scores import Scores
 
 STAGES = stages.STAGES
 
@@ -195,11 +194,11 @@ class Run:
         folder = self.products.path("operators")
         if checkpoint.latest(folder) is None:
             frozen, began = self.frozen, time.monotonic()
-            subsets_Nxd = designs.membership(frozen.settings.design, self.train.ids)
-            operators, _, residual_N = fitting.fit_operators(
+            subsets_Nxd = designs.known_membership(frozen.settings.design, self.train.ids)
+            fitted = fitting.fit_operators(
                 frozen, self.train, subsets_Nxd, self.execution("operators")
             )
-            arrays = indices.to_arrays(operators) | {"residual_N": residual_N}
+            arrays = indices.to_arrays(fitting.made(fitted, self.train.ids, frozen.settings, ""))
             note = {"seconds": time.monotonic() - began}
             placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
             checkpoint.save(folder, placed, note)
@@ -211,11 +210,8 @@ class Run:
         }
         arrays, note = checkpoint.restore(folder, like)
         self.products.seconds["operators"] = note["seconds"]
-        residual_N = meshes.fetch(arrays.pop("residual_N"))
-        return indices.Index(
-            indices.from_arrays(arrays), self.train.ids, residual_N, self.frozen.settings,
-            model=parameters_fingerprint(self.frozen.params),
-        )  # fmt: skip
+        fingerprint = parameters_fingerprint(self.frozen.params)
+        return indices.from_arrays(arrays, self.train.ids, self.frozen.settings, fingerprint)
 
     def _where(self, name: str) -> NamedSharding:
         split = indices.by_subset(name)
@@ -235,33 +231,25 @@ class Run:
         return self.products.arrays("measurements", compute, lambda: self.index)["y"]
 
     @functools.cached_property
-    def recovered(self) -> tuple[Recovery, dict[str, np.ndarray]]:
-        """Influences with their certificates, and diagnostics, by query or token group."""
+    def reading(self) -> reading.Reading:
+        """Scores of the queries: exact where they matter, else estimated; with certificates."""
 
         def compute() -> Arrays:
-            folder = self.products.partial("recovery")
             progress = self.stop.between(self.progress)
             memory = self.settings.execution.memory
             execution = Execution(meshes.local_mesh(), progress, memory=memory)
-            state = reading.lasso_state(self.index, self.settings.read, execution)
-            return recover_in_blocks(
-                state, self.measurements, self.settings.read, folder, execution
-            )
+            corpus = reading.Corpus(self.frozen, self.train)
+            return read_in_blocks(
+                self.index, corpus, self.query, self.measurements, self.settings.read,
+                self.products.partial("recovery"), execution,
+            )  # fmt: skip
 
-        arrays = self.products.arrays("recovery", compute, lambda: self.measurements)
-        names = [field.name for field in dataclasses.fields(Recovery)]
-        recovery = Recovery(**{name: arrays.pop(name) for name in names})  # pyright: ignore[reportArgumentType]
-        return recovery, arrays
+        return from_arrays(self.products.arrays("recovery", compute, lambda: self.measurements))
 
     @property
-    def recovery(self) -> Recovery:
-        """Influences with their certificates."""
-        return self.recovered[0]
-
-    @property
-    def influences(self) -> scipy.sparse.csr_array:
-        """`[Q, N]` scores in compressed rows."""
-        return reading.influences_by_query(self.recovery, len(self.query))
+    def influences(self) -> Scores:
+        """`[Q, N]` scores, dense or in compressed rows."""
+        return self.reading.scores
 
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores with ids, labels and settings."""
@@ -270,7 +258,8 @@ class Run:
             self.query.ids, self.train.ids, self.influences, used(self.resolved),
             query_labels=self.query.labels if classes else None,
             train_labels=self.train.labels if classes else None,
-            diagnostics=reading.diagnostics_by_query(self.recovered[1], len(self.query)),
+            diagnostics=self.reading.diagnostics, exact=self.reading.exact_QxN,
+            sources=self.reading.sources,
         )  # fmt: skip
 
     @property

@@ -1,55 +1,96 @@
-"""Recovery of a run's queries in blocks, divided among processes and written one by one."""
+"""Reading a run's queries in blocks, divided among processes and written one by one."""
 
-import dataclasses
 import pathlib
 
 import numpy as np
+import scipy.sparse
 
-from stride_jax.reading import named_diagnostics
-from stride_jax.recovery import LassoState, Recovery, joined, recover
+from stride_jax.estimate import estimator
+from stride_jax.examples import Examples
+from stride_jax.index import Index
+from stride_jax.reading import Asked, Corpus, Reading, aim, joined, on_this_process, read
 from stride_jax.run.products import Arrays
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import read_arrays, write_arrays
+from stride_jax.scores import Scores
 from stride_jax.settings import ReadSettings
 
-# Queries that are recovered, and written, together.
+# Rows of measurements that are read, and written, together.
 _BLOCK = 1024
 
 
-def recover_in_blocks(
-    state: LassoState,
-    y_QxK: np.ndarray,
+def read_in_blocks(
+    index: Index,
+    corpus: Corpus,
+    queries: Examples,
+    y_YxK: np.ndarray,
     settings: ReadSettings,
     folder: pathlib.Path,
     execution: Execution,
 ) -> Arrays:
-    """Influences of all queries; blocks that are written already are read back.
+    """Scores of all queries; blocks that are written already are read back.
 
     Args:
-      state: state of the Lasso for the design.
-      y_QxK: measurements, nats.
-      settings: the Lasso, and the rule of its lambda.
+      index: what is read.
+      corpus: the model and the training data.
+      queries: Q of them.
+      y_YxK: their measurements, nats.
+      settings: how they are read.
       folder: folder of the blocks.
-      execution: progress of the blocks.
+      execution: this process's devices; progress of the blocks.
 
     Returns:
-      The fields of `Recovery`, and diagnostics by name.
+      A `Reading` as named arrays.
     """
     # Another number of processes divides the queries differently.
     folder = folder / f"of-{processes.count()}"
-    rows = processes.share(len(y_QxK))
-    for first in execution.progress(range(0, len(rows), _BLOCK), desc="recovery"):
-        block = rows[first : first + _BLOCK]
+    corpus = corpus._replace(frozen=on_this_process(corpus.frozen))
+    own = estimator(index, settings, execution)
+    rows, groups = processes.share(len(queries)), len(y_YxK) // len(queries)
+    size = max(1, _BLOCK // groups)
+    for first in execution.progress(range(0, len(rows), size), desc="recovery"):
+        block = rows[first : first + size]
         path = folder / f"{block[0]:09d}-{block[-1]:09d}.npz"
         if path.exists():
             continue
-        recovery, diagnostics = recover(state, y_QxK[block], settings.lasso, settings.selection)
-        named = named_diagnostics(diagnostics)
-        write_arrays(path, **dataclasses.asdict(recovery), **named)
+        some = queries.take(block)
+        asked = Asked(y_YxK, None, len(queries)).take(block)
+        v = aim(corpus.frozen, index, some, settings.measure.group, execution)
+        reading = read(own, index, Asked(asked.y_YxK, v, len(some)), corpus, (), execution)
+        write_arrays(path, **to_arrays(reading))
     processes.wait("recovery done")
-    parts = [read_arrays(path) for path in sorted(folder.glob("*.npz"))]
-    fields = [field.name for field in dataclasses.fields(Recovery)]
-    recoveries = [Recovery(**{name: part.pop(name) for name in fields}) for part in parts]  # pyright: ignore[reportArgumentType]
-    rest = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return dataclasses.asdict(joined(recoveries)) | rest
+    paths = sorted(folder.glob("*.npz"))
+    return to_arrays(joined([from_arrays(read_arrays(path)) for path in paths]))
+
+
+def to_arrays(reading: Reading) -> Arrays:
+    """A reading as named arrays."""
+    arrays = _parts("scores", reading.scores) | _parts("exact", reading.exact_QxN)
+    arrays |= {f"diagnostics:{name}": v for name, v in reading.diagnostics.items()}
+    return arrays | {"sources": np.array(reading.sources)}
+
+
+def from_arrays(arrays: Arrays) -> Reading:
+    """The inverse of `to_arrays`."""
+    prefix = "diagnostics:"
+    diagnostics = {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
+    exact = scipy.sparse.csr_array(_whole("exact", arrays))
+    sources = tuple(arrays["sources"].tolist())
+    return Reading(_whole("scores", arrays), exact, sources, diagnostics)
+
+
+def _parts(name: str, scores: Scores) -> Arrays:
+    if isinstance(scores, np.ndarray):
+        return {name: scores}
+    pieces = {"data": scores.data, "indices": scores.indices, "indptr": scores.indptr}
+    return {f"{name}:{n}": v for n, v in pieces.items()} | {f"{name}:shape": np.array(scores.shape)}
+
+
+def _whole(name: str, arrays: Arrays) -> Scores:
+    if name in arrays:
+        return arrays[name]
+    data, indices, ends, shape = (
+        arrays[f"{name}:{n}"] for n in ("data", "indices", "indptr", "shape")
+    )
+    return scipy.sparse.csr_array((data, indices, ends), shape=tuple(shape.tolist()))

@@ -18,9 +18,11 @@ from stride_jax.run.stages import BASELINES, through
 from stride_jax.runtime import processes
 from stride_jax.runtime.files import plain, read_json, write_json
 from stride_jax.runtime.machine import device_name
+from stride_jax.scores import as_dense
 
 # With fewer, intervals are wider than the differences between methods.
 _LEAST_SUBSETS, _LEAST_QUERIES = 30, 100
+_MEANS = ("support", "exact", "explained", "agreement", "relative_error")
 
 
 def write(run: Run, until: str | None = None) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def _work(run: Run, wanted: tuple[str, ...]) -> None:
         "model": lambda: run.model,
         "operators": lambda: run.index,
         "measurements": lambda: run.measurements,
-        "recovery": lambda: run.recovered,
+        "recovery": lambda: run.reading,
         "attribution": lambda: _write_attribution(run),
         "evaluation": lambda: None if run.settings.bank is None else run.bank,
     }
@@ -105,7 +107,7 @@ def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
 
 def _figures(run: Run) -> dict[str, Any]:
     """Every method against the bank."""
-    scores = {"stride": run.influences.toarray()}
+    scores = {"stride": as_dense(run.influences)}
     scores |= {name: run.baseline(name) for name in BASELINES}
     noise, methods = evaluation.ceiling(run.bank), {}
     for name, values in scores.items():
@@ -154,12 +156,13 @@ def _held_out(run: Run) -> dict[str, float]:
 
 
 def _recovery(run: Run) -> dict[str, float]:
-    recovery = run.recovery
-    return {
-        "max_relative_gap": float(recovery.relative_gap_Q.max()),
-        "mean_support": float(recovery.support_Q.mean()),
-        "mean_iterations": float(recovery.iterations_Q.mean()),
-    }
+    """The certificates in short: means over queries, the largest gap, shares of the verdicts."""
+    own = run.reading.diagnostics
+    said = {f"mean_{name}": float(np.nanmean(own[name])) for name in _MEANS if name in own}
+    if "relative_gap" in own:
+        said["max_relative_gap"] = float(own["relative_gap"].max())
+    names = ("found", "partly_found", "not_found")
+    return said | {name: float((own["verdict"] == i).mean()) for i, name in enumerate(names)}
 
 
 def _products(run: Run, wanted: tuple[str, ...]) -> dict[str, str]:

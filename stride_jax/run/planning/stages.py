@@ -20,8 +20,10 @@ from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.evaluation import retrain
 from stride_jax.examples import Examples
+from stride_jax.fitting import store_of
 from stride_jax.frozen import FrozenModel, resolve
 from stride_jax.observed import observed_source
+from stride_jax.operators import content as contents
 from stride_jax.operators import joint, passes
 from stride_jax.operators.closed_form import solve_program
 from stride_jax.run.planning.costs import StageCost, cost
@@ -101,7 +103,7 @@ def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
 
     Returns:
       Costs of the pass over the training set and of the solution, or of joint training, site by
-      site; of measuring, recovery and, where the settings have one, the bank.
+      site; of measuring, by hash of recovery, and, where the settings have one, of the bank.
 
     Raises:
       ValueError: settings that a real run would refuse too.
@@ -111,7 +113,8 @@ def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
     fitted = _training if settings.index.fit == "joint" else _closed_form
     costs = [one for name in names for one in fitted(scene, name)]
     costs += [_measurement(scene, name) for name in names]
-    costs.append(_recovery(scene))
+    if scene.frozen.settings.design.kind == "hash":
+        costs.append(_recovery(scene))
     return costs if settings.bank is None else [*costs, _bank(scene)]
 
 
@@ -139,6 +142,7 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     if not own.taps:  # the choice depends on the weights: the widest tap costs most
         widest = max(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
         own = dataclasses.replace(own, taps=(widest,))
+    own = dataclasses.replace(own, design=own.design.resolved(extent.num_train, own.fit))
     frozen = resolve(tapped, params, inputs, own)
     basis = _basis(own, {name: shapes[name].shape for name in own.taps}, labels.size)
     execution = Execution(
@@ -165,9 +169,14 @@ def _closed_form(scene: _Scene, name: str) -> list[StageCost]:
     frozen, site, rank = scene.frozen, scene.frozen.sites[name], scene.basis.rank
     design, form = frozen.settings.design, frozen.forms[name]
     rotation = (shape((rank, rank)), shape((site.width,) * 2)) if form == "eigen" else None
+    content = None
+    if design.kind == "clusters" and name == next(iter(frozen.sites)):
+        content = contents.shapes(design.num_subsets, rank, site.width)
+    tokens = scene.extent.num_train * math.prod(scene.one.labels.shape[1:])
     one_pass = passes.program(
         design, site, scene.basis, frozen.source(scene.one, training=True),
-        ops.Curvature(form, rotation), scene.extent.num_train, scene.execution,
+        ops.Curvature(form, rotation), scene.extent.num_train, scene.execution, content,
+        store_of(frozen, scene.basis, name, tokens),
     )  # fmt: skip
     solve = solve_program(
         design.num_subsets, rank, site.width, form, frozen.settings.closed_form, scene.mesh

@@ -1,0 +1,130 @@
+"""The curvature as an index keeps it: what `(F + gamma I)^{-1} v` needs, and no sum by subset.
+
+An exact Fisher is kept without what repeats: blocks `F_{cc'}` of pairs `c <= c'` are symmetric,
+and since probabilities add up to one, `Σ_{c'} F_{cc'} = 0`, so that the last class follows from the
+others.
+
+Letters of its own: P pairs of outputs, L pairs without the last one, S = R (R + 1) / 2.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from stride_jax.operators.factor import cholesky
+from stride_jax.operators.moments import Moments, pairs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Fisher:
+    """The mean curvature of a site's outputs over the training tokens.
+
+    Arrays are of the precision they are kept in; they are read in float32.
+
+    Attributes:
+      exact_LxS: halves of the blocks of the whole Fisher; None for other forms.
+      eigenvalues_RxO: its diagonal in the basis `rotation`; None for other forms.
+      rotation: eigenvectors of the two factors, `([R, R], [O, O])`; None for other forms.
+      factors: `(E[b bᵀ], E[diag p − p pᵀ])`; None for other forms.
+      tokens: `Σ omega` over the training set.
+    """
+
+    exact_LxS: jax.Array | None
+    eigenvalues_RxO: jax.Array | None
+    rotation: tuple[jax.Array, jax.Array] | None
+    factors: tuple[jax.Array, jax.Array] | None
+    tokens: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="precision")
+def fisher_of(moments: Moments, precision: str = "float32") -> Fisher:
+    """The curvature of moments, in the precision it is kept in."""
+    tokens = moments.tokens[0]
+    exact = eigenvalues = rotation = factors = None
+    if moments.fisher_PxRxR is not None:
+        blocks_PxRxR = moments.fisher_PxRxR[0] / tokens
+        width = moments.outputs_OxO[0].shape[0]
+        kept = np.flatnonzero(pairs(width)[1] < width - 1)
+        exact = blocks_PxRxR[kept][:, *np.triu_indices(blocks_PxRxR.shape[1])]
+    elif moments.eigenvalues_RxO is not None:
+        eigenvalues, rotation = moments.eigenvalues_RxO[0] / tokens, moments.rotation
+    else:
+        factors = moments.features_RxR[0] / tokens, moments.outputs_OxO[0] / tokens
+    parts = (exact, eigenvalues, rotation, factors)
+    exact, eigenvalues, rotation, factors = jax.tree.map(lambda v: v.astype(precision), parts)
+    return Fisher(exact, eigenvalues, rotation, factors, tokens)
+
+
+def blocks(exact_LxS: jax.Array, rank: int, width: int) -> jax.Array:
+    """Blocks of all pairs of outputs, `[P, R, R]`, from the halves of those that are kept."""
+    upper = np.triu_indices(rank)
+    place_RxR = np.zeros((rank, rank), np.int32)
+    place_RxR[upper] = place_RxR.T[upper] = np.arange(len(upper[0]))
+    own_LxRxR = exact_LxS.astype(jnp.float32)[:, place_RxR]
+    first, second = pairs(width)
+    kept = {pair: i for i, pair in enumerate(zip(*pairs(width - 1), strict=True))}
+    row = {c: [kept[min(c, o), max(c, o)] for o in range(width - 1)] for c in range(width - 1)}
+    last = {c: -own_LxRxR[np.array(row[c])].sum(axis=0) for c in row}
+    whole = -sum(last.values(), start=jnp.zeros((rank, rank), jnp.float32))
+
+    def block(c: int, other: int) -> jax.Array:
+        if other < width - 1:
+            return own_LxRxR[kept[c, other]]
+        return last[c] if c < width - 1 else whole
+
+    return jnp.stack([block(c, o) for c, o in zip(first.tolist(), second.tolist(), strict=True)])
+
+
+@functools.partial(jax.jit, static_argnames=("damping", "output_damping", "mesh"))
+def precondition(
+    fisher: Fisher,
+    v_BxRxO: jax.Array,
+    damping: float,
+    output_damping: float = 1.0,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """`(F + gamma I)^{-1} v` for each of B matrices.
+
+    Exact: the whole Fisher. Eigen: `Q (Λ + gamma)^{-1} Qᵀ`, `Q = Q_b ⊗ Q_o`. Kronecker:
+    `F ≈ E[b bᵀ] ⊗ E[diag p − p pᵀ]`, each factor damped relative to its own mean eigenvalue.
+
+    Args:
+      fisher: the curvature.
+      v_BxRxO: right-hand sides.
+      damping: gamma relative to the mean eigenvalue; that of the feature side of factors.
+      output_damping: damping of the output side of factors.
+      mesh: mesh of the surrounding `jax.shard_map`; None outside of one.
+
+    Returns:
+      `[B, R, O]`.
+    """
+    n, r, o = v_BxRxO.shape
+    if fisher.exact_LxS is not None:
+        fisher_PxRxR = blocks(fisher.exact_LxS, r, o)
+        own = np.flatnonzero(np.equal(*pairs(o)))
+        trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
+        factor = cholesky(fisher_PxRxR, damping * trace / (r * o), o, mesh)
+        v_nxB = v_BxRxO.transpose(2, 1, 0).reshape(o * r, n)
+        solved = jax.scipy.linalg.cho_solve((factor, True), v_nxB)
+        return solved.reshape(o, r, n).transpose(2, 1, 0)
+    if fisher.eigenvalues_RxO is not None and fisher.rotation is not None:
+        left, right = (v.astype(jnp.float32) for v in fisher.rotation)
+        values = fisher.eigenvalues_RxO.astype(jnp.float32)
+        rotated = jnp.einsum("pr,bpq,qo->bro", left, v_BxRxO, right)
+        rotated = rotated / (values + damping * values.mean())[None]
+        return jnp.einsum("pr,bro,qo->bpq", left, rotated, right)
+
+    def inverse(factor: jax.Array, damping: float) -> jax.Array:
+        # One small factorisation, then plain products: faster than B triangular solves.
+        values, vectors = jnp.linalg.eigh(factor.astype(jnp.float32))
+        return (vectors / (values + damping * values.mean())[None]) @ vectors.T
+
+    assert fisher.factors is not None, "a Fisher has one of three forms"
+    left = inverse(fisher.factors[0], damping)
+    right = inverse(fisher.factors[1], output_damping)
+    return jnp.einsum("pr,bro->bpo", left, (v_BxRxO.reshape(n * r, o) @ right).reshape(n, r, o))
