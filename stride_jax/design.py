@@ -36,7 +36,9 @@ class Design:
       degree: d, subsets each example belongs to by `hash`; with `clusters` it is one.
       seed: random seed of the draw, or of the first centroids.
       kind: `hash`, a left-d-regular random design; `clusters`, subsets that follow content; `auto`,
-        clusters for closed-form operators where there are two examples or more for each.
+        clusters for closed-form operators of examples of one token, where there are two examples or
+        more for each, else hash: a sequence's gradient, a sum over its tokens, has no direction
+        that others share (docs/lab.md).
 
     Raises:
       ValueError: an unknown kind, d > K, or either below 1.
@@ -61,21 +63,22 @@ class Design:
         if self.kind not in ("auto", "hash", "clusters"):
             raise ValueError(f"kind={self.kind!r}: use 'auto', 'hash' or 'clusters'")
 
-    def resolved(self, num_train: int, fit: str) -> "Design":
+    def resolved(self, shape: tuple[int, ...], fit: str) -> "Design":
         """The same with its kind decided.
 
         Args:
-          num_train: N.
+          shape: of the labels, `(N,)` or `(N, T)`.
           fit: how operators are fitted, `closed_form` or `joint`.
 
         Raises:
           ValueError: trained operators of clusters.
 
-        >>> Design(num_subsets=20).resolved(100, "closed_form").kind
+        >>> Design(num_subsets=20).resolved((100,), "closed_form").kind
         'clusters'
         """
         if self.kind == "auto":
-            follows = fit == "closed_form" and num_train >= 2 * self.num_subsets
+            one_token = math.prod(shape[1:]) == 1
+            follows = fit == "closed_form" and one_token and shape[0] >= 2 * self.num_subsets
             return dataclasses.replace(self, kind="clusters" if follows else "hash")
         if self.kind == "clusters" and fit != "closed_form":
             raise ValueError(

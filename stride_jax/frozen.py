@@ -160,7 +160,7 @@ def freeze(
         names = tap_names(tapped, params, examples.inputs)
         chosen = _chosen_taps(only(tapped, names), params, examples, execution, names)
         settings = dataclasses.replace(settings, taps=chosen)
-    design = settings.design.resolved(len(examples), settings.fit)
+    design = settings.design.resolved(examples.labels.shape, settings.fit)
     settings = dataclasses.replace(settings, design=design)
     return resolve(tapped, params, one, settings, signs_C=signs_C)
 

@@ -115,7 +115,10 @@ def peel(
         listed_YxU = np.repeat(rows_QxN[:, union] > 0, groups, axis=0)
         state.known_YxN[:, union] = np.where(listed_YxU, w_YxU, state.known_YxN[:, union])
         state.bits_QxN |= rows_QxN
-        made, rest_YxK = _again(own, y_YxK, state, execution)
+        if own.state is None or turn + 1 < settings.rounds:
+            made, rest_YxK = _again(own, y_YxK, state, execution)
+        else:  # another Lasso would change little: the estimates saw the listed examples too
+            rest_YxK = _left(own, y_YxK, state)
     scores = _assembled(own, made, state, num_queries, settings.shrink)
     explained_Q = _explained(y_YxK, rest_YxK, num_queries)
     bits = scipy.sparse.csr_array(state.bits_QxN)
@@ -126,12 +129,17 @@ def _again(
     own: Estimator, y_YxK: np.ndarray, state: _State, execution: Execution
 ) -> tuple[Estimate, np.ndarray]:
     """The estimate of what is not known, and the measurements that are left for it."""
-    rest_YxK = np.asarray(y_YxK - (own.matrix_KxN @ state.known_YxN.T).T)
+    rest_YxK = _left(own, y_YxK, state)
     unknown_YxN = None
     if own.state is None:
         groups = len(y_YxK) // len(state.bits_QxN)
         unknown_YxN = np.repeat(state.bits_QxN == 0, groups, axis=0)
     return estimate(own, rest_YxK, unknown_YxN, execution), rest_YxK
+
+
+def _left(own: Estimator, y_YxK: np.ndarray, state: _State) -> np.ndarray:
+    """Measurements without what is known."""
+    return np.asarray(y_YxK - (own.matrix_KxN @ state.known_YxN.T).T)
 
 
 def _chosen(

@@ -84,7 +84,7 @@ def fit(
     if keep_moments and settings.fit == "joint":
         raise ValueError("keep_moments=True: joint training has no moments; use fit='closed_form'")
     examples = as_examples(inputs, labels, ids, weights)
-    design = settings.design.resolved(len(examples), settings.fit)
+    design = settings.design.resolved(examples.labels.shape, settings.fit)
     subsets_Nxd = designs.known_membership(design, examples.ids)
     frozen = freeze(tapped, params, examples, settings, execution)
     fitted = fit_operators(frozen, examples, subsets_Nxd, execution)

@@ -142,7 +142,9 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     if not own.taps:  # the choice depends on the weights: the widest tap costs most
         widest = max(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
         own = dataclasses.replace(own, taps=(widest,))
-    own = dataclasses.replace(own, design=own.design.resolved(extent.num_train, own.fit))
+    own = dataclasses.replace(
+        own, design=own.design.resolved((extent.num_train, *labels.shape[1:]), own.fit)
+    )
     frozen = resolve(tapped, params, inputs, own)
     basis = _basis(own, {name: shapes[name].shape for name in own.taps}, labels.size)
     execution = Execution(
