@@ -86,16 +86,13 @@ def score_stride(
     """STRIDE's scores of the queries, `[Q, N]`."""
     return stride.attribute(
         _tapped(model), model.params, state, query.inputs, query.labels, settings.read,
-        ids=query.ids,
+        ids=query.ids, train=train if state.fisher else None,
     ).scores_QxN  # fmt: skip
 
 
 def fit_direct(model: Model, train: Examples, settings: Stride) -> Index:
-    """The sums behind STRIDE's index; direct scores need the training set besides."""
-    return stride.fit(
-        _tapped(model), model.params, train.inputs, train.labels, settings.index,
-        ids=train.ids, keep_moments=True,
-    )  # fmt: skip
+    """STRIDE's index; direct scores need the training set besides."""
+    return fit_stride(model, train, settings)
 
 
 def score_direct(

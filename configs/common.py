@@ -27,15 +27,17 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
     return config
 
 
-def design(num_subsets: int) -> dict[str, Any]:
-    """K subsets, ten of them per example, as published."""
-    return {"num_subsets": num_subsets, "degree": 10, "seed": 0}
+def design(num_subsets: int, kind: str) -> dict[str, Any]:
+    """K subsets; by hash ten of them per example, as published."""
+    return {"num_subsets": num_subsets, "degree": 10, "seed": 0, "kind": kind}
 
 
 def classifier_index(num_subsets: int) -> dict[str, Any]:
     """The index of a classifier: closed form, and joint training for who sets `fit='joint'`."""
     return {
-        "design": design(num_subsets),
+        "design": design(num_subsets, "auto"),
+        "kept": 2**22,
+        "precision": "float32",
         "basis": {"rank": 256},
         "closed_form": {"damping": 2.0, "doubt": 0.005},
         "joint": {"steps": 60, "learning_rate": 1e-3, "stability": 10.0, "linearity": 0.0},
@@ -44,7 +46,16 @@ def classifier_index(num_subsets: int) -> dict[str, Any]:
 
 def classifier_read() -> dict[str, Any]:
     """How a classifier's index is read."""
-    return {"prior": 0.25, "lasso": {"lambda_fraction": 0.02, "relative_gap": 1e-3}}
+    return {
+        "prior": 0.25,
+        "lasso": {"lambda_fraction": 0.02, "relative_gap": 1e-3},
+        "exact": exact(None),
+    }
+
+
+def exact(budget: int | None, shrink: float = 0.0) -> dict[str, Any]:
+    """How many examples are scored exactly for a query, and how far scores are shrunk."""
+    return {"budget": budget, "rounds": 1, "control": 64, "shrink": shrink}
 
 
 def execution(parameters: str = "replicated", seconds: float = 300.0) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def get_config(arg: str = "d24") -> ConfigDict:
                 },
             },
             "index": {
-                "design": common.design(1000),
+                "design": common.design(1000, "hash"),
+                "kept": 2**22,
+                "precision": "float32",
                 "basis": {"rank": 16},
                 "taps": (SITES[depth],),
                 "sites": (SITES[depth],),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from stride_jax.ids import as_ids
+from stride_jax.ids import as_ids, as_keys
 from stride_jax.runtime.files import UnreadableFileError
 from stride_jax.runtime.tables import read_table, write_table
 from stride_jax.scores import Scores, as_dense, as_scores, mean, ranked, row_scores, top_rows
@@ -55,6 +55,8 @@ class Attribution:
       exact: `[Q, N]` bits of the sources that named each exactly scored example, in compressed
         rows; None where nothing is known of it.
       sources: their names, from bit 0 on.
+      train_keys: `[N]` strings, equal for training examples that act as one; None where each
+        stands alone.
 
     Raises:
       ValueError: arrays that do not fit each other, ids that repeat, or scores that are not finite.
@@ -82,6 +84,7 @@ class Attribution:
     diagnostics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     exact: scipy.sparse.csr_array | None = None
     sources: Sequence[str] = ()
+    train_keys: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         query_ids = as_ids("query_ids", self.query_ids)
@@ -93,6 +96,7 @@ class Attribution:
             "scores": as_scores(self.scores, (count, len(train_ids))),
             "query_labels": _column("query_labels", self.query_labels, count),
             "train_labels": _column("train_labels", self.train_labels, len(train_ids)),
+            "train_keys": _column("train_keys", self.train_keys, len(train_ids)),
             "diagnostics": {n: _column(n, v, count) for n, v in self.diagnostics.items()},
         }
         for name, value in checked.items():
@@ -172,6 +176,35 @@ class Attribution:
         member_N[self._train(train_ids)] = 1
         return np.asarray(self.scores @ member_N, np.float64)
 
+    def by_key(self, keys: Sequence[str] | np.ndarray | None = None) -> "Attribution":
+        """Scores of groups of training examples: of copies, documents, sources.
+
+        Args:
+          keys: `[N]`, one for each training example; by default those that made the index.
+
+        Returns:
+          An attribution whose training ids are the keys, in order of their first example.
+
+        Raises:
+          ValueError: keys of another length, or none given nor known.
+
+        >>> attribution = Attribution(["x"], ["a", "b", "c"], np.array([[1.0, 2.0, 4.0]]))
+        >>> attribution.by_key(["s", "t", "s"]).proponents("x")
+        [('s', 5.0), ('t', 2.0)]
+        """
+        given = self.train_keys if keys is None else as_keys(keys, self.train_ids)
+        given = self.train_ids if given is None else given
+        names, first_G, group_N = np.unique(given, return_index=True, return_inverse=True)
+        order = np.argsort(first_G)
+        place = np.argsort(order)[group_N]
+        ones = np.ones(len(given), np.float32)
+        sums = scipy.sparse.csr_array((ones, (np.arange(len(given)), place)))
+        scores = self.scores @ sums
+        return Attribution(
+            self.query_ids, names[order], scores, self.settings, self.versions, self.query_labels,
+            diagnostics=self.diagnostics,
+        )  # fmt: skip
+
     def save(
         self, path: str | os.PathLike[str], top_k: int | None = None, *, all_ids: bool = True
     ) -> None:
@@ -201,6 +234,7 @@ class Attribution:
             "train_ids": self.train_ids.tolist() if all_ids else None,
             "query_labels": _listed(self.query_labels),
             "train_labels": _listed(self.train_labels) if all_ids else None,
+            "train_keys": _listed(self.train_keys) if all_ids else None,
             "diagnostics": {n: (v.dtype.str, v.tolist()) for n, v in self.diagnostics.items()},
             "sources": list(self.sources),
             "sign": "positive = proponent",
@@ -238,6 +272,7 @@ class Attribution:
             {name: np.array(values, dtype) for name, (dtype, values) in diagnostics},
             _exact(table, tuple(note.get("sources", ())), pairs, shape),
             tuple(note.get("sources", ())),
+            note.get("train_keys"),
         )
 
     def _query(self, query_id: str) -> int:

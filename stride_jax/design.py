@@ -159,18 +159,24 @@ def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
     return subsets_Nxd
 
 
-def known_membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array | None:
+def known_membership(
+    design: Design, ids: Sequence[str] | np.ndarray, keys: np.ndarray | None = None
+) -> jax.Array | None:
     """The membership where it is known before any example is read; None where content decides.
 
     Args:
       design: its kind decided.
       ids: N example ids.
+      keys: of examples that join the same subsets; None where each stands alone.
 
     Raises:
       ValueError: as `membership`, or more clusters than examples.
     """
     if design.kind == "hash":
-        return membership(design, ids)
+        if keys is None:
+            return membership(design, ids)
+        names, group_N = np.unique(keys, return_inverse=True)
+        return membership(design, names)[group_N]
     if design.num_subsets > len(ids):
         raise ValueError(
             f"num_subsets={design.num_subsets} clusters of {len(ids)} examples: some would be "

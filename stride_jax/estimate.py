@@ -1,8 +1,9 @@
 """From measurements to every example's estimated score, by hash or by content.
 
-By hash, the K sums of subsets are unmixed by the Lasso: few examples matter to a query. By content,
-a cluster's sum is shared out among its members by the sizes of their gradients: they point the same
-way, so `w_i = y_k ||g_i|| / Σ_{j in A_k} ||g_j||`. Either leaves out what is known already.
+By hash, the K sums of subsets are unmixed by the Lasso: few examples matter to a query. Those of
+one key are one column, whose sum they share out by the sizes of their gradients. By content, a
+cluster's sum is shared out among its members likewise: they point the same way, so
+`w_i = y_k ||g_i|| / Σ_{j in A_k} ||g_j||`. Either leaves out what is known already.
 
 Letters of its own: Y rows of measurements, of queries or of their token groups.
 """
@@ -26,13 +27,15 @@ class Estimator:
     Attributes:
       matrix_KxN: M.
       rest_N: sizes of the gradients of what is not kept; 0 for an example that is kept whole.
-      state: of the Lasso; None where content decides.
+      state: of the Lasso, over keys; None where content decides.
+      shares_GxN: share of each example in its key's column; None where each stands alone.
       settings: how measurements are read.
     """
 
     matrix_KxN: Any
     rest_N: np.ndarray
     state: LassoState | None
+    shares_GxN: Any
     settings: ReadSettings
 
 
@@ -67,9 +70,15 @@ def penalty_weights(residual_N: np.ndarray, prior: float) -> np.ndarray | None:
 def lasso_state(
     index: Index, settings: ReadSettings, execution: Execution = Execution()
 ) -> LassoState:
-    """The index' design with its penalty weights, ready for any measurements."""
-    weights_N = penalty_weights(index.residual_N, settings.prior)
-    return init(index.settings.design, index.subsets_Nxd, penalty_N=weights_N, execution=execution)
+    """The index' design with its penalty weights, a column a key, ready for any measurements."""
+    residual_G, subsets_Gxd = index.residual_N, index.subsets_Nxd
+    if index.keys is not None:
+        _, first_G, group_N = np.unique(index.keys, return_index=True, return_inverse=True)
+        # A key's gradient is a sum, whose size its members' sizes bound.
+        residual_G = np.bincount(group_N, residual_G)
+        subsets_Gxd = subsets_Gxd[first_G]
+    weights_G = penalty_weights(residual_G, settings.prior)
+    return init(index.settings.design, subsets_Gxd, penalty_N=weights_G, execution=execution)
 
 
 def membership_matrix(subsets_Nxd: np.ndarray, num_subsets: int) -> Any:
@@ -102,15 +111,29 @@ def rest_sizes(index: Index) -> np.ndarray:
     return np.where(whole_N, 0.0, np.sqrt(np.maximum(rest_N, 1e-4 * squares_N))).astype(np.float32)
 
 
+def key_shares(keys: np.ndarray, size_N: np.ndarray) -> Any:
+    """How members of a key share out its column, by size, `[G, N]` in compressed rows.
+
+    >>> key_shares(np.array(["a", "b", "a"]), np.array([1.0, 2.0, 3.0])).toarray().tolist()
+    [[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]]
+    """
+    _, group_N = np.unique(keys, return_inverse=True)
+    size_N = np.where(np.bincount(group_N, size_N)[group_N] > 0, size_N, 1.0)
+    share_N = size_N / np.bincount(group_N, size_N)[group_N]
+    parts = (share_N.astype(np.float32), (group_N, np.arange(len(keys))))
+    return scipy.sparse.csr_array(parts, shape=(int(group_N.max()) + 1, len(keys)))
+
+
 def estimator(
     index: Index, settings: ReadSettings, execution: Execution = Execution()
 ) -> Estimator:
     """Prepare an index for `estimate`, once."""
-    by_hash = index.cluster_N is None
+    by_hash, rest_N = index.cluster_N is None, rest_sizes(index)
     return Estimator(
         membership_matrix(index.subsets_Nxd, index.settings.design.num_subsets),
-        rest_sizes(index),
+        rest_N,
         lasso_state(index, settings, execution) if by_hash else None,
+        key_shares(index.keys, rest_N) if by_hash and index.keys is not None else None,
         settings,
     )
 
@@ -127,12 +150,18 @@ def estimate(
         whole.
       execution: bars.
     """
+    if not own.rest_N.any():
+        # All is kept: what is left of the measurements is rounding.
+        return Estimate(scipy.sparse.csr_array((len(y_YxK), len(own.rest_N))), None, None, None)
     if own.state is not None:
         lasso, selection = own.settings.lasso, own.settings.selection
         recovery, diagnostics = recover(
             own.state, y_YxK, lasso, selection, progress=execution.progress
         )
-        return Estimate(recovery.sparse, None, recovery, diagnostics)
+        sparse = recovery.sparse
+        if own.shares_GxN is not None:
+            sparse = scipy.sparse.csr_array(sparse @ own.shares_GxN)
+        return Estimate(sparse, None, recovery, diagnostics)
     if unknown_YxN is None:
         size_YxK = (own.matrix_KxN @ own.rest_N)[None]
     else:

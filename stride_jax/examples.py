@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.ids import as_ids, content_ids, is_real, row_chunks
+from stride_jax.ids import as_ids, as_keys, content_ids, copy_keys, is_real, row_chunks
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -24,6 +24,8 @@ class Examples:
       labels: `[N]` integer classes, or `[N, T]` next tokens, −1 where one does not count.
       ids: `[N]` distinct strings; `content_ids` of inputs and labels by default.
       weights: token weights omega in [0, 1] like `labels`; None for ones.
+      keys: `[N]` strings, one for all examples that must act as one: near copies, pieces of a
+        document, a source; exact copies by default. None where every example stands alone.
 
     Raises:
       ValueError: lengths that differ, no example, ids that repeat, inputs that are no finite
@@ -41,6 +43,7 @@ class Examples:
     labels: np.ndarray
     ids: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     weights: np.ndarray | None = None
+    keys: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         inputs, labels = _array("inputs", self.inputs), _array("labels", self.labels)
@@ -52,7 +55,8 @@ class Examples:
             weights = _as_weights(weights, labels.shape)
         _check_labels(labels, weights)
         ids = content_ids(inputs, labels) if self.ids is None else as_ids("ids", self.ids)
-        self._set(inputs, labels, ids, weights)
+        keys = copy_keys(ids, inputs, labels) if self.keys is None else as_keys(self.keys, ids)
+        self._set(inputs, labels, ids, weights, keys)
 
     def _set(self, *columns: np.ndarray | None) -> None:
         for field, value in zip(dataclasses.fields(self), columns, strict=True):
@@ -60,11 +64,16 @@ class Examples:
 
     @classmethod
     def trusted(
-        cls, inputs: np.ndarray, labels: np.ndarray, ids: np.ndarray, weights: np.ndarray | None
+        cls,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        ids: np.ndarray,
+        weights: np.ndarray | None = None,
+        keys: np.ndarray | None = None,
     ) -> "Examples":
         """Examples that were checked before: nothing is read, so mapped files stay on disk."""
         examples = object.__new__(cls)
-        examples._set(inputs, labels, ids, weights)
+        examples._set(inputs, labels, ids, weights, keys)
         return examples
 
     def __len__(self) -> int:
@@ -90,7 +99,8 @@ class Examples:
         if len(set(ids.tolist())) < len(ids):
             raise ValueError(f"of {len(ids)} rows taken some repeat: name each once")
         weights = None if self.weights is None else self.weights[rows]
-        return Examples.trusted(self.inputs[rows], self.labels[rows], ids, weights)
+        keys = None if self.keys is None else self.keys[rows]
+        return Examples.trusted(self.inputs[rows], self.labels[rows], ids, weights, keys)
 
 
 def as_examples(
@@ -98,12 +108,13 @@ def as_examples(
     labels: Any,
     ids: Any = None,
     weights: Any = None,
+    keys: Any = None,
     *,
     what: str = "training examples",
 ) -> Examples:
     """`Examples`, whose errors say what they are of: `training examples`, `queries`."""
     try:
-        return Examples(inputs, labels, ids, weights)
+        return Examples(inputs, labels, ids, weights, keys)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 

@@ -105,12 +105,12 @@ def fit_operators(
     return Fitted(solve_operators(frozen, basis, passed.moments), passed, content)
 
 
-def made(fitted: Fitted, train_ids: np.ndarray, settings: IndexSettings, model: str) -> Index:
+def made(fitted: Fitted, examples: Examples, settings: IndexSettings, model: str) -> Index:
     """The index of what was fitted, without moments."""
     own = fitted.passed
     return Index(
-        fitted.operators, train_ids, own.residual_N, settings, own.norm_N, own.cluster_N,
-        fishers(own.moments, settings), own.kept, fitted.content, None, model,
+        fitted.operators, examples.ids, own.residual_N, settings, own.norm_N, own.cluster_N,
+        fishers(own.moments, settings), own.kept, examples.keys, fitted.content, None, model,
     )  # fmt: skip
 
 

@@ -40,6 +40,23 @@ def as_ids(name: str, ids: Any) -> np.ndarray:
     return array
 
 
+def as_keys(keys: Any, ids: np.ndarray) -> np.ndarray | None:
+    """Keys as an array of strings; None where each is of one example alone.
+
+    Raises:
+      ValueError: keys of another length than N.
+
+    >>> as_keys([7, 7, 8], np.array(["a", "b", "c"])).tolist()
+    ['7', '7', '8']
+    """
+    array = np.array([str(key) for key in np.asarray(keys).reshape(-1).tolist()])
+    if array.shape != ids.shape or np.ndim(keys) != 1:
+        raise ValueError(
+            f"keys of shape {np.shape(keys)} for {len(ids)} examples: give one key for each"
+        )
+    return None if len(set(array.tolist())) == len(array) else array
+
+
 def content_ids(*columns: Sequence | np.ndarray) -> np.ndarray:
     """Name every example by a hash of its content.
 
@@ -66,14 +83,10 @@ def content_ids(*columns: Sequence | np.ndarray) -> np.ndarray:
     >>> content_ids([[1.0, 2.0], [3.0, 4.0]], [False, True]).tolist()
     ['0d2eed0be47abe90', 'b752a4a0cd62a128']
     """
-    lengths = {len(column) for column in columns}
-    if len(lengths) != 1:
-        raise ValueError(f"columns of one example table differ in length: {sorted(lengths)}")
+    digests = content_digests(*columns)
     copies: Counter[bytes] = Counter()
     ids = []
-    encoded = (_encoded_rows(_column(column)) for column in columns)
-    for parts in zip(*encoded, strict=True):
-        digest = hashlib.blake2b(b"".join(parts), digest_size=8)
+    for digest in digests:
         key = digest.digest()
         if before := copies[key]:
             digest.update(f"copy {before}".encode())
@@ -82,10 +95,39 @@ def content_ids(*columns: Sequence | np.ndarray) -> np.ndarray:
     if duplicates := len(ids) - len(copies):
         warnings.warn(
             f"{duplicates} of {len(ids)} examples repeat another's content; each copy has an id of "
-            "its own, and their influence is shared out among them arbitrarily",
+            "its own, and all copies of one content act as one: what they share is their sum",
             stacklevel=2,
         )
     return np.array(ids, dtype="U16")
+
+
+def copy_keys(ids: np.ndarray, *columns: Sequence | np.ndarray) -> np.ndarray | None:
+    """The id of the first example of the same content, for each; None where none repeats.
+
+    Args:
+      ids: names of the examples.
+      *columns: as in `content_ids`.
+
+    >>> copy_keys(np.array(["a", "b", "c"]), [1, 2, 1]).tolist()
+    ['a', 'b', 'a']
+    """
+    first: dict[bytes, int] = {}
+    rows = [first.setdefault(d.digest(), i) for i, d in enumerate(content_digests(*columns))]
+    return None if len(first) == len(rows) else ids[np.array(rows)]
+
+
+def content_digests(*columns: Sequence | np.ndarray) -> Iterator[Any]:
+    """A hash object of each row's content.
+
+    Raises:
+      ValueError: the columns differ in length, or hold something that is no number or string.
+    """
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1:
+        raise ValueError(f"columns of one example table differ in length: {sorted(lengths)}")
+    encoded = (_encoded_rows(_column(column)) for column in columns)
+    for parts in zip(*encoded, strict=True):
+        yield hashlib.blake2b(b"".join(parts), digest_size=8)
 
 
 def _column(column: Any) -> np.ndarray | list[np.ndarray]:

@@ -44,6 +44,7 @@ class Index:
       cluster_N: int32 subset of each, where content chose it; None where a hash does.
       fisher: `{site: curvature}`; empty where operators were trained.
       kept: `{site: the heaviest tokens}`.
+      keys: `[N]` strings, equal for examples that act as one; None where each stands alone.
       content: what `append` assigns new examples with; None where a hash does.
       moments: `{site: sums over the training set}`, which `append` needs; None where they were not
         asked for.
@@ -58,6 +59,7 @@ class Index:
     cluster_N: np.ndarray | None = None
     fisher: dict[str, ops.Fisher] = dataclasses.field(default_factory=dict)
     kept: dict[str, ops.Kept] = dataclasses.field(default_factory=dict)
+    keys: np.ndarray | None = None
     content: ops.Content | None = None
     moments: dict[str, ops.Moments] | None = None
     model: str = ""
@@ -89,7 +91,8 @@ class Index:
         """The membership, `[N, d]`; one subset each where content decides."""
         if self.cluster_N is not None:
             return self.cluster_N[:, None]
-        return np.asarray(designs.membership(self.settings.design, self.train_ids))
+        known = designs.known_membership(self.settings.design, self.train_ids, self.keys)
+        return np.asarray(known)
 
     def save(self, path: str | os.PathLike[str], *, moments: bool = True) -> None:
         """Write the index as one `.npz`, atomically.
@@ -99,6 +102,8 @@ class Index:
           moments: whether the sums that `append` needs are written, if there are any.
         """
         arrays = to_arrays(self)
+        if self.keys is not None:
+            arrays["keys"] = self.keys
         for site, sums in (self.moments or {}).items() if moments else ():
             arrays |= {f"{site}:moments:{name}": v for name, v in _moment_arrays(sums).items()}
         write_arrays(
@@ -134,7 +139,9 @@ class Index:
             )
         try:
             settings = build(IndexSettings, json.loads(str(meta["settings"])), "index")
-            index = from_arrays(arrays, meta["train_ids"], settings, str(meta.get("model", "")))
+            keys = arrays.pop("keys", None)
+            names = meta["train_ids"], keys
+            index = from_arrays(arrays, names, settings, str(meta.get("model", "")))
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
         return dataclasses.replace(index, moments=_moments_from(arrays))
@@ -188,9 +195,18 @@ def _from_leaves(kind: type, leaves: Mapping[str, Any]) -> Any:
 
 
 def from_arrays(
-    arrays: Mapping[str, Any], train_ids: np.ndarray, settings: IndexSettings, model: str
+    arrays: Mapping[str, Any],
+    names: tuple[np.ndarray, np.ndarray | None],
+    settings: IndexSettings,
+    model: str,
 ) -> Index:
-    """The inverse of `to_arrays`; other arrays are ignored."""
+    """The inverse of `to_arrays`; other arrays are ignored.
+
+    Args:
+      arrays: by name.
+      names: ids and keys of the training examples.
+      settings, model: of the index.
+    """
     tree: dict[str, dict[str, dict[str, Any]]] = {}
     for name, value in arrays.items():
         site, kind, rest = (*name.split(":", 2), "", "")[:3]
@@ -204,9 +220,9 @@ def from_arrays(
 
     return Index(
         {site: _operators(own) for site, own in sites.items()},
-        train_ids, np.asarray(rows["residual_N"]), settings, np.asarray(rows["norm_N"]),
+        names[0], np.asarray(rows["residual_N"]), settings, np.asarray(rows["norm_N"]),
         np.asarray(rows["cluster_N"]) if "cluster_N" in rows else None,
-        every("fisher", ops.Fisher), every("kept", ops.Kept),
+        every("fisher", ops.Fisher), every("kept", ops.Kept), names[1],
         None if content is None else _from_leaves(ops.Content, content), None, model,
     )  # fmt: skip
 

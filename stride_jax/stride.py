@@ -47,6 +47,7 @@ def fit(
     *,
     ids: Any = None,
     weights: Any = None,
+    keys: Any = None,
     keep_moments: bool = False,
     execution: Execution = Execution(),
 ) -> Index:
@@ -60,6 +61,7 @@ def fit(
       settings: what makes the index.
       ids: `[N]` example names; hashes of the content by default.
       weights: token weights omega in [0, 1] like `labels`; ones by default.
+      keys: `[N]`, one for all examples that must act as one; copies of one content by default.
       keep_moments: store the closed form's sums, which `append` needs.
       execution: devices, bars and memory.
 
@@ -83,12 +85,12 @@ def fit(
     _of_class(settings, IndexSettings)
     if keep_moments and settings.fit == "joint":
         raise ValueError("keep_moments=True: joint training has no moments; use fit='closed_form'")
-    examples = as_examples(inputs, labels, ids, weights)
+    examples = as_examples(inputs, labels, ids, weights, keys)
     design = settings.design.resolved(examples.labels.shape, settings.fit)
-    subsets_Nxd = designs.known_membership(design, examples.ids)
+    subsets_Nxd = designs.known_membership(design, examples.ids, examples.keys)
     frozen = freeze(tapped, params, examples, settings, execution)
     fitted = fit_operators(frozen, examples, subsets_Nxd, execution)
-    index = made(fitted, examples.ids, frozen.settings, parameters_fingerprint(params))
+    index = made(fitted, examples, frozen.settings, parameters_fingerprint(params))
     return dataclasses.replace(index, moments=fitted.passed.moments) if keep_moments else index
 
 
@@ -110,6 +112,7 @@ def append(
     *,
     ids: Any = None,
     weights: Any = None,
+    keys: Any = None,
     execution: Execution = Execution(),
 ) -> Index:
     """The index of the old training examples and these, without a pass over the old ones.
@@ -119,24 +122,31 @@ def append(
     Args:
       tapped, params: the model the index was fitted on.
       index: from `fit` with `keep_moments`, or from `append`.
-      inputs, labels, ids, weights: the new examples, as in `fit`.
+      inputs, labels, ids, weights, keys: the new examples, as in `fit`; an old key joins the old
+        examples that have it.
       execution: as in `fit`.
 
     Raises:
       ValueError: the index has no moments or is of another model, or an id is in it already.
     """
     moments = _moments_of(index)
-    examples = as_examples(inputs, labels, ids, weights)
+    examples = as_examples(inputs, labels, ids, weights, keys)
     if both := sorted(set(examples.ids.tolist()) & set(index.train_ids.tolist())):
         raise ValueError(
             f"{len(both)} of the new examples are in the index already, first {both[0]}: leave "
             "them out"
         )
     everyone = np.concatenate([index.train_ids, examples.ids])
+    all_keys = None
+    if index.keys is not None or examples.keys is not None:
+        pairs = (index.keys, index.train_ids), (examples.keys, examples.ids)
+        all_keys = np.concatenate([ids if own is None else own for own, ids in pairs])
     subsets_Nxd = None
     if index.cluster_N is None:
         # The design of all examples: those of the old ones come out as they were.
-        subsets_Nxd = designs.membership(index.settings.design, everyone)[len(index.train_ids) :]
+        known = designs.known_membership(index.settings.design, everyone, all_keys)
+        assert known is not None, "a hash design is known"
+        subsets_Nxd = known[len(index.train_ids) :]
     frozen = _frozen_for(index, tapped, params, examples, execution)
     basis = next(iter(index.operators.values())).basis
     rotations = {name: sums.rotation for name, sums in moments.items()}
@@ -161,6 +171,7 @@ def append(
         cluster_N=cluster_N,
         fisher=fishers(total, frozen.settings),
         kept=kept,
+        keys=all_keys,
         moments=total,
     )
 
@@ -267,6 +278,7 @@ def attribute(
         queries.ids, index.train_ids, reading.scores,
         plain({"index": index.settings, "read": settings}),
         diagnostics=reading.diagnostics, exact=reading.exact_QxN, sources=reading.sources,
+        train_keys=index.keys,
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import numpy as np
 from stride_jax.examples import Examples
 from stride_jax.runtime.files import read_json, write_json
 
-_COLUMNS = ("inputs", "labels", "ids")
+_COLUMNS = ("inputs", "labels", "ids", "keys")
 
 
 def write_splits(
@@ -24,7 +24,8 @@ def write_splits(
     fresh.mkdir(parents=True)
     for role, examples in splits.items():
         for column in _COLUMNS:
-            np.save(fresh / f"{role}-{column}.npy", getattr(examples, column), allow_pickle=False)
+            if (value := getattr(examples, column)) is not None:
+                np.save(fresh / f"{role}-{column}.npy", value, allow_pickle=False)
     write_json(fresh / "splits.json", {"num_classes": num_classes, "roles": list(splits)})
     fresh.rename(home)
 
@@ -35,13 +36,13 @@ def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int
     contents = read_json(home / "splits.json")
 
     def column(role: str, name: str) -> np.ndarray:
-        mode = None if name == "ids" else "r"
+        mode = None if name in ("ids", "keys") else "r"
         return np.load(home / f"{role}-{name}.npy", mmap_mode=mode, allow_pickle=False)
 
-    splits = {
-        role: Examples.trusted(
-            column(role, "inputs"), column(role, "labels"), column(role, "ids"), None
-        )
-        for role in contents["roles"]
-    }
+    def examples(role: str) -> Examples:
+        keys = column(role, "keys") if (home / f"{role}-keys.npy").exists() else None
+        inputs, labels, ids = (column(role, name) for name in ("inputs", "labels", "ids"))
+        return Examples.trusted(inputs, labels, ids, None, keys)
+
+    splits = {role: examples(role) for role in contents["roles"]}
     return splits, int(contents["num_classes"])

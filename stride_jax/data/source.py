@@ -9,7 +9,6 @@ import numpy as np
 
 from stride_jax.data.quiet import quiet
 from stride_jax.examples import Examples
-from stride_jax.ids import content_ids
 
 _OURS = {
     "mnist5k": ("builders", "Mnist5k"),
@@ -63,7 +62,7 @@ def _read(builder: Any, split: str, column: str) -> Examples:
     batches = list(grain.MapDataset.source(source).batch(512))
     inputs = np.concatenate([batch[column] for batch in batches])
     labels = np.concatenate([batch["label"] for batch in batches]).astype(np.int32)
-    return Examples(inputs, labels, content_ids(inputs, labels))
+    return Examples(inputs, labels)
 
 
 def _scaled(splits: dict[str, Examples]) -> dict[str, Examples]:

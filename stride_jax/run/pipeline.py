@@ -194,11 +194,13 @@ class Run:
         folder = self.products.path("operators")
         if checkpoint.latest(folder) is None:
             frozen, began = self.frozen, time.monotonic()
-            subsets_Nxd = designs.known_membership(frozen.settings.design, self.train.ids)
+            subsets_Nxd = designs.known_membership(
+                frozen.settings.design, self.train.ids, self.train.keys
+            )
             fitted = fitting.fit_operators(
                 frozen, self.train, subsets_Nxd, self.execution("operators")
             )
-            arrays = indices.to_arrays(fitting.made(fitted, self.train.ids, frozen.settings, ""))
+            arrays = indices.to_arrays(fitting.made(fitted, self.train, frozen.settings, ""))
             note = {"seconds": time.monotonic() - began}
             placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
             checkpoint.save(folder, placed, note)
@@ -211,7 +213,8 @@ class Run:
         arrays, note = checkpoint.restore(folder, like)
         self.products.seconds["operators"] = note["seconds"]
         fingerprint = parameters_fingerprint(self.frozen.params)
-        return indices.from_arrays(arrays, self.train.ids, self.frozen.settings, fingerprint)
+        names = self.train.ids, self.train.keys
+        return indices.from_arrays(arrays, names, self.frozen.settings, fingerprint)
 
     def _where(self, name: str) -> NamedSharding:
         split = indices.by_subset(name)
@@ -259,7 +262,7 @@ class Run:
             query_labels=self.query.labels if classes else None,
             train_labels=self.train.labels if classes else None,
             diagnostics=self.reading.diagnostics, exact=self.reading.exact_QxN,
-            sources=self.reading.sources,
+            sources=self.reading.sources, train_keys=self.train.keys,
         )  # fmt: skip
 
     @property
