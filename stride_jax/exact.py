@@ -112,16 +112,38 @@ def scored(
     doubt = frozen.settings.closed_form.doubt
     # A part of the rows at a time, so that memory-mapped examples stay on disk.
     each = max(1, examples.inputs[:1].nbytes + examples.labels[:1].nbytes)
-    most = max(1, execution.memory // 4 // each)
+    most = min(_rounded(len(rows)), max(1, execution.memory // 4 // each))
     for first in range(0, len(rows), most):
         some = rows[first : first + most]
-        for chunk in frozen.chunks(examples.take(some), execution, "exact"):
+        # One of few sizes, so that the next question finds its programs compiled.
+        part = _some(examples, np.resize(some, most) if len(rows) < len(examples) else some)
+        for chunk in frozen.chunks(part, execution, "exact"):
             chunk = chunk._replace(observed=as_training(chunk.observed, doubt))
             total = np.zeros((), np.float32)
             for name, site in frozen.sites.items():
                 source, basis = frozen.observed_source(name, chunk), index.operators[name].basis
                 total = total + ops.direct_scores(v[name], basis, site, source, execution.memory)
-            yield some[chunk.rows], total
+            real = some[chunk.rows]
+            if len(real):
+                yield real, total[:, : len(real)]
+
+
+def _rounded(count: int) -> int:
+    """A count's next of four sizes an octave.
+
+    >>> [_rounded(n) for n in (1, 5, 9, 100, 1000)]
+    [1, 5, 10, 112, 1024]
+    """
+    step = 1 << max(0, (count - 1).bit_length() - 3)
+    return -(-count // step) * step
+
+
+def _some(examples: Examples, rows: np.ndarray) -> Examples:
+    """Rows of checked examples, of which some may repeat."""
+    weights = None if examples.weights is None else examples.weights[rows]
+    return Examples.trusted(
+        examples.inputs[rows], examples.labels[rows], examples.ids[rows], weights
+    )
 
 
 def positions(index: Index, examples: Examples) -> np.ndarray:
