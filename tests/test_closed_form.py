@@ -14,10 +14,12 @@ from stride_jax import operators as ops
 from stride_jax import reading, stride, taps
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.examples import Examples
+from stride_jax.fitting import store_of
 from stride_jax.frozen import freeze, resolve
-from stride_jax.index import Index
+from stride_jax.index import Index, to_arrays
 from stride_jax.measure import MeasureSettings, measure
 from stride_jax.observed import as_training, forward_all, observed_source
+from stride_jax.operators import content as contents
 from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
 from stride_jax.operators.losses import loss_drop
@@ -26,10 +28,13 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError
 
-DESIGN = Design(num_subsets=16, degree=3)
+DESIGN = Design(num_subsets=16, degree=3, kind="hash")
+KINDS = pytest.mark.parametrize("kind", ["hash", "clusters"])
 SETTINGS = stride_jax.IndexSettings(
     design=DESIGN, taps=("input", "hidden0"), basis=ops.BasisSettings(rank=6)
 )
+# A feature, an error, and 12 bytes of what is said of a token.
+KEPT_BYTES = 4 * (7 + 10) + 12
 READ = stride_jax.ReadSettings(measure=MeasureSettings("first_order"))
 
 
@@ -51,6 +56,19 @@ def scene(trained):
         )
         for name, site in sites.items()
     }
+
+
+def of_kind(settings, kind):
+    return dataclasses.replace(settings, design=dataclasses.replace(settings.design, kind=kind))
+
+
+def content_of(site, basis, source):
+    """Clusters of the examples themselves."""
+    b = ops.example_features(basis, source.data[0].activations)
+    e = site.errors(source.params, *source.data)
+    norms = np.asarray(contents.token_norms(b, e))
+    fresh = contents.unfitted(norms.ravel(), 0.25, site.width, 0)
+    return contents.fit_content(fresh, [contents.sketches(fresh, b, e)], DESIGN)
 
 
 def gradients(subsets, site, basis, source):
@@ -103,36 +121,51 @@ def reference(form, site, basis, observed, g, right):
     return np.linalg.solve(matrix, right.reshape(len(right), -1).T).T.reshape(right.shape)
 
 
+@KINDS
 @pytest.mark.parametrize(
     ("where", "form"),
     [("logit", "exact"), ("logit", "eigen"), ("logit", "kronecker"),
      ("hidden1", "eigen"), ("hidden1", "kronecker")],
 )  # fmt: skip
-def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form):
+def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form, kind):
     subsets, site, basis, source = scene[where]
     observed = source.data[0]
     how = ops.ClosedFormSettings(fisher=form)
     small = Execution(batch_size=150, memory=320_000)
-    moments, norms = ops.accumulate(
-        DESIGN, subsets, site, basis, source, ops.Curvature(form), small
+    members = subsets if kind == "hash" else content_of(site, basis, source)
+    made = ops.accumulate(
+        DESIGN, members, site, basis, source, ops.Curvature(form), small, ops.Store(50)
     )
+    if kind == "hash":
+        assert (made.cluster_N == -1).all()
+    else:
+        subsets = made.cluster_N[:, None]
+        assert len(np.unique(subsets)) > 12
     p = np.asarray(jax.nn.softmax(observed.logits_NxTxC))[:, 0]
     errors = np.eye(10)[observed.labels_NxT[:, 0]] - p
-    np.testing.assert_allclose(norms, np.linalg.norm(errors, axis=1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        made.residual_N, np.linalg.norm(errors, axis=1), rtol=1e-4, atol=1e-6
+    )
     g = gradients(*scene[where])
+    norms = np.linalg.norm(g.reshape(400, -1), axis=1)
+    np.testing.assert_allclose(made.norm_N, norms, rtol=1e-3, atol=1e-5 * norms.max())
+    # The heaviest 50 are kept as they are.
+    assert made.kept is not None
+    assert norms[made.kept.row_H].min() >= np.sort(norms)[-50] * (1 - 1e-3)
+    outer = np.asarray(made.kept.b_HxR)[:, :, None] * np.asarray(made.kept.e_HxO)[:, None]
+    np.testing.assert_allclose(outer, g[made.kept.row_H], rtol=1e-3, atol=1e-5 * norms.max())
     sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
-    size = 400 * 3 / 16
-    expected = reference(form, site, basis, observed, g, sums / size)
-    made = ops.closed_form(basis, moments, how)
-    found = np.asarray(made.a_KxRxO) * np.asarray(made.size_K)[:, None, None]
+    expected = reference(form, site, basis, observed, g, sums / 400)
+    fitted = ops.closed_form(basis, made.moments, how)
+    found = np.asarray(fitted.a_KxRxO) * np.asarray(fitted.size_K)[:, None, None]
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
     # Direct scores are <g_x, (F + gamma I)^{-1} g_i>, and sum over subsets to the measurements.
-    v = np.asarray(ops.directions(moments, basis, site, source, how))
+    v = np.asarray(ops.directions(ops.fisher_of(made.moments), basis, site, source, how))
     scores = ops.direct_scores(v, basis, site, source, memory=200_000)
     dense = reference(form, site, basis, observed, g, g[:5])
-    expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / size
+    expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / 400
     np.testing.assert_allclose(scores[:5], expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
-    y = measure(site, made, source, MeasureSettings("first_order"))
+    y = measure(site, fitted, source, MeasureSettings("first_order"))
     summed = np.asarray(subset_sum(subsets, jnp.asarray(scores.T), 16)).T
     np.testing.assert_allclose(y, summed, rtol=1e-3, atol=1e-4 * np.abs(y).max())
 
@@ -169,59 +202,96 @@ def one_device():
     return meshes.arranged((1, 1), jax.devices())
 
 
+@KINDS
 @pytest.mark.parametrize("form", ["exact", "eigen"])
-def test_devices_and_batches_change_nothing(scene, form):
-    basis = scene["logit"][2]
+def test_devices_and_batches_change_nothing(scene, form, kind):
+    subsets, site, basis, source = scene["logit"]
+    members = subsets if kind == "hash" else content_of(site, basis, source)
 
     def made(mesh, batch_size):
         execution = Execution(mesh, batch_size=batch_size)
-        moments, _ = ops.accumulate(DESIGN, *scene["logit"], ops.Curvature(form), execution)
-        return moments, ops.closed_form(basis, moments, ops.ClosedFormSettings(fisher=form))
+        passed = ops.accumulate(
+            DESIGN, members, site, basis, source, ops.Curvature(form), execution, ops.Store(30)
+        )
+        settings = ops.ClosedFormSettings(fisher=form)
+        return passed, ops.closed_form(basis, passed.moments, settings)
 
-    _, whole = made(one_device(), 2048)
+    first, whole = made(one_device(), 2048)
     for mesh, batch_size in ((meshes.make_mesh(2, 4), 2048), (one_device(), 97)):
-        moments, other = made(mesh, batch_size)
+        passed, other = made(mesh, batch_size)
         close(other.a_KxRxO, whole.a_KxRxO)
         close(other.size_K, whole.size_K)
+        close(passed.norm_N, first.norm_N)
+        close(passed.residual_N, first.residual_N)
+        np.testing.assert_array_equal(passed.cluster_N, first.cluster_N)
+        same_store(passed.kept, first.kept)
         if mesh.size == 8:
             spec = jax.sharding.PartitionSpec("subset")
-            assert moments.gradients_KxRxO[0].sharding.spec == spec
+            assert passed.moments.gradients_KxRxO[0].sharding.spec == spec
 
 
-def test_an_appended_index_is_the_index_built_at_once(trained):
-    train = trained.train
+def same_store(a, b):
+    np.testing.assert_array_equal(a.row_H, b.row_H)
+    np.testing.assert_array_equal(a.token_H, b.token_H)
+    for name in ("b_HxR", "e_HxO", "norm_H"):
+        close(getattr(a, name), getattr(b, name))
+
+
+@KINDS
+def test_an_appended_index_is_the_index_built_at_once(trained, kind):
+    train, settings = trained.train, of_kind(SETTINGS, kind)
+    settings = dataclasses.replace(settings, kept=40 * KEPT_BYTES)
     args = trained.tapped, trained.params
     half = train.take(slice(250))
-    start = stride.fit(*args, half.inputs, half.labels, SETTINGS, ids=half.ids, keep_moments=True)
+    start = stride.fit(*args, half.inputs, half.labels, settings, ids=half.ids, keep_moments=True)
     rest = train.inputs[250:], train.labels[250:]
     grown = stride.append(*args, start, *rest, ids=train.ids[250:])
-    # Built at once, on the basis that the first half fixed.
-    frozen = freeze(*args, train, SETTINGS)
+    # Built at once, on the basis and the centroids that the first half fixed.
+    frozen = freeze(*args, train, settings)
     basis = start.operators["logit"].basis
     source = observed_source(as_training(frozen.observe(train).observed, 0.005), {})
-    moments, _ = ops.accumulate(
-        DESIGN, membership(DESIGN, train.ids), frozen.sites["logit"], basis, source,
-        ops.Curvature("exact"),
+    members = start.content if kind == "clusters" else membership(DESIGN, train.ids)
+    made = ops.accumulate(
+        DESIGN, members, frozen.sites["logit"], basis, source, ops.Curvature("exact"),
+        store=store_of(frozen, basis, "logit", 400),
     )  # fmt: skip
-    whole = ops.closed_form(basis, moments, SETTINGS.closed_form)
+    whole = ops.closed_form(basis, made.moments, settings.closed_form)
     close(grown.operators["logit"].a_KxRxO, whole.a_KxRxO)
     close(grown.operators["logit"].size_K, whole.size_K)
+    close(grown.norm_N, made.norm_N)
+    close(grown.residual_N, made.residual_N)
+    close(grown.fisher["logit"].exact_LxS, ops.fisher_of(made.moments).exact_LxS)
+    assert len(grown.kept["logit"]) == len(start.kept["logit"]) == 40
+    same_store(grown.kept["logit"], made.kept)
     np.testing.assert_array_equal(grown.train_ids, train.ids)
-    assert grown.nbytes == start.nbytes, "an index does not grow with its training set"
+    np.testing.assert_array_equal(grown.subsets_Nxd[:250], start.subsets_Nxd)
+    if kind == "clusters":
+        np.testing.assert_array_equal(grown.cluster_N, made.cluster_N)
+    of_each = 8 if kind == "clusters" else 4
+    said = "an index' operators do not grow with its training set"
+    assert grown.nbytes == start.nbytes + 150 * of_each, said
     with pytest.raises(ValueError, match="has no moments"):
         stride.append(*args, dataclasses.replace(start, moments=None), *rest)
     with pytest.raises(ValueError, match="150 of the new examples are in the index already"):
         stride.append(*args, grown, *rest, ids=train.ids[250:])
 
 
-def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
+@KINDS
+def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path, kind):
     train, query = trained.train, trained.query
     args = trained.tapped, trained.params
-    settings = dataclasses.replace(SETTINGS, sites=("logit", "hidden1"))
+    settings = dataclasses.replace(of_kind(SETTINGS, kind), sites=("logit", "hidden1"))
     fitted = stride.fit(*args, train.inputs, train.labels, settings, ids=train.ids)
     fitted.save(tmp_path / "index.npz")
     back = Index.load(tmp_path / "index.npz")
     assert back.settings == settings
+    np.testing.assert_array_equal(back.train_ids, train.ids)
+    arrays, others = to_arrays(back), to_arrays(fitted)
+    assert set(arrays) == set(others)
+    assert {"norm_N", "logit:fisher:exact_LxS", "hidden1:kept:row_H"} <= set(arrays)
+    assert ({"cluster_N", ":content:centroids_KxZ"} <= set(arrays)) == (kind == "clusters")
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(value, others[name])
     first_order = READ.measure
     both = reading.measure_all(
         freeze(*args, query, back.settings), back.operators, query, first_order
@@ -229,9 +299,12 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
     parts = []
     for name in settings.sites:
         alone = dataclasses.replace(settings, sites=(name,))
-        one = stride.fit(*args, train.inputs, train.labels, alone, ids=train.ids)
+        # The first site's content chooses the clusters of all.
+        one = back.operators
+        if kind == "hash" or name == "logit":
+            one = stride.fit(*args, train.inputs, train.labels, alone, ids=train.ids).operators
         frozen = freeze(*args, query, alone)
-        parts.append(reading.measure_all(frozen, one.operators, query, first_order))
+        parts.append(reading.measure_all(frozen, one, query, first_order))
         assert np.linalg.norm(parts[-1]) > 0
     np.testing.assert_allclose(both, sum(parts), rtol=1e-4, atol=1e-6)
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
@@ -243,12 +316,13 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path):
         )
 
 
-def test_attribution_agrees_with_direct_scores_and_ensembles_average(trained):
+@KINDS
+def test_attribution_agrees_with_direct_scores_and_ensembles_average(trained, kind):
     train, query = trained.train, trained.query
     args = trained.tapped, trained.params
-    settings = dataclasses.replace(SETTINGS, design=Design(160, 10))
+    settings = dataclasses.replace(SETTINGS, design=Design(160, 10, kind=kind), kept=0)
     examples = (train.inputs, train.labels), (query.inputs[:30], query.labels[:30])
-    fitted = stride.fit(*args, *examples[0], settings, ids=train.ids, keep_moments=True)
+    fitted = stride.fit(*args, *examples[0], settings, ids=train.ids)
     exact = stride.direct(*args, fitted, *examples)
     found = stride.attribute(*args, fitted, *examples[1], READ)
     assert np.corrcoef(exact.scores_QxN.ravel(), found.scores_QxN.ravel())[0, 1] > 0.8
@@ -258,6 +332,15 @@ def test_attribution_agrees_with_direct_scores_and_ensembles_average(trained):
         stride_jax.ensemble([exact, dataclasses.replace(exact, train_ids=exact.train_ids[::-1])])
     with pytest.raises(ValueError, match="index' 400 training examples; got 30"):
         stride.direct(*args, fitted, examples[1], examples[1])
+    # What the training data, or the index itself, can say exactly is the direct score.
+    kept = dataclasses.replace(settings, kept=100 * KEPT_BYTES)
+    kept = stride.fit(*args, *examples[0], kept, ids=train.ids)
+    at_hand = stride.attribute(*args, fitted, *examples[1], READ, train=train)
+    held = stride.attribute(*args, kept, *examples[1], READ)
+    for some, counts in ((at_hand, {300}), (held, {100})):
+        assert set(some.diagnostics["exact"].tolist()) == counts
+        query_P, train_P = some.exact.nonzero()
+        close(some.scores_QxN[query_P, train_P], exact.scores_QxN[query_P, train_P])
 
 
 def test_energies_are_variance_times_squared_jacobian():
