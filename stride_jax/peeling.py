@@ -3,7 +3,7 @@
     known: what the index keeps, then the strongest candidates, scored exactly
     y ← y − M_S w_S, and the rest is estimated again from what is left
 
-A round takes its share of the budget; what stays unlisted keeps its estimate (docs/method.md §8.3).
+A round takes its share of the budget; what stays unlisted keeps its estimate (docs/method.md §8.6).
 
 Letters of its own: Y rows of measurements, G of them a query; U kept examples; P places of a
 query's shortlist.
