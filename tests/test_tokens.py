@@ -11,7 +11,7 @@ import stride_jax
 from stride_jax import fitting, reading
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
-from stride_jax.design import Design, membership, subset_sum
+from stride_jax.design import Design, known_membership, membership, subset_sum
 from stride_jax.examples import Examples
 from stride_jax.frozen import freeze
 from stride_jax.measure import MeasureSettings
@@ -63,30 +63,47 @@ def close(a, b, tolerance=1e-5):
     assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
+@pytest.mark.parametrize("kind", ["hash", "clusters"])
 @pytest.mark.parametrize(
     ("sites", "output_rank"), [(("logit",), 0), (("logit",), 12), (("final", "logit"), 256)]
 )
-def test_chunks_and_padding_change_nothing(language, sites, output_rank):
+def test_chunks_and_padding_change_nothing(language, sites, output_rank, kind):
     inputs, labels = language[2:]
-    settings = dataclasses.replace(SETTINGS, sites=sites, output_rank=output_rank)
+    settings = dataclasses.replace(
+        SETTINGS, sites=sites, output_rank=output_rank, kept=20_000, design=Design(16, 3, kind=kind)
+    )
     small, first_order = Execution(memory=80_000), READ.measure
     frozen, examples = frozen_with(language, settings)
     chunks = [len(list(frozen.chunks(examples, e, ""))) for e in (small, Execution())]
     assert chunks[0] > 4
     assert chunks[1] == 1
-    subsets = membership(settings.design, IDS)
-    whole, _, residual_N = fitting.fit_operators(frozen, examples, subsets)
-    parts, _, other_N = fitting.fit_operators(frozen, examples, subsets, small)
-    close(other_N, residual_N)
-    for site in sites:
-        close(parts[site].a_KxRxO, whole[site].a_KxRxO)
-    y = reading.measure_all(frozen, whole, examples, first_order)
-    close(reading.measure_all(frozen, whole, examples, first_order, small), y)
+    subsets = known_membership(settings.design, IDS)
+    fitted = fitting.fit_operators(frozen, examples, subsets)
+    same_fit(fitting.fit_operators(frozen, examples, subsets, small), fitted)
+    assert 20 < len(fitted.passed.kept[sites[0]]) < COUNT * TOKENS / 2
+    y = reading.measure_all(frozen, fitted.operators, examples, first_order)
+    close(reading.measure_all(frozen, fitted.operators, examples, first_order, small), y)
     wide = np.pad(inputs, ((0, 0), (0, 3))), np.pad(labels, ((0, 0), (0, 3)), constant_values=-1)
     frozen, padded = frozen_with(language, settings, Examples(*wide, IDS))
-    again = fitting.fit_operators(frozen, padded, subsets)[0]
-    close(again[sites[0]].a_KxRxO, whole[sites[0]].a_KxRxO)
-    close(reading.measure_all(frozen, whole, padded, first_order), y)
+    same_fit(fitting.fit_operators(frozen, padded, subsets), fitted)
+    close(reading.measure_all(frozen, fitted.operators, padded, first_order), y)
+
+
+def same_fit(found, wanted):
+    """The same operators, and the same said of every example and token."""
+    assert set(found.operators) == set(wanted.operators) == set(wanted.passed.kept)
+    close(found.passed.residual_N, wanted.passed.residual_N)
+    close(found.passed.norm_N, wanted.passed.norm_N)
+    if wanted.content is not None:
+        assert len(np.unique(wanted.passed.cluster_N)) > 8
+    np.testing.assert_array_equal(found.passed.cluster_N, wanted.passed.cluster_N)
+    for site, own in wanted.operators.items():
+        close(found.operators[site].a_KxRxO, own.a_KxRxO)
+        some, kept = found.passed.kept[site], wanted.passed.kept[site]
+        np.testing.assert_array_equal(some.row_H, kept.row_H)
+        np.testing.assert_array_equal(some.token_H, kept.token_H)
+        close(some.b_HxR, kept.b_HxR)
+        close(some.e_HxO, kept.e_HxO)
 
 
 def test_token_groups_add_up_to_the_sequence(language):
@@ -94,7 +111,7 @@ def test_token_groups_add_up_to_the_sequence(language):
     for sites in (("logit",), ("block0",)):
         settings = dataclasses.replace(SETTINGS, sites=sites)
         frozen, examples = frozen_with(language, settings)
-        made, _, _ = fitting.fit_operators(frozen, examples, subsets)
+        made = fitting.fit_operators(frozen, examples, subsets).operators
         for form in ("first_order", "exact"):
             whole, y = (
                 reading.measure_all(frozen, made, examples, MeasureSettings(form, group=group))
@@ -106,14 +123,19 @@ def test_token_groups_add_up_to_the_sequence(language):
 
 def test_scores_of_groups_are_added_by_query(language):
     tapped, params, inputs, labels = language
-    more = dataclasses.replace(SETTINGS, design=Design(80, 10))
-    fitted = stride_jax.fit(tapped, params, inputs, labels, more, keep_moments=True)
+    more = dataclasses.replace(SETTINGS, design=Design(80, 10, kind="hash"), kept=0)
+    fitted = stride_jax.fit(tapped, params, inputs, labels, more)
     grouped = dataclasses.replace(READ, measure=MeasureSettings("first_order", group=4), prior=0.0)
     queries = inputs[:5], labels[:5]
     found = stride_jax.attribute(tapped, params, fitted, *queries, grouped).scores_QxN
     exact = stride_jax.direct(tapped, params, fitted, (inputs, labels), queries).scores_QxN
     assert found.shape == exact.shape == (5, COUNT)
     assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.9
+    # Exact scores of groups add up to those of the whole query.
+    train = Examples(inputs, labels)
+    both = stride_jax.attribute(tapped, params, fitted, *queries, grouped, train=train)
+    assert (both.exact.toarray() != 0).mean() > 0.9
+    close(both.scores_QxN[both.exact.nonzero()], exact[both.exact.nonzero()])
 
 
 def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
@@ -123,7 +145,7 @@ def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
     settings = dataclasses.replace(SETTINGS, sites=("final",), closed_form=how)
     subsets = membership(settings.design, IDS)
     frozen, examples = frozen_with(language, settings)
-    made, _, _ = fitting.fit_operators(frozen, examples, subsets)
+    made = fitting.fit_operators(frozen, examples, subsets).operators
     seen = frozen.observe(examples).observed
     b = np.asarray(ops.example_features(made["final"].basis, seen.activations), np.float64)
     z = np.asarray(seen.activations["final"], np.float64)
@@ -142,7 +164,7 @@ def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
     right += how.output_damping * np.trace(right) / len(right) * np.eye(len(right))
     g = np.einsum("ntr,ntd->nrd", b, delta)
     sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
-    expected = np.linalg.solve(left, sums / (COUNT * 3 / 16)) @ np.linalg.inv(right)
+    expected = np.linalg.solve(left, sums / tokens) @ np.linalg.inv(right)
     found = np.asarray(made["final"].a_KxRxO) * np.asarray(made["final"].size_K)[:, None, None]
     close(found, expected)
 
@@ -166,7 +188,8 @@ def test_folded_operators_are_those_of_the_dense_basis(language, form):
     how = dataclasses.replace(SETTINGS.closed_form, fisher=form)
     settings = dataclasses.replace(SETTINGS, closed_form=how, output_rank=12)
     frozen, examples = frozen_with(language, settings)
-    made, moments, _ = fitting.fit_operators(frozen, examples, subsets)
+    fitted = fitting.fit_operators(frozen, examples, subsets)
+    made, moments = fitted.operators, fitted.passed.moments
     seen = frozen.observe(examples).observed
     u = np.asarray(ops.unfold(jnp.eye(12), frozen.signs_C), np.float64).T
     p = np.asarray(jax.nn.softmax(as_training(seen, how.doubt).logits_NxTxC), np.float64)
