@@ -99,6 +99,20 @@ def heaviest(kept: Kept, places: int) -> Kept:
     return jax.tree.map(lambda v: jnp.asarray(v[order]), own)
 
 
+def gathered(kept: Kept, places: int) -> Kept:
+    """The heaviest of all devices as one store on the host, which any number of devices resume."""
+    own = heaviest(kept, places)
+    rest = free(1, places - len(own), own.b_HxR.shape[1], own.e_HxO.shape[1], own.b_HxR.dtype.name)
+    return jax.tree.map(lambda x, y: np.concatenate([x, y]), own, rest)
+
+
+def spread(kept: Kept, devices: int) -> Kept:
+    """A store of one device as those of several: the first one holds it all, `[W H, …]`."""
+    width = kept.b_HxR.shape[1], kept.e_HxO.shape[1]
+    rest = free(devices - 1, len(kept), *width, kept.b_HxR.dtype.name)
+    return jax.tree.map(lambda x, y: np.concatenate([x, y]), kept, rest)
+
+
 def joined(a: Kept, b: Kept, places: int) -> Kept:
     """The heaviest of two stores of disjoint examples."""
     return heaviest(jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b), places)

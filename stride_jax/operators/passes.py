@@ -108,10 +108,17 @@ def accumulate(
     )
     source, curvature = source._replace(params=params), Curvature(form, rotation)
     step = program(design, site, basis, source, curvature, count, execution, content, store)
-    sums = _no_sums(design, site, basis, curvature, store, mesh)
+    sums = Sums(
+        empty(design.num_subsets, basis.rank, site.width, curvature, mesh),
+        jax.tree.map(np.asarray, _no_kept(site, basis, store)),
+    )
     size, loop, keep = step.batch, f"{site.name}-{form}", execution.keep
     fresh = PerExample(*(np.zeros(count, kind) for kind in (np.float32, np.int32, np.float32)))
     begin, (sums, own) = keep.resume(loop, (sums, fresh))
+    if sums.kept is not None:
+        everywhere = stores.spread(sums.kept, mesh.shape[meshes.DATA])
+        kept = meshes.place(everywhere, NamedSharding(mesh, P(meshes.DATA)))
+        sums = sums._replace(kept=kept)
     tables = [(None, None)] * -(-(count - begin) // size)
     if not isinstance(members, Content):
         tables = sum_tables(np.asarray(members)[begin:], design.num_subsets, size, mesh)
@@ -122,7 +129,9 @@ def accumulate(
             first, made = waiting.pop()
             for whole, part in zip(own, made, strict=True):
                 whole[first : first + size] = meshes.fetch(part)[: count - first]
-        return sums, own
+        # One store of all devices, so that others can go on.
+        kept = None if sums.kept is None else stores.gathered(sums.kept, store.places)
+        return sums._replace(kept=kept), own
 
     for i, first in enumerate(execution.progress(range(begin, count, size), desc="operators")):
         batch = _placed(source.data, np.arange(first, first + size), tables[i], mesh)
@@ -135,21 +144,9 @@ def accumulate(
     return Pass(sums.moments, *own, kept)
 
 
-def _no_sums(
-    design: Design, site: Site, basis: Basis, curvature: Curvature, store: Store, mesh: Mesh
-) -> Sums:
-    """Sums of no examples, laid out over the mesh."""
-    moments = empty(design.num_subsets, basis.rank, site.width, curvature, mesh)
-    kept = _no_kept(site, basis, store, mesh)
-    if kept is not None:
-        kept = meshes.place(kept, NamedSharding(mesh, P(meshes.DATA)))
-    return Sums(moments, kept)
-
-
-def _no_kept(site: Site, basis: Basis, store: Store, mesh: Mesh) -> Kept | None:
+def _no_kept(site: Site, basis: Basis, store: Store, devices: int = 1) -> Kept | None:
     if not store.places:
         return None
-    devices = mesh.shape[meshes.DATA]
     return stores.free(devices, store.places, basis.rank, site.width, store.precision)
 
 
@@ -207,7 +204,7 @@ def program(
         None if content else shape((k,), sharding=meshes.over_subsets(mesh)),
     )
     whole = meshes.replicated(mesh)
-    kept = jax.eval_shape(lambda: _no_kept(site, basis, store, mesh))
+    kept = jax.eval_shape(lambda: _no_kept(site, basis, store, mesh.shape[meshes.DATA]))
     where = NamedSharding(mesh, P(meshes.DATA))
     kept = jax.tree.map(lambda v: shape(v.shape, v.dtype, where), kept)
     fixed = shapes_everywhere((source.params, site, basis, content), whole)
