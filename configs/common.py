@@ -36,7 +36,7 @@ def classifier_index(num_subsets: int) -> dict[str, Any]:
     """The index of a classifier: closed form, and joint training for who sets `fit='joint'`."""
     return {
         "design": design(num_subsets, "auto"),
-        "kept": 2**22,
+        "kept": None,
         "precision": "float32",
         "basis": {"rank": 256},
         "closed_form": {"damping": 2.0, "doubt": 0.005},

@@ -54,7 +54,7 @@ def get_config(arg: str = "d24") -> ConfigDict:
             },
             "index": {
                 "design": common.design(1000, "hash"),
-                "kept": 2**22,
+                "kept": None,
                 "precision": "float32",
                 "basis": {"rank": 16},
                 "taps": (SITES[depth],),

@@ -26,6 +26,8 @@ Moments = dict[str, ops.Moments]
 
 # Examples per cluster in the sample that centroids are fitted on.
 _PER_CLUSTER = 8
+# Bytes of the store of kept examples, where the settings leave them out.
+_KEPT = 2**22
 
 
 class Fixed(NamedTuple):
@@ -165,8 +167,8 @@ def _fit_content(
         return _pieces(site, frozen.params, basis, observed, chunk.contexts[name])
 
     norms = np.concatenate([np.ravel(contents.token_norms(*pieces(one))) for one in sample])
-    tokens = math.prod(examples.labels.shape)
-    share = store_of(frozen, basis, name, tokens).places / tokens
+    shape = examples.labels.shape
+    share = store_of(frozen, basis, name, shape).places / math.prod(shape)
     fresh = contents.unfitted(norms, share, site.width, settings.design.seed)
     wanted = min(len(examples), _PER_CLUSTER * settings.design.num_subsets)
     chunks: Any = sample
@@ -187,10 +189,21 @@ def _pieces(
     return ops.example_features(basis, observed.activations), errors
 
 
-def store_of(frozen: FrozenModel, basis: ops.Basis, site: str, tokens: int) -> ops.Store:
-    """The store of kept tokens of one site, as large as the settings allow."""
+def store_of(frozen: FrozenModel, basis: ops.Basis, site: str, shape: tuple[int, ...]) -> ops.Store:
+    """The store of kept tokens of one site, as large as the settings allow.
+
+    Args:
+      frozen: the model.
+      basis: features.
+      site: its name.
+      shape: of the labels, `(N,)` or `(N, T)`.
+    """
+    examples, tokens = shape[0], math.prod(shape)
     settings, width = frozen.settings, frozen.sites[site].width
-    size = settings.kept // len(frozen.sites)
+    size = settings.kept
+    if size is None:
+        size = _KEPT if tokens == examples else 0
+    size //= len(frozen.sites)
     places = stores.capacity(size, basis.rank, width, settings.precision, tokens)
     return ops.Store(places, settings.precision)
 
@@ -225,14 +238,13 @@ def pass_over(
 ) -> Passed:
     """One pass over the examples for each site; content is asked at the first one."""
     source, design = frozen.source(examples, training=True), frozen.settings.design
-    tokens = math.prod(examples.labels.shape)
     members: Any = fixed.content if subsets_Nxd is None else subsets_Nxd
     made: dict[str, ops.Pass] = {}
     for name, form in frozen.forms.items():
         made[name] = ops.accumulate(
             design, members, frozen.sites[name], fixed.basis, source,
             ops.Curvature(form, fixed.rotations.get(name)), execution,
-            store_of(frozen, fixed.basis, name, tokens),
+            store_of(frozen, fixed.basis, name, examples.labels.shape),
         )  # fmt: skip
         if subsets_Nxd is None and members is fixed.content:
             members = made[name].cluster_N[:, None]

@@ -26,7 +26,9 @@ class IndexSettings:
       output_rank: O, buckets that the logits are folded into where the model has more classes than
         that (`operators.outputs`); 0 steers every logit by itself.
       kept: bytes of the store of the training set's heaviest examples (language models: tokens),
-        whose scores are exact for every query without the data; shared out among sites.
+        whose scores are exact for every query without the data; shared out among sites. None for
+        4 MiB where examples have one token, and for nothing where they are sequences, which it
+        did not help (docs/lab.md).
       precision: of what the index stores of the training set, `float32` or `float16`: operators,
         curvature and kept examples. Half of it costs about 3e-4 of a score's size.
       sites: where operators act, `logit` or names of taps (residual sites). Each is a block of
@@ -40,7 +42,7 @@ class IndexSettings:
     taps: tuple[str, ...] = ()
     basis: BasisSettings = BasisSettings()
     output_rank: int = 256
-    kept: int = 2**22
+    kept: int | None = None
     precision: str = "float32"
     sites: tuple[str, ...] = ("logit",)
     fit: str = "closed_form"
@@ -54,7 +56,7 @@ class IndexSettings:
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise ValueError(f"sites={self.sites}: name at least one, each once")
         check_names(self.taps or None)
-        if min(self.output_rank, self.kept) < 0:
+        if min(self.output_rank, self.kept or 0) < 0:
             raise ValueError(
                 f"output_rank={self.output_rank}, kept={self.kept} bytes: neither can be negative"
             )

@@ -153,11 +153,11 @@ def append(
     fixed = Fixed(basis, rotations, index.content)
     new = pass_over(frozen, examples, subsets_Nxd, fixed, execution)
     total = {name: ops.add(sums, new.moments[name]) for name, sums in moments.items()}
-    tokens = len(everyone) * int(np.prod(examples.labels.shape[1:]))
+    shape = (len(everyone), *examples.labels.shape[1:])
     kept = {}
     for name, own in new.kept.items():
         own = dataclasses.replace(own, row_H=own.row_H + len(index.train_ids))
-        places = store_of(frozen, basis, name, tokens).places
+        places = store_of(frozen, basis, name, shape).places
         kept[name] = stores.joined(index.kept[name], own, places) if name in index.kept else own
     cluster_N = None
     if index.cluster_N is not None and new.cluster_N is not None:

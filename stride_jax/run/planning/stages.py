@@ -174,11 +174,11 @@ def _closed_form(scene: _Scene, name: str) -> list[StageCost]:
     content = None
     if design.kind == "clusters" and name == next(iter(frozen.sites)):
         content = contents.shapes(design.num_subsets, rank, site.width)
-    tokens = scene.extent.num_train * math.prod(scene.one.labels.shape[1:])
+    labels = (scene.extent.num_train, *scene.one.labels.shape[1:])
     one_pass = passes.program(
         design, site, scene.basis, frozen.source(scene.one, training=True),
         ops.Curvature(form, rotation), scene.extent.num_train, scene.execution, content,
-        store_of(frozen, scene.basis, name, tokens),
+        store_of(frozen, scene.basis, name, labels),
     )  # fmt: skip
     solve = solve_program(
         design.num_subsets, rank, site.width, form, frozen.settings.closed_form, scene.mesh
