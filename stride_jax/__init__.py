@@ -24,7 +24,7 @@ from stride_jax.recovery import LassoSettings, SelectionSettings
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError
 from stride_jax.runtime.progress import bars
-from stride_jax.settings import IndexSettings, ReadSettings
+from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.stride import append, attribute, direct, fit
 from stride_jax.taps import TappedModel, from_function, with_temperature
 from stride_jax.version import __version__
@@ -34,6 +34,7 @@ __all__ = [
     "BasisSettings",
     "ClosedFormSettings",
     "Design",
+    "ExactSettings",
     "Examples",
     "Execution",
     "FrozenModel",
