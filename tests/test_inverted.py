@@ -1,10 +1,13 @@
 """The inverted file against brute force; two levels of clusters against one."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import growth
 from stride_jax.inverted import invert, strongest
 from stride_jax.operators.content import spherical_means
 from stride_jax.operators.levels import assign_levels, dealt, fit_levels, nearest
@@ -136,3 +139,36 @@ def test_all_of_a_total_is_dealt():
         counts_J = dealt(weight_J, 50)
         assert counts_J.sum() == 50
         assert counts_J.min() >= 1
+
+
+def test_the_benchmark_writes_what_it_promises(tmp_path):
+    sizes = ["--num_train=1500,4000", "--num_clusters=20,1500", "--budgets=50,400", "--queries=4"]
+    places = [f"--workdir={tmp_path}", f"--out={tmp_path}/rows.json"]
+    assert growth.main([*sizes, *places]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    ratio = "at N=4e+03 over N=2e+03, K=20"
+    assert rows[f"growth: index bytes without numbers per example {ratio}"]["value"] == 1
+    assert rows[f"growth: query seconds {ratio}, P=50"]["asked"] == 2
+    assert rows["growth: true top 10 found, N=4e+03, K=1500, P=400"]["value"] > 0.9
+    for flag in ("--budgets=10", "--num_train=1499"):
+        with pytest.raises(ValueError, match="is below"):
+            growth.main([*sizes, *places, flag])
+
+
+def test_gradients_of_a_shorter_file_start_a_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "_CHUNK", 100)
+    short = np.array(growth.gradients(tmp_path / "g", 150, 1.0))
+    long = np.array(growth.gradients(tmp_path / "g", 350, 1.0))
+    np.testing.assert_array_equal(long[:150], short)
+    assert long.shape == (350, 32)
+    assert np.isfinite(long).all()
+
+
+def test_both_ways_of_ours_answer_as_a_scan_when_all_promising_ones_are_scored(tmp_path):
+    g_NxZ = growth.gradients(tmp_path / "g", 2000, 1.0)
+    v_QxZ = growth.Mixture().draw(3, np.random.default_rng(0))
+    for two_levels in (False, True):
+        ours = growth.build(g_NxZ, growth.fit_clusters(g_NxZ, 50, two_levels))
+        for v_Z in v_QxZ:
+            both = np.intersect1d(ours.ask(v_Z, 2000)[:10], growth.scan(g_NxZ, v_Z)[:10])
+            assert len(both) >= 9, "one may lie in a cluster whose share is negative"
