@@ -16,8 +16,8 @@ from stride_jax.runtime.files import read_arrays, write_arrays
 from stride_jax.scores import Scores
 from stride_jax.settings import ReadSettings
 
-# Rows of measurements that are read, and written, together.
-_BLOCK = 1024
+# Rows of measurements that are read, and written, together; their shortlists share a forward pass.
+_BLOCK = 4096
 
 
 def read_in_blocks(
