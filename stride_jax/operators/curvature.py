@@ -176,6 +176,15 @@ def _by_subset(
     return summed(b_BxTxR, e_BxTxO, members)
 
 
+def _assigned(content: Content, b_BxTxR: jax.Array, e_BxTxO: jax.Array, mesh: Mesh) -> jax.Array:
+    """The cluster of each example, which the one device that holds the example finds."""
+    rows = meshes.over_examples(mesh).spec
+    own = jax.shard_map(
+        assign, mesh=mesh, in_specs=(P(), rows, rows), out_specs=rows, check_vma=False
+    )
+    return own(content, b_BxTxR, e_BxTxO)
+
+
 def _keep(kept: Kept, b_BxTxR: jax.Array, e_BxTxO: jax.Array, row_B: jax.Array, mesh: Mesh) -> Kept:
     """Each device's store with the heaviest of its own examples."""
     rows = P(meshes.DATA)
@@ -268,7 +277,8 @@ def add_batch(
     rest = jax.tree.map(lambda v: _join(v, devices), rest)
     b_BxTxR, e_BxTxO = rest.b_nxTxR, rest.e_nxTxO
     if content is not None:
-        cluster_B = jnp.where(mask_B > 0, assign(content, b_BxTxR, e_BxTxO), num_subsets)
+        nearest_B = _assigned(content, b_BxTxR, e_BxTxO, step.mesh)
+        cluster_B = jnp.where(mask_B > 0, nearest_B, num_subsets)
         members, sizes_K = cluster_B, jax.ops.segment_sum(mask_B, cluster_B, num_subsets)
     else:
         assert batch.rows_WxSxK is not None, "a table, or content"
