@@ -153,6 +153,7 @@ class Ours:
         return rows[best(self.g_NxZ[rows] @ v_Z)]
 
 
+@threadpool_limits.wrap(limits=1)  # threads of small products wait for each other on busy cores
 def build(g_NxZ: np.ndarray, clusters: Clusters) -> Ours:
     """Sums and inverted file of all gradients, chunk by chunk."""
     began = time.perf_counter()

@@ -1,8 +1,8 @@
 """Clusters on two levels: an example is compared with about 2 √K centroids, not with all K.
 
 Coarse centroids, about √K of them, come first; each coarse cluster has fine ones of its own, as
-many as its share of the sample's weight deserves. An example joins the nearest fine centroid of
-its nearest coarse one, which is not always the nearest of all (docs/method.md §2.3).
+many as its share of the sample deserves. An example joins the nearest fine centroid of its nearest
+coarse one, which is not always the nearest of all (docs/method.md §2.3).
 
 Letters of its own: Z numbers of a direction, M examples of the sample, J coarse centroids.
 """
@@ -51,7 +51,7 @@ def fit_levels(z_MxZ: np.ndarray, weight_M: np.ndarray, num_clusters: int, seed:
     own_M = nearest(coarse_JxZ, z_MxZ)
     order = np.argsort(own_M, kind="stable")
     ends_J = np.cumsum(np.bincount(own_M, minlength=num_coarse))
-    counts_J = dealt(np.bincount(own_M, weight_M, num_coarse), num_clusters)
+    counts_J = dealt(np.bincount(own_M, minlength=num_coarse), num_clusters)
     fine = []
     for j, members in enumerate(np.split(order, ends_J[:-1])):
         if len(members):
@@ -94,8 +94,6 @@ def dealt(weight_J: np.ndarray, total: int) -> np.ndarray:
     >>> dealt(np.array([6.0, 3.0, 0.0]), 6).tolist()
     [3, 2, 1]
     """
-    if not weight_J.any():
-        weight_J = np.ones(len(weight_J))
     exact_J = weight_J / weight_J.sum() * (total - len(weight_J))
     counts_J = exact_J.astype(np.int64)
     left = total - len(weight_J) - counts_J.sum()
