@@ -9,6 +9,7 @@ Letters of its own: Y rows of measurements, of queries or of their token groups.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class Estimator:
     state: LassoState | None
     shares_GxN: Any
     settings: ReadSettings
+
+    @functools.cached_property
+    def cluster_N(self) -> np.ndarray:
+        """The subset of each example, by content."""
+        return self.matrix_KxN.tocsc().indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +181,7 @@ def dense(own: Estimator, made: Estimate, rows: slice) -> np.ndarray:
     if made.sparse_YxN is not None:
         return made.sparse_YxN[rows].toarray()
     assert made.share_YxK is not None, "an estimate is by hash or by content"
-    cluster_N = own.matrix_KxN.tocsc().indices
-    return (made.share_YxK[rows][:, cluster_N] * own.rest_N).astype(np.float32)
+    return (made.share_YxK[rows][:, own.cluster_N] * own.rest_N).astype(np.float32)
 
 
 def strength(own: Estimator, made: Estimate, y_YxK: np.ndarray, rows: slice) -> np.ndarray:

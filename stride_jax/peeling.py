@@ -105,13 +105,13 @@ def peel(
         assert score is not None, "a budget needs data"
         share = budget * (turn + 1) // settings.rounds - budget * turn // settings.rounds
         rows_QxN = _chosen(own, made, rest_YxK, state, others if turn == 0 else (), share)
-        control = _control(count, settings.control)
+        control = control_rows(count, settings.control)
         union = np.unique(np.concatenate([np.flatnonzero(rows_QxN.any(axis=0)), control]))
         w_YxU = score(union)
         before_YxU = dense(own, made, slice(None))[:, union] + state.known_YxN[:, union]
         compared_QxU = rows_QxN[:, union] > 0
         compared_QxU[:, np.isin(union, control)] = True
-        agreement_Q, error_Q = _compare(before_YxU, w_YxU, compared_QxU, groups)
+        agreement_Q, error_Q = compare(before_YxU, w_YxU, compared_QxU, groups)
         listed_YxU = np.repeat(rows_QxN[:, union] > 0, groups, axis=0)
         state.known_YxN[:, union] = np.where(listed_YxU, w_YxU, state.known_YxN[:, union])
         state.bits_QxN |= rows_QxN
@@ -120,7 +120,7 @@ def peel(
         else:  # another Lasso would change little: the estimates saw the listed examples too
             rest_YxK = _left(own, y_YxK, state)
     scores = _assembled(own, made, state, num_queries, settings.shrink)
-    explained_Q = _explained(y_YxK, rest_YxK, num_queries)
+    explained_Q = explained(y_YxK, rest_YxK, num_queries)
     bits = scipy.sparse.csr_array(state.bits_QxN)
     return Peeled(scores, bits, sources, explained_Q, agreement_Q, error_Q), made
 
@@ -171,13 +171,13 @@ def _chosen(
     return chosen_QxN
 
 
-def _control(num_train: int, count: int) -> np.ndarray:
+def control_rows(num_train: int, count: int) -> np.ndarray:
     """Rows drawn at random, the same for all queries."""
     rows = np.random.default_rng(0).choice(num_train, min(count, num_train), replace=False)
     return np.sort(rows)
 
 
-def _compare(
+def compare(
     before_YxU: np.ndarray, w_YxU: np.ndarray, compared_QxU: np.ndarray, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correlation of estimated and exact scores, and the relative size of their difference."""
@@ -194,7 +194,7 @@ def _compare(
     return agreement_Q, error_Q
 
 
-def _explained(y_YxK: np.ndarray, rest_YxK: np.ndarray, num_queries: int) -> np.ndarray:
+def explained(y_YxK: np.ndarray, rest_YxK: np.ndarray, num_queries: int) -> np.ndarray:
     """Share of the measurements' variance over subsets that known scores explain, `[Q]`."""
 
     def spread(v_YxK: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ from stride_jax.exact import Directions, directions, kept_scores, positions, sco
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
+from stride_jax.inverted import invert
+from stride_jax.listing import listed
 from stride_jax.measure import MeasureSettings, measure
 from stride_jax.peeling import Peeled, peel
 from stride_jax.recovery import Diagnostics
@@ -116,7 +118,8 @@ def read(
 ) -> Reading:
     """Scores of queries: exact where the index keeps or the corpus gives them, else estimated.
 
-    Queries are read in blocks that fit the memory; no answer depends on its block.
+    Queries are read in blocks that fit the memory; no answer depends on its block. By content,
+    where all scores would take more than a quarter of the memory, answers list the strongest.
 
     Args:
       own: the design, from `estimate.estimator`.
@@ -131,6 +134,11 @@ def read(
     place = None if corpus is None else positions(index, corpus.examples)
     # About eight arrays of a block's rows over all examples are alive at once.
     size = max(1, execution.memory // 2 // (8 * 4 * groups * count))
+    file = None
+    if _is_long(own, index, asked, execution):
+        # No array over all examples and queries: blocks hold directions and shortlists alone.
+        size = max(1, execution.memory // 4 // (4 * groups * max(1, _width(asked))))
+        file = invert(own.cluster_N, own.rest_N, index.settings.design.num_subsets)
     parts: list[tuple[Peeled, Estimate]] = []
     for first in range(0, asked.num_queries, size):
         block = range(first, min(first + size, asked.num_queries))
@@ -143,10 +151,26 @@ def read(
             assert place is not None, "a corpus has places"
             score = _scorer(corpus, index, some.v, place, execution)
         named = [Candidates(one.source, one.row_QxP[block]) for one in others]
+        if file is not None:
+            parts.append(listed(own, file, some.y_YxK, kept, score, named, settings))
+            continue
         parts.append(
             peel(own, some.y_YxK, some.num_queries, kept, score, named, settings, execution)
         )
     return joined([_reading(*part) for part in parts])
+
+
+def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -> bool:
+    """Whether answers over all examples would be too long to hold, and can be listed instead."""
+    whole = all((own.rest_N[np.asarray(kept.row_H)] == 0).all() for kept in index.kept.values())
+    one_row_each = len(asked.y_YxK) == asked.num_queries and not own.settings.exact.shrink
+    too_long = 4 * asked.num_queries * len(index.train_ids) > execution.memory // 4
+    return own.state is None and whole and one_row_each and too_long
+
+
+def _width(asked: Asked) -> int:
+    """Numbers of the directions of one row."""
+    return sum(own[0].size for own in (asked.v or {}).values())
 
 
 def _scorer(

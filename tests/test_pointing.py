@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stride_jax
-from stride_jax import exact
+from stride_jax import exact, listing, reading
 from stride_jax import operators as ops
 from stride_jax.design import Design
 from stride_jax.estimate import key_shares, rest_sizes
@@ -294,6 +294,30 @@ def test_spherical_means_serve_every_direction():
     own = ((z[:, None] - found[None]) ** 2).sum(axis=2).min(axis=1)
     assert own.max() < 0.3
     assert contents.spherical_means(z[:3], np.ones(3), 5, seed=0).shape == (5, 6)
+
+
+@pytest.mark.parametrize("kept", [0, 40 * ((13 + 10) * 4 + 12)])
+def test_a_list_has_the_scores_of_the_whole_answer(trained, kept, monkeypatch):
+    index = fitted(trained, settings_of("clusters", kept=kept))
+    weakest = trained.train.ids[:2].tolist()
+    more = {"train": trained.train, "candidates": {"mine": weakest}}
+    for read, options in ((budget(50), more), (ReadSettings(measure=FIRST), {})):
+        whole = asked(trained, index, read, **options)
+        with monkeypatch.context() as patched:
+            patched.setattr(listing, "_LEAST", 120)
+            patched.setattr(reading, "_is_long", lambda *_: True)
+            listed = asked(trained, index, read, **options)
+        found = listed.scores_QxN
+        there = found != 0
+        assert there.mean() < 0.6
+        close(found[there], whole.scores_QxN[there], 1e-4)
+        # What is left out is weaker than every estimate that is listed.
+        left = np.abs(np.where(there, 0, whole.scores_QxN)).max(axis=1)
+        estimates = np.where(there & (whole.exact.toarray() == 0), np.abs(found), np.inf)
+        assert (left <= estimates.min(axis=1) * 1.001).all()
+        np.testing.assert_array_equal(listed.exact.toarray(), whole.exact.toarray())
+        for name, values in whole.diagnostics.items():
+            np.testing.assert_allclose(listed.diagnostics[name], values, rtol=1e-3)
 
 
 # ── keys and the unit ────────────────────────────────────────────────────────────────────────────
