@@ -63,9 +63,14 @@ def close(a, b, tolerance=1e-5):
     assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("kind", ["hash", "clusters"])
 @pytest.mark.parametrize(
-    ("sites", "output_rank"), [(("logit",), 0), (("logit",), 12), (("final", "logit"), 256)]
+    ("sites", "output_rank", "kind"),
+    [
+        (("logit",), 0, "hash"),
+        (("logit",), 12, "hash"),
+        (("final", "logit"), 256, "hash"),
+        (("final", "logit"), 12, "clusters"),
+    ],
 )
 def test_chunks_and_padding_change_nothing(language, sites, output_rank, kind):
     inputs, labels = language[2:]
