@@ -12,8 +12,6 @@ from benchmarks.pointing_figures import (
     exactly,
     open_run,
     ratio_interval,
-    slope,
-    slope_interval,
 )
 from stride_jax import evaluation
 from stride_jax.evaluation import BankSettings, CounterfactualSettings, Retraining
@@ -84,7 +82,9 @@ def unit(workdir: pathlib.Path, note: Note, configs: tuple[str, ...] = ()) -> No
     """Slope of real on predicted effects in nats, over all pairs of a query and a left-out group.
 
     The real effect is a query's loss under models trained without the group, less that under models
-    of everything; the predicted one is the sum of the group's scores.
+    of everything; the predicted one is the sum of the group's scores. Scores are of the calibrated
+    model's loss, so a classifier's rows are of both losses: the models' own, where few queries far
+    off weigh most, and that at the base model's temperature.
 
     Args:
       workdir: folder of the runs.
@@ -97,38 +97,61 @@ def unit(workdir: pathlib.Path, note: Note, configs: tuple[str, ...] = ()) -> No
         at_once = 1 if run.settings.bank is None else run.settings.bank.models_at_once
         bank = BankSettings("groups", groups, num_seeds=seeds, models_at_once=at_once)
         run = open_run(config, workdir, bank=bank)
-        whole_Q = _whole_losses(run, max(4, groups * seeds // 4))
-        real_QxM = -run.bank.target_QxM - whole_Q[:, None]
+        whole = _whole(run, max(4, groups * seeds // 4))
         out_MxG = np.stack([
             np.setdiff1d(np.arange(len(run.train)), members) for members in run.bank.members_MxS
         ])  # fmt: skip
         predicted_QxM = subset_sums(Answers(run).scores(), out_MxG)
-        value, interval = slope(real_QxM, predicted_QxM), slope_interval(real_QxM, predicted_QxM)
         name = f"unit, {config}: slope of real on predicted effect"
-        centred = [v - v.mean(axis=1, keepdims=True) for v in (real_QxM, predicted_QxM)]
-        note([
-            Row(f"{name}, at least 0.33", value, "higher", interval, 0.33),
-            Row(f"{name}, at most 3", value, "lower", interval, 3.0),
-            Row(f"{name}, means over groups taken off", slope(*centred), "higher",
-                slope_interval(*centred)),
-        ])  # fmt: skip
+        real_QxM = _rise(run.bank.losses_MxExQ, whole["losses"])
+        note(_slopes(name, real_QxM, predicted_QxM))
+        if run.query.labels.ndim == 1:
+            own = (calibrated(v, run.model.temperature)
+                   for v in (run.bank.margins_MxExQ, whole["margins"]))  # fmt: skip
+            note(_slopes(f"{name} at the temperature", _rise(*own), predicted_QxM))
 
 
-def _whole_losses(run: Run, count: int) -> np.ndarray:
-    """Mean loss of each query under models of the whole training set, `[Q]`; stored."""
+def calibrated(margins: np.ndarray, temperature: float) -> np.ndarray:
+    """Cross-entropy at a temperature, the classes besides the true one taken as one.
+
+    >>> calibrated(np.array([0.0, -8.0]), 2.0).round(3).tolist()
+    [0.693, 4.018]
+    """
+    return np.logaddexp(0.0, -np.asarray(margins, np.float64) / temperature)
+
+
+def _rise(losses_MxExQ: np.ndarray, whole_JxQ: np.ndarray) -> np.ndarray:
+    """How much the loss of each query rises without each group, `[Q, M]`."""
+    return losses_MxExQ.mean(axis=1).T - whole_JxQ.mean(axis=0)[:, None]
+
+
+def _slopes(name: str, real_QxM: np.ndarray, predicted_QxM: np.ndarray) -> list[Row]:
+    value, interval = slope(real_QxM, predicted_QxM), slope_interval(real_QxM, predicted_QxM)
+    centred = [v - v.mean(axis=1, keepdims=True) for v in (real_QxM, predicted_QxM)]
+    return [
+        Row(f"{name}, at least 0.33", value, "higher", interval, 0.33),
+        Row(f"{name}, at most 3", value, "lower", interval, 3.0),
+        Row(f"{name}, means over groups taken off", slope(*centred), "higher",
+            slope_interval(*centred)),
+    ]  # fmt: skip
+
+
+def _whole(run: Run, count: int) -> dict[str, np.ndarray]:
+    """Losses and margins of the queries under models of the whole training set; stored."""
     bank = run.settings.bank
     assert bank is not None, "a unit is measured with a bank"
     setup = Retraining(run.module, run.train, run.query, run.settings.train)
     key = fingerprint(
         repr(run.module), run.settings.train, run.train.inputs, run.query.inputs, count
     )
-    path = run.workdir / "whole" / f"{key}.npz"
+    path = run.workdir / "whole" / f"{key}-models.npz"
     if not path.exists():
         everyone = np.tile(np.arange(len(run.train), dtype=np.int32), (count, 1))
         # Seeds of their own: no model of the bank shares its initial parameters with these.
         keys = model_keys(1, np.zeros(count, int), np.arange(count))
-        parts = retrain(
+        parts = list(retrain(
             setup, everyone, keys, models_at_once=bank.models_at_once, progress=run.progress
-        )
-        write_arrays(path, losses=np.concatenate([part.losses_BxQ for part in parts]))
-    return read_arrays(path)["losses"].mean(axis=0)
+        ))  # fmt: skip
+        losses, margins = (np.concatenate(own) for own in zip(*parts, strict=True))
+        write_arrays(path, losses=losses, margins=margins)
+    return read_arrays(path)

@@ -131,26 +131,6 @@ def hits(scores_QxN: np.ndarray, group_N: np.ndarray, top: int) -> np.ndarray:
     return own_QxP.any(axis=1).astype(float)
 
 
-def slope(real_QxM: np.ndarray, predicted_QxM: np.ndarray) -> float:
-    """Slope through the origin of real on predicted effects, over all pairs.
-
-    >>> slope(np.array([[2.0, 4.0]]), np.array([[1.0, 2.0]]))
-    2.0
-    """
-    return float((real_QxM * predicted_QxM).sum() / (predicted_QxM**2).sum())
-
-
-def slope_interval(
-    real_QxM: np.ndarray, predicted_QxM: np.ndarray, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of the slope over groups."""
-    count = real_QxM.shape[1]
-    rows = np.random.default_rng(seed).integers(0, count, (draws, count))
-    slopes = [slope(real_QxM[:, own], predicted_QxM[:, own]) for own in rows]
-    low, high = np.percentile(slopes, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def ratio_interval(
     above_Q: np.ndarray, below_Q: np.ndarray, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

@@ -27,7 +27,7 @@ FORMAT = 3
 """Version of the file. 1, before versions were written, held other settings and no moments; 2 no
 curvature, and nothing kept."""
 
-_META = ("format", "train_ids", "settings", "model", "version")
+_META = ("format", "train_ids", "settings", "model", "version", "unit")
 _ROWS = ("residual_N", "norm_N", "cluster_N")
 
 
@@ -48,6 +48,7 @@ class Index:
       content: what `append` assigns new examples with; None where a hash does.
       moments: `{site: sums over the training set}`, which `append` needs; None where they were not
         asked for.
+      unit: what scores are multiplied by, 1 where nobody measured it (`evaluation.unit`).
       model: fingerprint of the parameters it was made with; empty where nobody knows.
     """
 
@@ -63,6 +64,7 @@ class Index:
     content: ops.Content | None = None
     moments: dict[str, ops.Moments] | None = None
     model: str = ""
+    unit: float = 1.0
 
     def __repr__(self) -> str:
         design, taps = self.settings.design, ", ".join(self.settings.taps)
@@ -112,6 +114,7 @@ class Index:
             format=FORMAT,
             version=__version__,
             model=self.model,
+            unit=self.unit,
             train_ids=self.train_ids,
             settings=json.dumps(plain(self.settings)),
         )
@@ -126,7 +129,7 @@ class Index:
         arrays = read_arrays(path)
         if "settings" in arrays and "train_ids" in arrays and "format" not in arrays:
             arrays["format"] = np.array(1)
-        if missing := set(_META) - set(arrays) - {"version", "model"}:
+        if missing := set(_META) - set(arrays) - {"version", "model", "unit"}:
             raise UnreadableFileError(
                 f"{path} lacks {sorted(missing)}: it was not written by Index.save"
             )
@@ -144,7 +147,8 @@ class Index:
             index = from_arrays(arrays, names, settings, str(meta.get("model", "")))
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
-        return dataclasses.replace(index, moments=_moments_from(arrays))
+        unit = float(meta.get("unit", 1.0))
+        return dataclasses.replace(index, moments=_moments_from(arrays), unit=unit)
 
 
 def by_subset(name: str) -> bool:

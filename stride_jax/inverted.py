@@ -102,10 +102,13 @@ def _strongest(file: Inverted, share_K: np.ndarray, count: int) -> tuple[np.ndar
     filled = length_K > 0
     head_K[filled] = scale_K[filled] * file.size_M[file.start_K1[:-1][filled]]
     live = np.flatnonzero(head_K > 0)
-    if len(live) > count:  # a member above the count-th head has a head above it
-        live = live[head_K[live] >= np.partition(head_K[live], -count)[-count]]
+    least = 0.0
+    if len(live) > count:  # the count-th head and all above it are enough
+        least = np.partition(head_K[live], -count)[-count]
+        live = live[head_K[live] >= least]
     start_L, scale_L = file.start_K1[live], scale_K[live]
-    passed_L = _passed(file, start_L, scale_L, np.minimum(length_K[live], count), count)
+    most_L = np.minimum(length_K[live], count)
+    passed_L = _passed(file, start_L, scale_L, most_L, count, least)
     place = np.repeat(start_L - np.cumsum(passed_L) + passed_L, passed_L)
     place += np.arange(len(place))
     rows, sizes = file.row_M[place], file.size_M[place]
@@ -114,21 +117,30 @@ def _strongest(file: Inverted, share_K: np.ndarray, count: int) -> tuple[np.ndar
 
 
 def _passed(
-    file: Inverted, start_L: np.ndarray, scale_L: np.ndarray, length_L: np.ndarray, count: int
+    file: Inverted,
+    start_L: np.ndarray,
+    scale_L: np.ndarray,
+    most_L: np.ndarray,
+    count: int,
+    least: float,
 ) -> np.ndarray:
     """How many of each cluster's first members to look at, so that all of the strongest are there.
 
     Bisects the threshold between the floats that at least, and less than, `count` members reach,
     until not many more than `count` do. Their bits, read as integers, are in the same order.
     """
-    low_L, high_L = np.zeros_like(length_L), length_L
+    low_L, high_L = np.zeros_like(most_L), most_L
     if not len(start_L):
         return high_L
-    passes = _bits(np.min(scale_L * file.size_M[start_L + length_L - 1]))
+    if least > 0:
+        passes = _bits(least)
+        high_L = _reaching(file, start_L, scale_L, low_L, high_L, least)
+    else:
+        passes = _bits(np.min(scale_L * file.size_M[start_L + most_L - 1]))
     fails = _bits(np.max(scale_L * file.size_M[start_L])) + 1
     while fails - passes > 1 and high_L.sum() > 2 * count:
         middle = (passes + fails) // 2
-        threshold = np.int64(middle).view(np.float64)
+        threshold = float(np.int64(middle).view(np.float64))
         middle_L = _reaching(file, start_L, scale_L, low_L, high_L, threshold)
         if middle_L.sum() >= count:
             passes, high_L = middle, middle_L
@@ -137,8 +149,8 @@ def _passed(
     return high_L
 
 
-def _bits(value: np.float64) -> int:
-    return int(value.view(np.int64))
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.int64))
 
 
 def _reaching(
@@ -147,15 +159,19 @@ def _reaching(
     scale_L: np.ndarray,
     low_L: np.ndarray,
     high_L: np.ndarray,
-    threshold: np.float64,
+    threshold: float,
 ) -> np.ndarray:
-    """How many members of each cluster reach a threshold; low at least, high at most."""
-    low_L, high_L = low_L.copy(), high_L.copy()
+    """How many members of each cluster reach a threshold; low at least, high at most.
+
+    Bisects all clusters at once, in steps that double from the low end on: most have few.
+    """
+    low_L, high_L, step = low_L.copy(), high_L.copy(), 0
     live = np.flatnonzero(low_L < high_L)
     while len(live):
-        middle = (low_L[live] + high_L[live]) // 2
+        low, high = low_L[live], high_L[live]
+        middle = np.minimum((low + high) // 2, low + step)
         reaches = scale_L[live] * file.size_M[start_L[live] + middle] >= threshold
-        low_L[live] = np.where(reaches, middle + 1, low_L[live])
-        high_L[live] = np.where(reaches, high_L[live], middle)
-        live = live[low_L[live] < high_L[live]]
+        low_L[live] = low = np.where(reaches, middle + 1, low)
+        high_L[live] = high = np.where(reaches, high, middle)
+        live, step = live[low < high], max(1, 2 * step)
     return low_L

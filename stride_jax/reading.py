@@ -157,7 +157,8 @@ def read(
         parts.append(
             peel(own, some.y_YxK, some.num_queries, kept, score, named, settings, execution)
         )
-    return joined([_reading(*part) for part in parts])
+    whole = joined([_reading(*part) for part in parts])
+    return whole if index.unit == 1 else whole._replace(scores=whole.scores * index.unit)
 
 
 def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -> bool:

@@ -324,7 +324,7 @@ def direct(
     v = directions(frozen, index, asked, 0, execution)
     total = np.zeros((len(asked), len(trained)), np.float32)
     for rows, w_QxU in scored(frozen, index, v, trained, np.arange(len(trained)), execution):
-        total[:, rows] = w_QxU
+        total[:, rows] = w_QxU * np.float32(index.unit)
     return Attribution(asked.ids, index.train_ids, total, plain({"index": index.settings}))
 
 

@@ -280,6 +280,9 @@ def test_an_index_grown_on_fixed_centroids_is_the_one_fitted_at_once(trained, tm
         trained.tapped, trained.params, nothing, train.inputs, train.labels, ids=train.ids,
         execution=ONE,
     )  # fmt: skip
+    assert grown.unit == start.unit == 1
+    double = dataclasses.replace(grown, unit=2.0)
+    close(asked(trained, double).scores_QxN, 2 * asked(trained, grown).scores_QxN)
     np.testing.assert_array_equal(grown.cluster_N, at_once.cluster_N)
     np.testing.assert_array_equal(grown.kept["logit"].row_H, at_once.kept["logit"].row_H)
     close(asked(trained, grown).scores_QxN, asked(trained, at_once).scores_QxN, 1e-4)

@@ -30,6 +30,7 @@ from stride_jax.evaluation.statistics import (
     bootstrap_mean,
     ranking,
 )
+from stride_jax.evaluation.unit import Unit, unit
 
 __all__ = [
     "Bank",
@@ -43,6 +44,7 @@ __all__ = [
     "Origin",
     "PerQuery",
     "Retraining",
+    "Unit",
     "bank_key",
     "bank_origin",
     "bootstrap_difference",
@@ -60,4 +62,5 @@ __all__ = [
     "ranking",
     "read_bank",
     "recall_at_k",
+    "unit",
 ]
