@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import pointing
-from benchmarks.pointing_figures import found, hits
+from benchmarks.pointing_figures import found, hits, ratio_interval
 from benchmarks.pointing_figures import sums_agreement as agreement
 from benchmarks.pointing_lists import COPIES, ORIGINALS, leaked
 from stride_jax import evaluation
@@ -37,6 +37,7 @@ def test_the_unit_is_the_slope_of_least_squares_through_the_origin():
     real, predicted = np.array([[2.0, 1.0], [0.0, 2.0]]), np.array([[1.0, 2.0], [0.0, 1.0]])
     found = evaluation.unit(real, predicted)
     assert found.slope == pytest.approx((2 + 2 + 0 + 2) / (1 + 4 + 0 + 1))
+    assert ratio_interval(0.5 * np.arange(1.0, 9), np.arange(1.0, 9)) == pytest.approx((0.5, 0.5))
     exact = evaluation.unit(3 * predicted, predicted)
     assert exact.ci95 == pytest.approx((3, 3))
     assert exact.is_known
