@@ -25,9 +25,9 @@ from stride_jax.cli.doors import Parser, at_least
 
 POINTING = ROOT / "docs/results/pointing.json"
 
+SOME: dict[str, Callable[[pathlib.Path, Note, str], None]] = {"mnist": mnist, "fashion": fashion}
 WHAT: dict[str, Callable[[pathlib.Path, Note], None]] = {
     "removal": removal,
-    "fashion": fashion,
     "bible": bible,
     "copies": copies,
     "exactness": exactness,
@@ -38,12 +38,12 @@ def main(words: Sequence[str]) -> int:
     """Measure, print each row, and write it down."""
     parser = Parser("pointing", __doc__)
     parser.prog = "python -m benchmarks.pointing"
-    choices = ("mnist", *WHAT, "unit", "cost")
+    choices = (*SOME, *WHAT, "unit", "cost")
     parser.usage = f"{parser.prog} {'|'.join(choices)} --flag=value …"
     parser.add_argument("what", choices=choices)
     parser.flag("workdir", "Folder of the runs.", required=True)
     parser.flag("out", "Results file.", default=str(POINTING))
-    parser.flag("only", "mnist: text in the names of the cases wanted.", default="")
+    parser.flag("only", "mnist, fashion: text in the names of the cases wanted.", default="")
     parser.flag("configs", "unit: configs.", type=listed(str), default=tuple(UNITS))
     parser.flag("rounds", "cost: timed rounds.", type=at_least(1), default=6)
     given, _ = parser.read(words)
@@ -60,8 +60,8 @@ def main(words: Sequence[str]) -> int:
 
     if given.what == "unit":
         unit(workdir, note, given.configs)
-    elif given.what == "mnist":
-        mnist(workdir, note, given.only)
+    elif given.what in SOME:
+        SOME[given.what](workdir, note, given.only)
     elif given.what == "cost":
         cost(workdir, note, given.rounds)
     else:

@@ -126,14 +126,20 @@ def _rise(losses_MxExQ: np.ndarray, whole_JxQ: np.ndarray) -> np.ndarray:
 
 
 def _slopes(name: str, real_QxM: np.ndarray, predicted_QxM: np.ndarray) -> list[Row]:
-    value, interval = slope(real_QxM, predicted_QxM), slope_interval(real_QxM, predicted_QxM)
+    """The slope, raw and where a quarter of the groups, two at least, gave the unit."""
+    count = max(2, real_QxM.shape[1] // 4)
+    measured = evaluation.unit(real_QxM[:, :count], predicted_QxM[:, :count])
+    others = evaluation.unit(real_QxM[:, count:], measured.slope * predicted_QxM[:, count:])
+    whole = evaluation.unit(real_QxM, predicted_QxM)
+    rows = []
+    for label, own in ((name, whole), (f"{name}, unit of {count} other groups", others)):
+        rows += [
+            Row(f"{label}, at least 0.33", own.slope, "higher", own.ci95, 0.33),
+            Row(f"{label}, at most 3", own.slope, "lower", own.ci95, 3.0),
+        ]
     centred = [v - v.mean(axis=1, keepdims=True) for v in (real_QxM, predicted_QxM)]
-    return [
-        Row(f"{name}, at least 0.33", value, "higher", interval, 0.33),
-        Row(f"{name}, at most 3", value, "lower", interval, 3.0),
-        Row(f"{name}, means over groups taken off", slope(*centred), "higher",
-            slope_interval(*centred)),
-    ]  # fmt: skip
+    alone = evaluation.unit(*centred)
+    return [*rows, Row(f"{name}, means over groups taken off", alone.slope, "higher", alone.ci95)]
 
 
 def _whole(run: Run, count: int) -> dict[str, np.ndarray]:

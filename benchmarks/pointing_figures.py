@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.house import Row
-from benchmarks.methods import Stride, changed, fit_stride, score_direct, score_stride
-from stride_jax import evaluation
+from benchmarks.methods import Stride, changed, score_direct, score_stride
+from stride_jax import evaluation, stride
 from stride_jax.evaluation.lds import subset_sums
 from stride_jax.evaluation.statistics import pearson_rows
 from stride_jax.index import Index
@@ -57,12 +57,23 @@ def open_run(config: str, workdir: pathlib.Path, **changes: Any) -> Run:
 
 
 class Answers:
-    """One index of a run and the answers it gives, each from one call."""
+    """One index of a run and the answers it gives, each from one call.
 
-    def __init__(self, run: Run, index_changes: Mapping[str, Any] = {}) -> None:
-        self.run = run
-        self.settings = changed(Stride.of(run.settings), index_changes)
-        self.index: Index = fit_stride(run.model, run.train, self.settings)
+    Args:
+      run: model, training set, queries.
+      changes: of its settings, by dotted name.
+      keys: of the training examples; copies of one content by default.
+    """
+
+    def __init__(
+        self, run: Run, changes: Mapping[str, Any] = {}, keys: np.ndarray | None = None
+    ) -> None:
+        self.run, train = run, run.train
+        self.settings = changed(Stride.of(run.settings), changes)
+        self.index: Index = stride.fit(
+            run.tapped, run.model.params, train.inputs, train.labels, self.settings.index,
+            ids=train.ids, keys=keys,
+        )  # fmt: skip
 
     def scores(self, read_changes: Mapping[str, Any] = {}) -> np.ndarray:
         """STRIDE's scores of the run's queries, `[Q, N]`."""
@@ -120,7 +131,7 @@ def hits(scores_QxN: np.ndarray, group_N: np.ndarray, top: int) -> np.ndarray:
 
     Args:
       scores_QxN: answers.
-      group_N: number of the query that each example is of; −1 for examples of none.
+      group_N: number of the query that each example is of; −1 for those of none.
       top: length of the answer.
 
     >>> hits(np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), np.array([-1, 0, 1]), 2).tolist()
@@ -129,6 +140,17 @@ def hits(scores_QxN: np.ndarray, group_N: np.ndarray, top: int) -> np.ndarray:
     rows_QxP = evaluation.ranking(scores_QxN)[:, :top]
     own_QxP = group_N[rows_QxP] == np.arange(len(scores_QxN))[:, None]
     return own_QxP.any(axis=1).astype(float)
+
+
+def by_key(scores_QxN: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the scores of each key, `[Q, G]`, and the first example of each, `[G]`.
+
+    >>> by_key(np.array([[1.0, 2.0, 4.0]]), np.array(["b", "a", "b"]))
+    (array([[2., 5.]]), array([1, 0]))
+    """
+    _, first_G, group_N = np.unique(keys, return_index=True, return_inverse=True)
+    sums = [np.bincount(group_N, own, len(first_G)) for own in scores_QxN.astype(np.float64)]
+    return np.stack(sums), first_G
 
 
 def ratio_interval(
