@@ -217,7 +217,7 @@ def from_arrays(
         tree.setdefault(site, {}).setdefault(kind, {})[rest] = value
     content = tree.pop("", {}).get("content")
     rows = {name: tree.pop(name)[""][""] for name in _ROWS if name in tree}
-    sites = {site: kinds for site, kinds in tree.items() if "a" in kinds}
+    sites = {name: tree[name] for name in settings.sites}
 
     def every(kind: str, built: type) -> dict[str, Any]:
         return {s: _from_leaves(built, own[kind]) for s, own in sites.items() if kind in own}
@@ -225,7 +225,7 @@ def from_arrays(
     return Index(
         {site: _operators(own) for site, own in sites.items()},
         names[0], np.asarray(rows["residual_N"]), settings, np.asarray(rows["norm_N"]),
-        np.asarray(rows["cluster_N"]) if "cluster_N" in rows else None,
+        np.asarray(rows["cluster_N"]) if settings.design.kind == "clusters" else None,
         every("fisher", ops.Fisher), every("kept", ops.Kept), names[1],
         None if content is None else _from_leaves(ops.Content, content), None, model,
     )  # fmt: skip

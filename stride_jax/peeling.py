@@ -195,13 +195,18 @@ def compare(
 
 
 def explained(y_YxK: np.ndarray, rest_YxK: np.ndarray, num_queries: int) -> np.ndarray:
-    """Share of the measurements' variance over subsets that known scores explain, `[Q]`."""
+    """Share of the measurements' variance over subsets that known scores explain, `[Q]`.
+
+    It is 0 for a query that measures nothing.
+    """
 
     def spread(v_YxK: np.ndarray) -> np.ndarray:
+        v_YxK = v_YxK.astype(np.float64)
         squares_Y = ((v_YxK - v_YxK.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
         return squares_Y.reshape(num_queries, -1).sum(axis=1)
 
-    return 1 - spread(rest_YxK) / np.maximum(spread(y_YxK), 1e-300)
+    left_Q, whole_Q = spread(rest_YxK), spread(y_YxK)
+    return np.divide(whole_Q - left_Q, whole_Q, out=np.zeros(num_queries), where=whole_Q > 0)
 
 
 def _assembled(

@@ -20,6 +20,9 @@ SETTINGS = IndexSettings(
 )
 
 
+BY_HASH = dataclasses.replace(SETTINGS, design=Design(40, 4, kind="hash"), kept=2000)
+
+
 @pytest.fixture(scope="module")
 def linear(digits):
     """A linear classifier of 200 digits, as a plain function: `(tapped, params, train, query)`."""
@@ -133,6 +136,8 @@ def test_logits_without_anything_to_say_are_said(linear, index):
     with pytest.warns(UserWarning, match=r"12 of 12 queries have no measurable signal.*calibrate"):
         attribution = stride_jax.attribute(model, params, own, query.inputs, query.labels)
     assert not attribution.scores_QxN.any()
+    assert not attribution.diagnostics["explained"].any()
+    assert (attribution.diagnostics["verdict"] == 2).all(), "nothing was found"
     certain = dataclasses.replace(SETTINGS, closed_form=stride_jax.ClosedFormSettings(doubt=0.0))
     with pytest.raises(ValueError, match=r"Fisher .* is zero.*calibrate"):
         stride_jax.fit(model, params, train.inputs, train.labels, certain)
@@ -147,6 +152,7 @@ def test_settings_of_the_wrong_class_or_type_are_refused(linear, index):
         (lambda: Design(40, 2.5), "Design.degree=2.5 must be of type int"),
         (lambda: Design(40, True), "degree"),
         (lambda: Design(4, 5), "degree=5 exceeds num_subsets=4"),
+        (lambda: Design(4, 2, kind="random"), "kind='random': use 'auto', 'hash' or 'clusters'"),
         (lambda: IndexSettings(taps="input"), r"taps='input': give a tuple such as \('input',\)"),
         (lambda: IndexSettings(design=ReadSettings()), "design"),
         (lambda: ReadSettings(lasso=Design()), "lasso"),
@@ -161,6 +167,12 @@ def test_settings_of_the_wrong_class_or_type_are_refused(linear, index):
     joint = dataclasses.replace(SETTINGS, fit="joint")
     with pytest.raises(ValueError, match="joint training has no moments"):
         stride_jax.fit(tapped, params, train.inputs, train.labels, joint, keep_moments=True)
+    clusters = dataclasses.replace(joint, design=Design(40, 4, kind="clusters"))
+    with pytest.raises(ValueError, match=r"kind='clusters' with fit='joint'.*kind='hash'"):
+        stride_jax.fit(tapped, params, train.inputs, train.labels, clusters)
+    many = dataclasses.replace(SETTINGS, design=Design(201, 4, kind="clusters"))
+    with pytest.raises(ValueError, match=r"num_subsets=201 clusters of 200 examples"):
+        stride_jax.fit(tapped, params, train.inputs, train.labels, many)
     other = dataclasses.replace(SETTINGS, taps=("inputs",))
     with pytest.raises(ValueError, match="unknown tap 'inputs'"):
         stride_jax.fit(tapped, params, train.inputs, train.labels, other)
@@ -168,7 +180,7 @@ def test_settings_of_the_wrong_class_or_type_are_refused(linear, index):
 
 def test_a_design_of_all_subsets_says_that_nothing_can_be_recovered(linear):
     tapped, params, train, _ = linear
-    everyone = dataclasses.replace(SETTINGS, design=Design(5, 5))
+    everyone = dataclasses.replace(SETTINGS, design=Design(5, 5, kind="hash"))
     with pytest.raises(ValueError, match=r"degree=5 = num_subsets=5.*lower the degree"):
         stride_jax.fit(tapped, params, train.inputs, train.labels, everyone)
 
@@ -205,19 +217,29 @@ def test_ids_are_checked_where_examples_come_back(linear, index):
     np.testing.assert_array_equal(right.train_ids, index.train_ids)
 
 
-def test_lambda_can_be_chosen_and_its_diagnostics_travel(linear, index, tmp_path):
-    tapped, params, _, query = linear
+@pytest.mark.parametrize("kind", ["hash", "clusters"])
+def test_lambda_can_be_chosen_and_its_diagnostics_travel(linear, index, tmp_path, kind):
+    tapped, params, train, query = linear
     queries = query.inputs, query.labels
+    if kind == "hash":
+        index = stride_jax.fit(tapped, params, train.inputs, train.labels, BY_HASH, ids=train.ids)
     chosen = stride_jax.attribute(tapped, params, index, *queries, choose_lambda=True)
-    assert {"fraction", "held_out_r2", "signal", "relative_gap"} <= set(chosen.diagnostics)
+    certified = {"explained", "exact", "verdict"}
+    of_lasso = {"fraction", "held_out_r2", "signal", "relative_gap"}
+    assert certified <= set(chosen.diagnostics)
+    assert (of_lasso <= set(chosen.diagnostics)) == (kind == "hash")
     assert all(len(v) == 12 for v in chosen.diagnostics.values())
     assert chosen.settings["read"]["selection"]["rule"] == "best"
     chosen.save(tmp_path / "a.parquet")
     back = stride_jax.Attribution.load(tmp_path / "a.parquet")
-    np.testing.assert_allclose(back.diagnostics["fraction"], chosen.diagnostics["fraction"])
+    assert set(back.diagnostics) == set(chosen.diagnostics)
+    for name, value in chosen.diagnostics.items():
+        np.testing.assert_array_equal(back.diagnostics[name], value)
+    np.testing.assert_array_equal(back.exact.toarray(), chosen.exact.toarray())
     table = chosen.top(3)
     assert set(table.query_label) <= set(range(10))
     assert len(table) <= 12 * 6
+    assert set(table.found_by) <= {"kept", "estimate"}
 
 
 _ANOTHER_PROCESS = """
@@ -238,13 +260,15 @@ grown.save({out!r})
 """
 
 
+@pytest.mark.parametrize("kind", ["hash", "clusters"])
 def test_an_index_grows_in_another_process_to_the_one_fitted_at_once(
-    linear, tmp_path, pytestconfig
+    linear, tmp_path, pytestconfig, kind
 ):
     tapped, params, train, query = linear
+    settings = dataclasses.replace(SETTINGS, design=Design(40, 4, kind=kind), kept=6000)
     first, rest = train.take(slice(150)), train.take(slice(150, None))
     start = stride_jax.fit(
-        tapped, params, first.inputs, first.labels, SETTINGS, ids=first.ids, keep_moments=True
+        tapped, params, first.inputs, first.labels, settings, ids=first.ids, keep_moments=True
     )
     start.save(tmp_path / "start.npz")
     np.savez(tmp_path / "rest.npz", params=params, inputs=rest.inputs, labels=rest.labels,
@@ -255,24 +279,33 @@ def test_an_index_grows_in_another_process_to_the_one_fitted_at_once(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown = stride_jax.Index.load(tmp_path / "grown.npz")
-    # At once, on the basis that the first part fixed.
+    # At once, on the basis and the centroids that the first part fixed.
     nothing = dataclasses.replace(
         start, train_ids=start.train_ids[:0], residual_N=start.residual_N[:0],
-        moments=jax.tree.map(jnp.zeros_like, start.moments),
+        norm_N=start.norm_N[:0], kept={}, moments=jax.tree.map(jnp.zeros_like, start.moments),
+        cluster_N=None if start.cluster_N is None else start.cluster_N[:0],
     )  # fmt: skip
     whole = stride_jax.append(tapped, params, nothing, train.inputs, train.labels, ids=train.ids)
     queries = query.inputs, query.labels
     for index in (grown, whole):
         assert index.train_ids.tolist() == train.ids.tolist()
-    a, b = (
-        stride_jax.direct(tapped, params, index, train, queries).scores_QxN
-        for index in (grown, whole)
-    )
-    assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
+    assert 50 < len(whole.kept["logit"]) < 100
+    np.testing.assert_array_equal(grown.subsets_Nxd, whole.subsets_Nxd)
+    np.testing.assert_array_equal(grown.kept["logit"].row_H, whole.kept["logit"].row_H)
+    for ask in (
+        lambda index: index.operators["logit"].a_KxRxO,
+        lambda index: stride_jax.direct(tapped, params, index, train, queries).scores_QxN,
+    ):
+        a, b = (np.asarray(ask(index)) for index in (grown, whole))
+        assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
     grown.save(tmp_path / "small.npz", moments=False)
     small = stride_jax.Index.load(tmp_path / "small.npz")
-    with pytest.raises(ValueError, match="has no moments, so there are no direct scores"):
-        stride_jax.direct(tapped, params, small, train, queries)
+    again = stride_jax.direct(tapped, params, small, train, queries).scores_QxN
+    assert np.linalg.norm(again - b) < 1e-5 * np.linalg.norm(b), "direct scores need no moments"
+    with pytest.raises(ValueError, match="has no moments, so nothing can be added"):
+        stride_jax.append(tapped, params, small, *queries)
+    with pytest.raises(ValueError, match="trained operators and no curvature"):
+        stride_jax.direct(tapped, params, dataclasses.replace(small, fisher={}), train, queries)
 
 
 def test_files_of_others_are_named_and_never_called_deletable(index, tmp_path):
@@ -285,15 +318,18 @@ def test_files_of_others_are_named_and_never_called_deletable(index, tmp_path):
         kept = dict(arrays)
     np.savez(tmp_path / "newer.npz", **(kept | {"format": 99}))
     np.savez(tmp_path / "older.npz", **{n: v for n, v in kept.items() if n != "format"})
-    np.savez(tmp_path / "half.npz", **{n: v for n, v in kept.items() if n != "logit:a"})
+    for name, lacks in (("half", "logit:a"), ("norms", "norm_N"), ("members", "cluster_N")):
+        assert lacks in kept
+        np.savez(tmp_path / f"{name}.npz", **{n: v for n, v in kept.items() if n != lacks})
     np.savez(tmp_path / "odd.npz", **(kept | {"format": "mine"}))
     np.savez(tmp_path / "foreign.npz", weights=np.zeros(3))
-    for name in ("torn", "text", "newer", "older", "half", "odd", "foreign"):
+    names = ("torn", "text", "newer", "older", "half", "norms", "members", "odd", "foreign")
+    for name in names:
         with pytest.raises(stride_jax.UnreadableFileError, match=f"{name}.npz") as refused:
             stride_jax.Index.load(tmp_path / f"{name}.npz")
         assert "delete" not in str(refused.value)
         assert "remove" not in str(refused.value)
-    with pytest.raises(stride_jax.UnreadableFileError, match=r"has format 99.*reads 2.*fit"):
+    with pytest.raises(stride_jax.UnreadableFileError, match=r"has format 99.*reads 3.*fit"):
         stride_jax.Index.load(tmp_path / "newer.npz")
     with pytest.raises(FileNotFoundError):
         stride_jax.Index.load(tmp_path / "nowhere.npz")
@@ -303,8 +339,12 @@ def test_everything_works_with_x64(linear, tmp_path, pytestconfig):
     """Operators, measurements and scores of a process with 64-bit JAX are those of this one."""
     tapped, params, train, query = linear
     queries = query.inputs, query.labels
-    fitted = stride_jax.fit(tapped, params, train.inputs, train.labels, SETTINGS, ids=train.ids)
-    here = stride_jax.attribute(tapped, params, fitted, *queries, choose_lambda=True)
+    here = []
+    for kind in ("hash", "clusters"):
+        own = dataclasses.replace(SETTINGS, design=Design(40, 4, kind=kind), kept=2000)
+        fitted = stride_jax.fit(tapped, params, train.inputs, train.labels, own, ids=train.ids)
+        att = stride_jax.attribute(tapped, params, fitted, *queries, choose_lambda=True)
+        here.append(att.scores_QxN)
     np.savez(tmp_path / "in.npz", params=params, x=train.inputs, y=train.labels, ids=train.ids,
              qx=query.inputs, qy=query.labels)  # fmt: skip
     code = f"""
@@ -317,12 +357,11 @@ def forward(params, inputs):
     flat = inputs.reshape(len(inputs), -1)
     return 8 * flat @ params, {{"input": flat}}
 tapped = stride_jax.from_function(forward)
-settings = stride_jax.IndexSettings(design=stride_jax.Design(40, 4), taps=("input",),
-                                    basis=stride_jax.BasisSettings(rank=8))
-import dataclasses
 scores = []
-for fit in ("closed_form", "joint"):
-    own = dataclasses.replace(settings, fit=fit)
+for fit, kind in (("closed_form", "hash"), ("closed_form", "clusters"), ("joint", "hash")):
+    own = stride_jax.IndexSettings(
+        design=stride_jax.Design(40, 4, kind=kind), taps=("input",), fit=fit, kept=2000,
+        basis=stride_jax.BasisSettings(rank=8))
     x = a["x"].astype(np.float64)
     index = stride_jax.fit(tapped, a["params"], x, a["y"], own, ids=a["ids"])
     att = stride_jax.attribute(tapped, a["params"], index, a["qx"], a["qy"], choose_lambda=True)
@@ -336,8 +375,9 @@ np.savez({str(tmp_path / "out.npz")!r}, scores=scores)
     assert done.returncode == 0, done.stderr
     there = np.load(tmp_path / "out.npz")["scores"]
     assert np.isfinite(there).all()
-    difference = np.linalg.norm(there[0] - here.scores_QxN) / np.linalg.norm(here.scores_QxN)
-    assert difference < 1e-3, "as close as recovery is solved"
+    for found, wanted in zip(there, here, strict=False):
+        difference = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        assert difference < 1e-3, "as close as recovery is solved"
 
 
 def test_the_public_surface_is_whole():
