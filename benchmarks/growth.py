@@ -336,6 +336,7 @@ class Plan:
       budgets: P.
       queries: Q.
       spread: standard deviation of the sizes' logarithms.
+      alone: without opponents and other ways of clustering.
     """
 
     num_train: tuple[int, ...]
@@ -343,6 +344,7 @@ class Plan:
     budgets: tuple[int, ...]
     queries: int
     spread: float
+    alone: bool
 
 
 def growth_rows(plan: Plan, workdir: pathlib.Path, note: Callable[[list[Row]], None]) -> None:
@@ -367,9 +369,9 @@ def growth_rows(plan: Plan, workdir: pathlib.Path, note: Callable[[list[Row]], N
             ours[n] = build(g_NxZ[:n], clusters)
             note(_own_recall(ours[n], v_QxZ, truths[n], plan.budgets))
         note(_grown(ours, scanned, v_QxZ, plan.budgets))
-        for n in plan.num_train:
+        for n in () if plan.alone else plan.num_train:
             note(_opponent(g_NxZ[:n], k, v_QxZ, truths[n], plan.budgets))
-        if k >= _TWO_LEVELS_FROM:
+        if k >= _TWO_LEVELS_FROM and not plan.alone:
             middle = sorted(plan.num_train)[len(plan.num_train) // 2]
             note(_levels(ours[middle], v_QxZ, truths[middle], plan.budgets))
 
@@ -507,16 +509,13 @@ def main(words: Sequence[str]) -> int:
     parser.flag("budgets", "P, exact scores per query.", type=counts, default=(1000, 5000))
     parser.flag("queries", "Q.", type=at_least(1), default=50)
     parser.flag("spread", "σ of the logarithms of sizes.", type=float, default=_SPREAD)
+    parser.switch("alone", "Without opponents and other ways of clustering.")
     given, _ = parser.read(words)
     workdir = pathlib.Path(given.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    plan = Plan(
-        tuple(sorted(given.num_train)),
-        given.num_clusters,
-        given.budgets,
-        given.queries,
-        given.spread,
-    )
+    corpora = tuple(sorted(given.num_train))
+    sizes = given.num_clusters, given.budgets, given.queries
+    plan = Plan(corpora, *sizes, given.spread, given.alone)
     if min(plan.budgets) < max(_TOP):
         raise ValueError(f"--budgets={min(plan.budgets)} is below {max(_TOP)}, an answer's length")
     if (least := max(*plan.num_clusters, *plan.budgets)) > plan.num_train[0]:

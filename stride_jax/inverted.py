@@ -132,16 +132,18 @@ def _passed(
     low_L, high_L = np.zeros_like(most_L), most_L
     if not len(start_L):
         return high_L
+    # Where clusters outnumber the members asked for, most have few of them.
+    step = 0 if least > 0 else count
     if least > 0:
         passes = _bits(least)
-        high_L = _reaching(file, start_L, scale_L, low_L, high_L, least)
+        high_L = _reaching(file, start_L, scale_L, low_L, high_L, least, step)
     else:
         passes = _bits(np.min(scale_L * file.size_M[start_L + most_L - 1]))
     fails = _bits(np.max(scale_L * file.size_M[start_L])) + 1
     while fails - passes > 1 and high_L.sum() > 2 * count:
         middle = (passes + fails) // 2
         threshold = float(np.int64(middle).view(np.float64))
-        middle_L = _reaching(file, start_L, scale_L, low_L, high_L, threshold)
+        middle_L = _reaching(file, start_L, scale_L, low_L, high_L, threshold, step)
         if middle_L.sum() >= count:
             passes, high_L = middle, middle_L
         else:
@@ -160,12 +162,13 @@ def _reaching(
     low_L: np.ndarray,
     high_L: np.ndarray,
     threshold: float,
+    step: int,
 ) -> np.ndarray:
     """How many members of each cluster reach a threshold; low at least, high at most.
 
-    Bisects all clusters at once, in steps that double from the low end on: most have few.
+    Bisects all clusters at once, in steps that double from a first one, 0 for the lowest member.
     """
-    low_L, high_L, step = low_L.copy(), high_L.copy(), 0
+    low_L, high_L = low_L.copy(), high_L.copy()
     live = np.flatnonzero(low_L < high_L)
     while len(live):
         low, high = low_L[live], high_L[live]
