@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import scipy.sparse
 
@@ -226,14 +227,20 @@ def certificate(peeled: Peeled) -> dict[str, np.ndarray]:
     return certificate | {"verdict": verdict_Q}
 
 
-def on_this_process(frozen: FrozenModel) -> FrozenModel:
-    """The frozen model on this process's own devices, where processes read different queries."""
-    if processes.count() == 1:
-        return frozen
-    import jax
+def on_this_process(frozen: FrozenModel, index: Index) -> tuple[FrozenModel, Index]:
+    """Model and index on this process's own devices, where processes read different queries.
 
-    params = jax.tree.map(meshes.fetch, frozen.params)
-    return dataclasses.replace(frozen, params=params)
+    The K matrices stay where they are: measurements were made with them before.
+    """
+    if processes.count() == 1:
+        return frozen, index
+    operators = {
+        name: dataclasses.replace(own, basis=jax.tree.map(meshes.fetch, own.basis))
+        for name, own in index.operators.items()
+    }
+    stored = jax.tree.map(meshes.fetch, {"fisher": index.fisher, "kept": index.kept})
+    local = dataclasses.replace(index, operators=operators, **stored)
+    return dataclasses.replace(frozen, params=jax.tree.map(meshes.fetch, frozen.params)), local
 
 
 def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from stride_jax.run.launching.jobs import local_commands
 from stride_jax.run.launching.settings import LaunchSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import ForeignWorkdirError, check_workdir, run_settings
+from stride_jax.scores import as_dense
 
 SMALL = ("bank.num_subsets=2", "bank.num_seeds=1", "read.lasso.relative_gap=1e-5")
 
@@ -60,7 +61,7 @@ def products(workdir, overrides=SMALL, config=mnist5k, arg="runlocal"):
     operators = run.index.operators["logit"]
     steering = np.asarray(operators.a_KxRxO) * np.asarray(operators.size_K)[:, None, None]
     return {
-        "operators": steering, "measurements": run.measurements, "scores": run.influences.toarray()
+        "operators": steering, "measurements": run.measurements, "scores": as_dense(run.influences)
     }  # fmt: skip
 
 

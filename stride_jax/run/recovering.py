@@ -45,7 +45,8 @@ def read_in_blocks(
     """
     # Another number of processes divides the queries differently.
     folder = folder / f"of-{processes.count()}"
-    corpus = corpus._replace(frozen=on_this_process(corpus.frozen))
+    frozen, index = on_this_process(corpus.frozen, index)
+    corpus = corpus._replace(frozen=frozen)
     own = estimator(index, settings, execution)
     rows, groups = processes.share(len(queries)), len(y_YxK) // len(queries)
     size = max(1, _BLOCK // groups)
