@@ -136,15 +136,18 @@ def copies(workdir: pathlib.Path, note: Note) -> None:
     answers = Answers(run, fewer)
     rows("default settings", answers.scores(), (0.95, 1.0))
     rows("default settings, no exact", answers.scores(exactly(0)), (0.95, 1.0))
+    rows("1000 exact in 3 rounds", answers.scores(exactly(1000, rounds=3)), (0.95, 1.0))
     rows("direct", answers.direct(), (None, None))
+    by_hash = Answers(run, fewer | PUBLISHED)
+    rows("hash, nothing kept, no exact", by_hash.scores(), (0.95, 1.0))
+    rows("hash, nothing kept, 300 exact", by_hash.scores(exactly(300)), (0.95, 1.0))
     others = {
-        "nothing kept, no exact": ({"index.kept": 0}, exactly(0), None),
-        "hash, nothing kept, no exact": (PUBLISHED, {}, None),
+        "nothing kept, no exact": ({"index.kept": 0}, None),
         # As published: every copy is an example of its own.
-        "hash, nothing kept, no exact, no keys": (PUBLISHED, {}, run.train.ids),
+        "hash, nothing kept, no exact, no keys": (PUBLISHED, run.train.ids),
     }
-    for name, (index, read, keys) in others.items():
-        rows(name, Answers(run, fewer | index, keys).scores(read), (None, None))
+    for name, (index, keys) in others.items():
+        rows(name, Answers(run, fewer | index, keys).scores(exactly(0)), (None, None))
 
 
 # ── exactness ────────────────────────────────────────────────────────────────────────────────────
