@@ -30,6 +30,7 @@ class Estimator:
       rest_N: sizes of the gradients of what is not kept; 0 for an example that is kept whole.
       state: of the Lasso, over keys; None where content decides.
       shares_GxN: share of each example in its key's column; None where each stands alone.
+      twin_N: row of each example's first copy, whose exact score is its own too; None likewise.
       settings: how measurements are read.
     """
 
@@ -37,6 +38,7 @@ class Estimator:
     rest_N: np.ndarray
     state: LassoState | None
     shares_GxN: Any
+    twin_N: np.ndarray | None
     settings: ReadSettings
 
     @functools.cached_property
@@ -130,6 +132,20 @@ def key_shares(keys: np.ndarray, size_N: np.ndarray) -> Any:
     return scipy.sparse.csr_array(parts, shape=(int(group_N.max()) + 1, len(keys)))
 
 
+def twins(index: Index) -> np.ndarray:
+    """The row of each example's first copy, `[N]`: of one key, its errors and gradient of one size.
+
+    Copies of one content are so, and their scores are equal; examples of one source are not.
+    """
+    assert index.keys is not None, "copies have a key in common"
+    _, group_N = np.unique(index.keys, return_inverse=True)
+    sizes = [np.round(np.log(np.maximum(v, 1e-30)), 4) for v in (index.residual_N, index.norm_N)]
+    cluster_N = np.zeros(len(group_N)) if index.cluster_N is None else index.cluster_N
+    alike_Nx4 = np.stack([group_N, cluster_N, *sizes], axis=1)
+    _, first, place_N = np.unique(alike_Nx4, axis=0, return_index=True, return_inverse=True)
+    return first[place_N.reshape(-1)]
+
+
 def estimator(
     index: Index, settings: ReadSettings, execution: Execution = Execution()
 ) -> Estimator:
@@ -140,6 +156,7 @@ def estimator(
         rest_N,
         lasso_state(index, settings, execution) if by_hash else None,
         key_shares(index.keys, rest_N) if by_hash and index.keys is not None else None,
+        None if index.keys is None else twins(index),
         settings,
     )
 

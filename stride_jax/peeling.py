@@ -107,14 +107,14 @@ def peel(
         rows_QxN = _chosen(own, made, rest_YxK, state, others if turn == 0 else (), share)
         control = control_rows(count, settings.control)
         union = np.unique(np.concatenate([np.flatnonzero(rows_QxN.any(axis=0)), control]))
+        listed_QxN = rows_QxN if own.twin_N is None else rows_QxN[:, own.twin_N]
         w_YxU = score(union)
         before_YxU = dense(own, made, slice(None))[:, union] + state.known_YxN[:, union]
         compared_QxU = rows_QxN[:, union] > 0
         compared_QxU[:, np.isin(union, control)] = True
         agreement_Q, error_Q = compare(before_YxU, w_YxU, compared_QxU, groups)
-        listed_YxU = np.repeat(rows_QxN[:, union] > 0, groups, axis=0)
-        state.known_YxN[:, union] = np.where(listed_YxU, w_YxU, state.known_YxN[:, union])
-        state.bits_QxN |= rows_QxN
+        _learn(own, state, rows_QxN, (union, w_YxU), groups)
+        state.bits_QxN |= listed_QxN
         if own.state is None or turn + 1 < settings.rounds:
             made, rest_YxK = _again(own, y_YxK, state, execution)
         else:  # another Lasso would change little: the estimates saw the listed examples too
@@ -123,6 +123,25 @@ def peel(
     explained_Q = explained(y_YxK, rest_YxK, num_queries)
     bits = scipy.sparse.csr_array(state.bits_QxN)
     return Peeled(scores, bits, sources, explained_Q, agreement_Q, error_Q), made
+
+
+def _learn(
+    own: Estimator,
+    state: _State,
+    rows_QxN: np.ndarray,
+    scored: tuple[np.ndarray, np.ndarray],
+    groups: int,
+) -> None:
+    """Take down the exact scores of each query's own candidates, and of their copies."""
+    union, w_YxU = scored
+    listed_YxU = np.repeat(rows_QxN[:, union] > 0, groups, axis=0)
+    state.known_YxN[:, union] = np.where(listed_YxU, w_YxU, state.known_YxN[:, union])
+    if own.twin_N is not None:
+        copied = np.flatnonzero(own.twin_N != np.arange(len(own.twin_N)))
+        first = own.twin_N[copied]
+        listed_YxC = np.repeat(rows_QxN[:, first] > 0, groups, axis=0)
+        known_YxC = np.where(listed_YxC, state.known_YxN[:, first], state.known_YxN[:, copied])
+        state.known_YxN[:, copied] = known_YxC
 
 
 def _again(
@@ -155,18 +174,24 @@ def _chosen(
     strong_YxN = strength(own, made, rest_YxK, slice(None))
     strong_QxN = strong_YxN.reshape(queries, -1, count).sum(axis=1)
     strong_QxN[state.bits_QxN != 0] = 0.0
+    if own.twin_N is not None:  # one of all copies is scored for them all
+        summed_QxN = np.zeros_like(strong_QxN)
+        np.add.at(summed_QxN.T, own.twin_N, strong_QxN.T)
+        strong_QxN = summed_QxN
     bits_QxN = np.zeros((queries, count), np.uint8)
     for i, one in enumerate(others):
         query, place = np.nonzero(one.row_QxP >= 0)
-        bits_QxN[query, one.row_QxP[query, place]] |= np.uint8(4 << i)
+        rows = one.row_QxP[query, place]
+        first = rows if own.twin_N is None else own.twin_N[rows]
+        np.bitwise_or.at(bits_QxN, (query, first), np.uint8(4 << i))
     bits_QxN[state.bits_QxN != 0] = 0
     # What the user names comes first, the strongest of it if the budget can't hold it all.
     asked_QxN = bits_QxN != 0
     weight_QxN = strong_QxN + asked_QxN * (1.0 + strong_QxN.max(axis=1, keepdims=True))
-    rows = cands.strongest(weight_QxN, share)
-    query, place = np.nonzero(rows >= 0)
+    top = cands.strongest(weight_QxN, share)
+    query, place = np.nonzero(top >= 0)
     chosen_QxN = np.zeros_like(bits_QxN)
-    at = query, rows[query, place]
+    at = query, top[query, place]
     chosen_QxN[at] = np.where(bits_QxN[at] != 0, bits_QxN[at], np.uint8(2))
     return chosen_QxN
 

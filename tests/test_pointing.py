@@ -342,8 +342,13 @@ def test_copies_under_different_ids_act_as_one(trained, kind):
     assert by_key.scores_QxN.shape == (6, 400)
     place = by_key.train_ids.tolist().index("n5")
     close(by_key.scores_QxN[:, place], 31 * scores[:, 5], 1e-3)
+    exact_scores = direct(trained, index, train=copies)
     parted = asked(trained, index, budget(430), train=copies)
-    close(parted.scores_QxN, direct(trained, index, train=copies))
+    close(parted.scores_QxN, exact_scores)
+    # One copy is scored for all of them.
+    few = asked(trained, index, budget(1), train=copies, candidates={"mine": ["n420"]})
+    close(few.scores_QxN[:, 400:], exact_scores[:, 400:], 1e-4)
+    close(few.scores_QxN[:, 5], exact_scores[:, 5], 1e-4)
 
 
 def test_keys_that_group_nothing_change_nothing(trained):
