@@ -28,11 +28,11 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from benchmarks.house import ROOT, Row, command, record
+from benchmarks.levels import Levels, assign_levels, fit_levels, nearest
 from benchmarks.program import listed
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.inverted import Inverted, invert, strongest
 from stride_jax.operators.content import spherical_means
-from stride_jax.operators.levels import Levels, assign_levels, fit_levels, nearest
 
 POINTING = ROOT / "docs/results/pointing.json"
 _WIDTH = 32

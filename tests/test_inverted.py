@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import growth
+from benchmarks.levels import assign_levels, dealt, fit_levels, nearest
 from stride_jax.inverted import invert, strongest
 from stride_jax.operators.content import spherical_means
-from stride_jax.operators.levels import assign_levels, dealt, fit_levels, nearest
 
 
 def brute(cluster_N, size_N, share_K, count):
