@@ -201,11 +201,17 @@ def _reading(peeled: Peeled, made: Estimate) -> Reading:
 
 
 def joined(parts: Sequence[Reading]) -> Reading:
-    """Readings of several sets of queries as one, in order."""
+    """Readings of several sets of queries as one, in order.
+
+    Diagnostics that only some of them have are nan for the queries of the others.
+    """
     exact = scipy.sparse.csr_array(scipy.sparse.vstack([one.exact_QxN for one in parts], "csr"))
+    missing = [np.full(one.exact_QxN.shape[0], np.nan) for one in parts]
     diagnostics = {
-        name: np.concatenate([one.diagnostics[name] for one in parts])
-        for name in parts[0].diagnostics
+        name: np.concatenate(
+            [one.diagnostics.get(name, no) for one, no in zip(parts, missing, strict=True)]
+        )
+        for name in dict.fromkeys(name for one in parts for name in one.diagnostics)
     }
     scores = stacked([one.scores for one in parts])
     return Reading(scores, exact, parts[0].sources, diagnostics)

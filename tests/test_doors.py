@@ -138,6 +138,18 @@ def test_logits_without_anything_to_say_are_said(linear, index):
     assert not attribution.scores_QxN.any()
     assert not attribution.diagnostics["explained"].any()
     assert (attribution.diagnostics["verdict"] == 2).all(), "nothing was found"
+    # Six of them with a wrong label, read one by one: the silent ones have nothing to compare.
+    wrong = np.where(np.arange(12) < 6, (query.labels + 1) % 10, query.labels)[::-1]
+    for memory in (2**30, 13_000):
+        with pytest.warns(UserWarning, match="6 of 12 queries have no measurable signal"):
+            mixed = stride_jax.attribute(
+                model, params, dataclasses.replace(own, kept={}), query.inputs[::-1], wrong,
+                train=train, execution=stride_jax.Execution(memory=memory),
+            )  # fmt: skip
+        silent = np.isnan(mixed.diagnostics["agreement"])
+        assert silent.tolist() == [True] * 6 + [False] * 6
+        assert (mixed.diagnostics["verdict"][silent] == 2).all()
+        assert mixed.scores_QxN.any(axis=1).tolist() == (~silent).tolist()
     certain = dataclasses.replace(SETTINGS, closed_form=stride_jax.ClosedFormSettings(doubt=0.0))
     with pytest.raises(ValueError, match=r"Fisher .* is zero.*calibrate"):
         stride_jax.fit(model, params, train.inputs, train.labels, certain)
