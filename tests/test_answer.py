@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from stride_jax import reading
 from stride_jax.applications.answer import question
 from stride_jax.data.tokens import train_tokenizer
 
@@ -44,11 +45,20 @@ def test_a_language_model_from_text_to_an_answer(tmp_path):
         for passage in answer[name]:
             assert passage["references"][0].startswith("kjv Genesis")
             assert len(passage["pieces"]) == len(passage["shares"]) <= 16
+            assert passage["found_by"] in ("sketch", "estimate")
     assert answer["support"] >= len(answer["proponents"]) + len(answer["opponents"])
+    worth = answer["diagnostics"]
+    assert {"held_out_r2", "relative_gap", "signal", "explained", "agreement"} <= set(worth)
+    assert worth["exact"] == 50, "the budget"
+    best = max(worth["explained"], worth["agreement"])
+    assert answer["verdict"] == reading.VERDICTS[0 if best >= 0.9 else 1 if best >= 0.5 else 2]
     done = ask("--prompt=And God", "--contrast= said")
     assert done.returncode == 0, done.stderr
     assert "rather than:  said" in done.stdout
-    assert "held-out R²" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert any(f"{verdict} loss " in said for verdict in reading.VERDICTS)
+    for number in ("held out r2", "relative gap", "signal", "explained", "agreement", "exact 50"):
+        assert number in said
     for prompt, message in (("", "the prompt is empty"), ("And God said " * 9, "shorten them")):
         done = ask(f"--prompt={prompt}")
         assert done.returncode == 2

@@ -66,14 +66,22 @@ def test_a_run_writes_what_it_promises(run):
     assert summary["settings"]["index"]["design"]["num_subsets"] == 200
     assert summary["versions"]["jaxopt"] == "0.8.5"
     assert (summary["num_train"], summary["num_queries"]) == (600, 40)
-    assert summary["recovery"]["max_relative_gap"] <= 1e-3
+    # Clusters, and all is kept: every score is exact.
+    assert summary["settings"]["index"]["design"]["kind"] == "clusters"
+    found = summary["recovery"]
+    assert (found["mean_exact"], found["found"], found["not_found"]) == (600, 1, 0)
+    assert found["mean_explained"] == pytest.approx(1, abs=1e-3)
+    assert "answers: 600 exact scores per query, explain 100% of what was measured" in done.stdout
     assert "stride" in done.stdout
     assert "perfect predictor" in done.stdout
     attribution = Attribution.load(workdir / "attribution.parquet")
     assert attribution.scores_QxN.shape == (40, 600)
     assert attribution.settings["index"]["basis"]["rank"] == 64
     assert attribution.settings["index"]["taps"] == ["input"], "the choice travels with the scores"
-    assert set(attribution.top(2).columns) >= {"query_label", "train_label", "train_row", "rank"}
+    table = attribution.top(2)
+    assert set(table) >= {"query_label", "train_label", "train_row", "rank", "found_by"}
+    assert set(table.found_by) == {"kept"}
+    assert (attribution.diagnostics["verdict"] == 0).all()
     assert (workdir / "proponents.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -123,12 +131,19 @@ def test_a_run_goes_as_far_as_one_wants(tmp_path):
     assert summary["lds"] is summary["perfect_predictor"] is summary["recovery"] is None
     assert 0 < summary["accuracy"] <= 1
     assert not (tmp_path / "operators").exists()
-    done = command(tmp_path, *small)
+    by_hash = ("--config.index.design.kind=hash", "--config.index.kept=0", "--reuse")
+    done = command(tmp_path, *small, *by_hash)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["lds"] is None
     assert summary["methods"] == {}
-    assert summary["recovery"]["max_relative_gap"] <= 1e-3
+    found = summary["recovery"]
+    assert found["max_relative_gap"] <= 1e-3
+    assert found["mean_exact"] == 300
+    assert 0 < found["mean_agreement"] < 1
+    assert found["found"] + found["partly_found"] + found["not_found"] == pytest.approx(1)
+    table = Attribution.load(tmp_path / "attribution.parquet").top(400)
+    assert set(table.found_by) == {"sketch", "estimate"}
     assert (tmp_path / "attribution.parquet").exists()
     assert not (tmp_path / "bank").exists()
     assert "0.000" not in done.stdout

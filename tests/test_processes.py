@@ -18,7 +18,12 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import ForeignWorkdirError, check_workdir, run_settings
 from stride_jax.scores import as_dense
 
-SMALL = ("bank.num_subsets=2", "bank.num_seeds=1", "read.lasso.relative_gap=1e-5")
+# Some examples are kept, some scored from the data, and the rest estimated.
+SMALL = (
+    "bank.num_subsets=2", "bank.num_seeds=1", "read.lasso.relative_gap=1e-5", "index.kept=20000",
+    "read.exact.budget=100",
+)  # fmt: skip
+BY_HASH = (*SMALL, "index.design.kind=hash")
 
 
 def start(workdir, overrides=SMALL, *, devices=1, processes=1, config="mnist5k.py:runlocal"):
@@ -56,7 +61,7 @@ def products(workdir, overrides=SMALL, config=mnist5k, arg="runlocal"):
     values = config.get_config(arg)
     for override in overrides:
         name, _, value = override.partition("=")
-        values.update_from_flattened_dict({name: json.loads(value)})
+        values.update_from_flattened_dict({name: value if value == "hash" else json.loads(value)})
     run = Run(run_settings(values.to_dict()), workdir)
     operators = run.index.operators["logit"]
     steering = np.asarray(operators.a_KxRxO) * np.asarray(operators.size_K)[:, None, None]
@@ -71,15 +76,24 @@ def differences(found, wanted):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone")
-    finish(start(workdir))
-    return workdir
+    """The folder of an undisturbed run on one device, by its settings."""
+    made = {}
+
+    def folder(overrides):
+        if overrides not in made:
+            made[overrides] = tmp_path_factory.mktemp("alone")
+            finish(start(made[overrides], overrides))
+        return made[overrides]
+
+    return folder
 
 
-@pytest.mark.parametrize(("devices", "processes"), [(8, 1), (2, 2)])
-def test_devices_and_processes_change_rounding_alone(alone, tmp_path, devices, processes):
-    finish(start(tmp_path, devices=devices, processes=processes))
-    found = differences(products(tmp_path), products(alone))
+@pytest.mark.parametrize(
+    ("devices", "processes", "how"), [(8, 1, BY_HASH), (2, 2, BY_HASH), (2, 2, SMALL)]
+)
+def test_devices_and_processes_change_rounding_alone(alone, tmp_path, devices, processes, how):
+    finish(start(tmp_path, how, devices=devices, processes=processes))
+    found = differences(products(tmp_path, how), products(alone(how), how))
     assert max(found.values()) < 1e-5, found
     lines = (tmp_path / "metrics" / "metrics.jsonl").read_text().splitlines()
     assert all({"loop", "step", "mfu", "memory_bytes"} <= set(json.loads(row)) for row in lines)
@@ -110,7 +124,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(alone, tmp_path):
     assert not (tmp_path / "summary.json").exists()
     finish(start(tmp_path, often, devices=2))
     assert not list(tmp_path.glob("*/*.partial"))
-    found = differences(products(tmp_path, often), products(alone))
+    found = differences(products(tmp_path, often), products(alone(SMALL)))
     assert max(found.values()) < 1e-5, found
 
 
