@@ -206,7 +206,7 @@ def joined(parts: Sequence[Reading]) -> Reading:
     Diagnostics that only some of them have are nan for the queries of the others.
     """
     exact = scipy.sparse.csr_array(scipy.sparse.vstack([one.exact_QxN for one in parts], "csr"))
-    missing = [np.full(one.exact_QxN.shape[0], np.nan) for one in parts]
+    missing = [np.full(len(one.exact_QxN.indptr) - 1, np.nan) for one in parts]
     diagnostics = {
         name: np.concatenate(
             [one.diagnostics.get(name, no) for one, no in zip(parts, missing, strict=True)]
