@@ -143,7 +143,7 @@ def test_a_run_goes_as_far_as_one_wants(tmp_path):
     assert 0 < found["mean_agreement"] < 1
     assert found["found"] + found["partly_found"] + found["not_found"] == pytest.approx(1)
     table = Attribution.load(tmp_path / "attribution.parquet").top(400)
-    assert set(table.found_by) == {"sketch", "estimate"}
+    assert "sketch" in set(table.found_by) <= {"sketch", "estimate"}
     assert (tmp_path / "attribution.parquet").exists()
     assert not (tmp_path / "bank").exists()
     assert "0.000" not in done.stdout

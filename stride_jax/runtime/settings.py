@@ -48,9 +48,9 @@ def build(
 
     >>> from stride_jax.design import Design
     >>> build(Design, {"num_subsets": 100})
-    Design(num_subsets=100, degree=10, seed=0)
+    Design(num_subsets=100, degree=10, seed=0, kind='auto')
     >>> build(Design, {"degree": "5"}, default=Design(seed=3), from_text=["degree"])
-    Design(num_subsets=1000, degree=5, seed=3)
+    Design(num_subsets=1000, degree=5, seed=3, kind='auto')
     """
     if not isinstance(values, Mapping):
         raise ValueError(_no_section(cls, values, where))
