@@ -31,12 +31,26 @@ def attribution():
     )
 
 
+def exact_bits(attribution):
+    """Sources of two scores of three, bits of three sources."""
+    bits = (np.arange(120, dtype=np.uint8) % 8).reshape(4, 30)
+    return bits * (np.arange(120).reshape(4, 30) % 3 > 0) * (attribution.scores != 0)
+
+
+def named(bits):
+    names = [name for i, name in enumerate(("kept", "sketch", "bm25")) if bits >> i & 1]
+    return "+".join(names) or "estimate"
+
+
 @pytest.fixture
 def labelled(attribution):
     """The same with all that an attribution may know, its scores sparse."""
     return dataclasses.replace(
         attribution,
         scores=scipy.sparse.coo_array(attribution.scores),
+        exact=scipy.sparse.csr_array(exact_bits(attribution)),
+        sources=("kept", "sketch", "bm25"),
+        train_keys=[f"k{i // 2}" for i in range(30)],
         query_labels=[3, 1, 0, 2],
         train_labels=jnp.arange(30) % 4,
         diagnostics={
@@ -60,8 +74,8 @@ def expected_pairs(scores, k):
 def test_the_top_is_a_table_of_all_queries(attribution, labelled, k):
     table = labelled.top(k)
     assert list(table) == [
-        "query_id", "query_row", "train_id", "train_row", "rank", "score", "query_label",
-        "train_label",
+        "query_id", "query_row", "train_id", "train_row", "rank", "score", "found_by",
+        "query_label", "train_label",
     ]  # fmt: skip
     pairs = list(expected_pairs(attribution.scores, k))
     columns = ["query_row", "train_row", "rank", "score"]
@@ -70,8 +84,11 @@ def test_the_top_is_a_table_of_all_queries(attribution, labelled, k):
     assert table.train_id.tolist() == [f"t{i}" for _, i, *_ in pairs]
     assert table.query_label.tolist() == [[3, 1, 0, 2][q] for q, *_ in pairs]
     assert table.train_label.tolist() == [i % 4 for _, i, *_ in pairs]
+    bits = exact_bits(attribution)
+    assert table.found_by.tolist() == [named(bits[q, i]) for q, i, *_ in pairs]
     plain = attribution.top(k)
-    pd.testing.assert_frame_equal(plain, table.drop(columns=["query_label", "train_label"]))
+    known = ["found_by", "query_label", "train_label"]
+    pd.testing.assert_frame_equal(plain, table.drop(columns=known))
     if k == 100:
         pd.testing.assert_frame_equal(attribution.to_pandas(), plain)
     for name in attribution.query_ids:
@@ -107,8 +124,12 @@ def test_sparse_scores_answer_like_dense_ones(attribution, labelled):
 
 def assert_same(back, attribution):
     np.testing.assert_array_equal(back.scores_QxN, attribution.scores_QxN)
-    for name in ("query_ids", "train_ids", "query_labels", "train_labels"):
+    for name in ("query_ids", "train_ids", "query_labels", "train_labels", "train_keys"):
         np.testing.assert_array_equal(getattr(back, name), getattr(attribution, name))
+    assert back.sources == attribution.sources
+    assert (back.exact is None) == (attribution.exact is None)
+    if attribution.exact is not None:
+        np.testing.assert_array_equal(back.exact.toarray(), attribution.exact.toarray())
     assert back.settings == attribution.settings
     assert back.versions == attribution.versions
     assert set(back.diagnostics) == set(attribution.diagnostics)

@@ -52,11 +52,38 @@ def test_every_pair_of_subsets_is_equally_likely():
     assert scipy.stats.chisquare(drawn).pvalue > 1e-3
 
 
+def test_keys_join_subsets_together_and_move_no_others():
+    design = Design(num_subsets=40, degree=5, kind="hash")
+    alone = np.asarray(designs.known_membership(design, ids(200)))
+    keys = np.array(ids(200))
+    keys[[3, 50, 199]] = "a document"
+    joined = np.asarray(designs.known_membership(design, ids(200), keys))
+    others = np.setdiff1d(np.arange(200), [3, 50, 199])
+    np.testing.assert_array_equal(joined[others], alone[others])
+    assert len(np.unique(joined[[3, 50, 199]], axis=0)) == 1
+
+
+def test_clusters_follow_where_classifiers_are_fitted_in_closed_form():
+    resolved = lambda *asked: Design(50).resolved(*asked).kind  # noqa: E731
+    assert resolved((100,), "closed_form") == resolved((100, 1), "closed_form") == "clusters"
+    for shape, fit in (((99,), "closed_form"), ((100, 2), "closed_form"), ((100,), "joint")):
+        assert resolved(shape, fit) == "hash"
+    for kind in ("hash", "clusters"):
+        assert Design(50, kind=kind).resolved((60, 9), "closed_form").kind == kind
+    assert designs.known_membership(Design(50, kind="clusters"), ids(60)) is None
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Design(num_subsets=5, degree=6), "degree=6 exceeds num_subsets=5"),
         (lambda: Design(num_subsets=0), "num_subsets=0"),
+        (lambda: Design(kind="random"), "kind='random': use 'auto', 'hash' or 'clusters'"),
+        (lambda: Design(kind="clusters").resolved((9,), "joint"), "kind='clusters' with fit='jo"),
+        (
+            lambda: designs.known_membership(Design(21, 2, kind="clusters"), ids(20)),
+            "num_subsets=21 clusters of 20 examples",
+        ),
         (lambda: designs.membership(Design(100, 2), ids(20)), r"exceeds .* 20 \* 2 = 40"),
         (lambda: designs.membership(Design(100, 2), ids(60)), "of 100 subsets are empty"),
         (lambda: designs.membership(Design(2, 1), ["a", "a", "b"]), "1 of 3 example ids"),
