@@ -9,20 +9,25 @@ are scored; H kept tokens.
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from stride_jax import operators as ops
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
-from stride_jax.observed import as_training
+from stride_jax.observed import Forward, Source, refuse_not_finite
+from stride_jax.operators.basis import example_features
+from stride_jax.operators.gradients import steering_gradients
+from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.taps import Params
 
-Directions = dict[str, np.ndarray]
+Directions = dict[str, jax.Array]
 """`{site: V of each row, [Y, R, O]}`."""
 
 
@@ -55,13 +60,14 @@ def directions(
       execution: devices, memory.
     """
     settings = frozen.settings.closed_form
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in frozen.sites}
+    parts: dict[str, list[jax.Array]] = {name: [] for name in frozen.sites}
     for chunk in frozen.chunks(queries, execution, "directions"):
         for name, site in frozen.sites.items():
             source, basis = frozen.observed_source(name, chunk), index.operators[name].basis
-            v_YxRxO = ops.directions(index.fisher[name], basis, site, source, settings, group)
-            parts[name].append(np.asarray(v_YxRxO))
-    return {name: np.concatenate(own) for name, own in parts.items()}
+            parts[name].append(
+                ops.directions(index.fisher[name], basis, site, source, settings, group)
+            )
+    return {n: v[0] if len(v) == 1 else jnp.concatenate(v) for n, v in parts.items()}
 
 
 def kept_scores(index: Index, v: Directions, memory: int = 1 << 30) -> Columns:
@@ -70,7 +76,7 @@ def kept_scores(index: Index, v: Directions, memory: int = 1 << 30) -> Columns:
     row_U = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int32)
     w_YxU = np.zeros((len(next(iter(v.values()))), len(row_U)), np.float32)
     for name, kept in index.kept.items():
-        v_YxG = v[name].reshape(len(v[name]), -1)
+        v_YxG = meshes.fetch(v[name]).reshape(len(v[name]), -1)
         size = max(1, memory // (16 * v_YxG.shape[1]))
         for first in range(0, len(kept), size):
             own = jax.tree.map(lambda x: x[first : first + size], kept)  # noqa: B023
@@ -88,6 +94,37 @@ def _summed(b_HxR: jax.Array, e_HxO: jax.Array, at_H: jax.Array, count: int) -> 
     return jax.ops.segment_sum(g_HxRxO.reshape(len(at_H), -1), at_H, count)
 
 
+class Step(NamedTuple):
+    """What a compiled step of exact scores depends on besides shapes.
+
+    Attributes:
+      forward: the frozen model on training examples; traced.
+      parts: number of equal parts in which a batch runs the model.
+      mesh: devices.
+    """
+
+    forward: Forward
+    parts: int
+    mesh: Mesh
+
+
+@functools.partial(jax.jit, static_argnames="step")
+def score_batch(
+    params: Params, site: ops.Site, basis: ops.Basis, v_YxG: jax.Array, batch: Any, step: Step
+) -> jax.Array:
+    """Exact scores of a batch at one site, `[B, Y]`; no gradient outlives it."""
+
+    def part(batch: Any) -> jax.Array:
+        observed, context = step.forward(params, site, batch)
+        b_nxTxR = example_features(basis, observed.activations)
+        g_nxRxO = steering_gradients(site, params, b_nxTxR, observed, context)
+        return g_nxRxO.reshape(len(g_nxRxO), -1)
+
+    devices = step.mesh.size
+    pieces = jax.tree.map(lambda x: meshes.cut(x, devices, step.parts), batch)
+    return meshes.joined(jax.lax.map(part, pieces), devices) @ v_YxG.T
+
+
 def scored(
     frozen: FrozenModel,
     index: Index,
@@ -96,7 +133,7 @@ def scored(
     rows: np.ndarray,
     execution: Execution = Execution(),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Exact scores of some training examples, chunk by chunk, each read once.
+    """Exact scores of some training examples, batch by batch, each read once for every site.
 
     Args:
       frozen: the model.
@@ -107,25 +144,68 @@ def scored(
       execution: devices, bars, memory.
 
     Yields:
-      The rows of a chunk, and their scores `[Y, chunk]`.
+      The rows of a batch, and their scores `[Y, batch]`, nats.
+
+    Raises:
+      ValueError: logits that are not finite.
     """
-    doubt = frozen.settings.closed_form.doubt
-    # A part of the rows at a time, so that memory-mapped examples stay on disk.
-    each = max(1, examples.inputs[:1].nbytes + examples.labels[:1].nbytes)
-    most = min(_rounded(len(rows)), max(1, execution.memory // 4 // each))
-    for first in range(0, len(rows), most):
-        some = rows[first : first + most]
-        # One of few sizes, so that the next question finds its programs compiled.
-        part = _some(examples, np.resize(some, most) if len(rows) < len(examples) else some)
-        for chunk in frozen.chunks(part, execution, "exact"):
-            chunk = chunk._replace(observed=as_training(chunk.observed, doubt))
-            total = np.zeros((), np.float32)
-            for name, site in frozen.sites.items():
-                source, basis = frozen.observed_source(name, chunk), index.operators[name].basis
-                total = total + ops.direct_scores(v[name], basis, site, source, execution.memory)
-            real = some[chunk.rows]
-            if len(real):
-                yield real, total[:, : len(real)]
+    asked = {n: (own, index.operators[n].basis, v[n]) for n, own in frozen.sites.items()}
+    yield from score_rows(asked, frozen.source(examples, training=True), rows, execution)
+
+
+def score_rows(
+    asked: Mapping[str, tuple[ops.Site, ops.Basis, jax.Array]],
+    source: Source,
+    rows: np.ndarray,
+    execution: Execution = Execution(),
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`scored` of examples as a source has them.
+
+    Args:
+      asked: `{site: itself, its basis, and the directions of all rows}`.
+      source: training examples, doubted as the closed form reads them.
+      rows, execution: as in `scored`.
+    """
+    if not len(rows):
+        return
+    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
+    params, whole = meshes.everywhere(source.params, mesh), meshes.replicated(mesh)
+    site, _, first_v = next(iter(asked.values()))
+    width = max(v[0].size for _, _, v in asked.values())
+    size, parts = batch_size(source.extent(site), width, len(rows), execution, mesh)
+    placed = [
+        meshes.place((site, basis, v.reshape(len(v), -1)), whole)
+        for site, basis, v in asked.values()
+    ]
+    step = Step(source.forward, parts, mesh)
+    for first in execution.progress(range(0, len(rows), size), desc="exact"):
+        some = rows[first : first + size]
+        batch = meshes.place(source.data, meshes.over_examples(mesh), np.resize(some, size))
+        total_BxY = np.zeros((size, len(first_v)), np.float32)
+        for own in placed:
+            total_BxY += meshes.fetch(score_batch(params, *own, batch, step=step))
+        refuse_not_finite(total_BxY)
+        yield some, total_BxY[: len(some)].T
+
+
+def batch_size(
+    extent: tuple[int, int], width: int, count: int, execution: Execution, mesh: Mesh
+) -> tuple[int, int]:
+    """Examples per batch, of all devices, and the parts in which each device reads its own.
+
+    Args:
+      extent: T tokens and C classes.
+      width: R O, numbers of one gradient.
+      count: examples to score.
+      execution: an eighth of the memory holds gradients, a sixteenth a part's logits.
+      mesh: devices.
+    """
+    tokens, classes = extent
+    most = min(execution.batch_size, max(1, execution.memory // 8 // (4 * width)))
+    # One of few sizes, so that the next question finds its programs compiled.
+    own = meshes.even(_rounded(-(-count // mesh.size)), most)
+    parts = -(-own // max(1, execution.memory // 16 // (4 * 4 * tokens * classes)))
+    return mesh.size * parts * -(-own // parts), parts
 
 
 def _rounded(count: int) -> int:
@@ -136,14 +216,6 @@ def _rounded(count: int) -> int:
     """
     step = 1 << max(0, (count - 1).bit_length() - 3)
     return -(-count // step) * step
-
-
-def _some(examples: Examples, rows: np.ndarray) -> Examples:
-    """Rows of checked examples, of which some may repeat."""
-    weights = None if examples.weights is None else examples.weights[rows]
-    return Examples.trusted(
-        examples.inputs[rows], examples.labels[rows], examples.ids[rows], weights
-    )
 
 
 def positions(index: Index, examples: Examples) -> np.ndarray:

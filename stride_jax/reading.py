@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
 from stride_jax.scores import Scores, stacked
+from stride_jax.settings import ReadSettings
 
 VERDICTS = ("found", "partly found", "not found: raise K or the budget, or use clusters")
 """What a certificate says of an answer."""
@@ -52,20 +53,19 @@ class Asked:
 
     Attributes:
       y_YxK: measurements, of queries or of their token groups, a query's groups in a row.
-      v: directions of the same rows; None where nothing can be scored exactly.
+      aim: directions of the rows of some queries, which it is given by number; None where nothing
+        would be scored exactly.
       num_queries: Q.
     """
 
     y_YxK: np.ndarray
-    v: Directions | None
+    aim: Callable[[np.ndarray], Directions] | None
     num_queries: int
 
-    def take(self, queries: Sequence[int] | range | np.ndarray) -> "Asked":
-        """Some of the queries."""
+    def rows(self, queries: np.ndarray) -> np.ndarray:
+        """Measurements of some queries."""
         groups = len(self.y_YxK) // self.num_queries
-        rows = (np.asarray(queries)[:, None] * groups + np.arange(groups)).reshape(-1)
-        v = None if self.v is None else {name: own[rows] for name, own in self.v.items()}
-        return Asked(self.y_YxK[rows], v, len(queries))
+        return self.y_YxK[(queries[:, None] * groups + np.arange(groups)).reshape(-1)]
 
 
 class Corpus(NamedTuple):
@@ -96,17 +96,34 @@ def measure_all(
     return np.sum(parts, axis=0)
 
 
-def aim(
+def asked_of(
     frozen: FrozenModel,
     index: Index,
     queries: Examples,
-    group: int,
+    y_YxK: np.ndarray,
+    settings: ReadSettings,
+    has_corpus: bool,
     execution: Execution = Execution(),
-) -> Directions | None:
-    """Directions of queries; None for an index without curvature."""
-    if not index.fisher:
-        return None
-    return directions(frozen, index, queries, group, execution)
+) -> Asked:
+    """Queries with their measurements, and their directions where any would be scored exactly.
+
+    Args:
+      frozen, index: what is read.
+      queries: Q of them.
+      y_YxK: their measurements.
+      settings: token groups, and the budget of exact scores.
+      has_corpus: whether the training data are at hand.
+      execution: devices, memory.
+    """
+    may_score = has_corpus and settings.exact.allowed(len(index.train_ids)) > 0
+    if not index.fisher or not (index.kept or may_score):
+        return Asked(y_YxK, None, len(queries))
+
+    def aim(some: np.ndarray) -> Directions:
+        own = queries if len(some) == len(queries) else queries.take(some)
+        return directions(frozen, index, own, settings.measure.group, execution)
+
+    return Asked(y_YxK, aim, len(queries))
 
 
 def read(
@@ -125,7 +142,7 @@ def read(
     Args:
       own: the design, from `estimate.estimator`.
       index: what is kept, and bases.
-      asked: measurements and directions.
+      asked: measurements, and how directions are had.
       corpus: the training data; None without.
       others: candidates besides those of the sketch.
       execution: memory, bars.
@@ -133,31 +150,30 @@ def read(
     settings, count = own.settings.exact, len(index.train_ids)
     groups = len(asked.y_YxK) // asked.num_queries
     place = None if corpus is None else positions(index, corpus.examples)
+    width = sum(one.a_KxRxO[0].size for one in index.operators.values()) if asked.aim else 1
     # About eight arrays of a block's rows over all examples are alive at once.
-    size = max(1, execution.memory // 2 // (8 * 4 * groups * count))
+    size = execution.memory // 2 // (8 * 4 * groups * count)
     file = None
     if _is_long(own, index, asked, execution):
         # No array over all examples and queries: blocks hold directions and shortlists alone.
-        size = max(1, execution.memory // 4 // (4 * groups * max(1, _width(asked))))
+        size = execution.memory // 4 // (4 * groups * width)
         file = invert(own.cluster_N, own.rest_N, index.settings.design.num_subsets)
+    size = max(1, min(size, execution.memory // (4 * groups * width)))
     parts: list[tuple[Peeled, Estimate]] = []
     for first in range(0, asked.num_queries, size):
-        block = range(first, min(first + size, asked.num_queries))
-        some = asked.take(block)
-        kept = None
-        if some.v is not None and index.kept:
-            kept = kept_scores(index, some.v, execution.memory)
+        block = np.arange(first, min(first + size, asked.num_queries))
+        y_YxK = asked.rows(block)
+        v = None if asked.aim is None else asked.aim(block)
+        kept = kept_scores(index, v, execution.memory) if v is not None and index.kept else None
         score = None
-        if corpus is not None and some.v is not None and settings.allowed(count):
+        if corpus is not None and v is not None and settings.allowed(count):
             assert place is not None, "a corpus has places"
-            score = _scorer(corpus, index, some.v, place, execution)
+            score = _scorer(corpus, index, v, place, execution)
         named = [Candidates(one.source, one.row_QxP[block]) for one in others]
         if file is not None:
-            parts.append(listed(own, file, some.y_YxK, kept, score, named, settings))
+            parts.append(listed(own, file, y_YxK, kept, score, named, settings))
             continue
-        parts.append(
-            peel(own, some.y_YxK, some.num_queries, kept, score, named, settings, execution)
-        )
+        parts.append(peel(own, y_YxK, len(block), kept, score, named, settings, execution))
     whole = joined([_reading(*part) for part in parts])
     return whole if index.unit == 1 else whole._replace(scores=whole.scores * index.unit)
 
@@ -168,11 +184,6 @@ def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -
     one_row_each = len(asked.y_YxK) == asked.num_queries and not own.settings.exact.shrink
     too_long = 4 * asked.num_queries * len(index.train_ids) > execution.memory // 4
     return own.state is None and whole and one_row_each and too_long
-
-
-def _width(asked: Asked) -> int:
-    """Numbers of the directions of one row."""
-    return sum(own[0].size for own in (asked.v or {}).values())
 
 
 def _scorer(

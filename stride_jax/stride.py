@@ -31,7 +31,7 @@ from stride_jax.frozen import FrozenModel, freeze
 from stride_jax.index import Index
 from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.operators import kept as stores
-from stride_jax.reading import Asked, Corpus, aim, measure_all, read, say_where_no_signal
+from stride_jax.reading import Corpus, asked_of, measure_all, read, say_where_no_signal
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.settings import IndexSettings, ReadSettings
@@ -268,12 +268,9 @@ def attribute(
     frozen = _frozen_for(index, tapped, params, queries, execution)
     y_YxK = measure_all(frozen, index.operators, queries, settings.measure, execution)
     say_where_no_signal(y_YxK, queries.ids)
-    v = aim(frozen, index, queries, settings.measure.group, execution)
+    asked = asked_of(frozen, index, queries, y_YxK, settings, train is not None, execution)
     corpus = None if train is None else Corpus(frozen, train)
-    reading = read(
-        estimator(index, settings, execution), index, Asked(y_YxK, v, len(queries)), corpus,
-        others, execution,
-    )  # fmt: skip
+    reading = read(estimator(index, settings, execution), index, asked, corpus, others, execution)
     return Attribution(
         queries.ids, index.train_ids, reading.scores,
         plain({"index": index.settings, "read": settings}),

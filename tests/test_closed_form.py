@@ -13,6 +13,7 @@ import stride_jax
 from stride_jax import operators as ops
 from stride_jax import reading, stride, taps
 from stride_jax.design import Design, membership, subset_sum
+from stride_jax.exact import score_rows
 from stride_jax.examples import Examples
 from stride_jax.fitting import store_of
 from stride_jax.frozen import freeze, resolve
@@ -160,8 +161,9 @@ def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form, 
     found = np.asarray(fitted.a_KxRxO) * np.asarray(fitted.size_K)[:, None, None]
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
     # Direct scores are <g_x, (F + gamma I)^{-1} g_i>, and sum over subsets to the measurements.
-    v = np.asarray(ops.directions(ops.fisher_of(made.moments), basis, site, source, how))
-    scores = ops.direct_scores(v, basis, site, source, memory=200_000)
+    v = ops.directions(ops.fisher_of(made.moments), basis, site, source, how)
+    parts = score_rows({where: (site, basis, v)}, source, np.arange(400), small)
+    scores = np.concatenate([own for _, own in parts], axis=1)
     dense = reference(form, site, basis, observed, g, g[:5])
     expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / 400
     np.testing.assert_allclose(scores[:5], expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())

@@ -17,6 +17,7 @@ from stride_jax import reading
 from stride_jax.attribution import found_by
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.estimate import Estimator, estimator
+from stride_jax.exact import Directions
 from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
 from stride_jax.recovery import SelectionSettings
@@ -181,9 +182,7 @@ def ask(
     asked, loss = _measure(run, *question(tokenizer, prompt, completion, length))
     if contrast is not None:
         asked = _rather(asked, _measure(run, *question(tokenizer, prompt, contrast, length))[0])
-    spoken_G = np.abs(asked.y_YxK).max(axis=1) > 0  # groups of the prompt alone measure nothing
-    v = None if asked.v is None else {name: own[spoken_G] for name, own in asked.v.items()}
-    asked = reading.Asked(asked.y_YxK[spoken_G], v, 1)
+    asked = _spoken(asked)
     corpus = reading.Corpus(run.frozen, run.train)
     own = reading.read(_estimator(run), run.index, asked, corpus)
     scores_N = as_dense(own.scores)[0]
@@ -203,17 +202,29 @@ def ask(
 
 def _rather(asked: reading.Asked, than: reading.Asked) -> reading.Asked:
     """A question against another one: what speaks for the first and against the second."""
-    v = None
-    if asked.v is not None and than.v is not None:
-        v = {name: np.concatenate([own, -than.v[name]]) for name, own in asked.v.items()}
-    return reading.Asked(np.concatenate([asked.y_YxK, -than.y_YxK]), v, 1)
+    y_GxK, first, second = np.concatenate([asked.y_YxK, -than.y_YxK]), asked.aim, than.aim
+    if first is None or second is None:
+        return reading.Asked(y_GxK, None, 1)
+
+    def aim(some: np.ndarray) -> Directions:
+        other = second(some)
+        return {n: jnp.concatenate([own, -other[n]]) for n, own in first(some).items()}
+
+    return reading.Asked(y_GxK, aim, 1)
+
+
+def _spoken(asked: reading.Asked) -> reading.Asked:
+    """A question without its groups of the prompt alone, which measure nothing."""
+    spoken_G, aim = np.abs(asked.y_YxK).max(axis=1) > 0, asked.aim
+    own = None if aim is None else lambda some: {n: v[spoken_G] for n, v in aim(some).items()}
+    return reading.Asked(asked.y_YxK[spoken_G], own, 1)
 
 
 def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[reading.Asked, float]:
     """Measurements and directions of one question's token groups, and its loss."""
-    query, settings = Examples(inputs, labels), run.settings.read.measure
-    y_GxK = reading.measure_all(run.frozen, run.index.operators, query, settings)
-    asked = reading.Asked(y_GxK, reading.aim(run.frozen, run.index, query, settings.group), 1)
+    query, settings = Examples(inputs, labels), run.settings.read
+    y_GxK = reading.measure_all(run.frozen, run.index.operators, query, settings.measure)
+    asked = reading.asked_of(run.frozen, run.index, query, y_GxK, settings, has_corpus=True)
     logits = run.tapped(run.model.params, jnp.asarray(inputs))[0]
     log_p = np.asarray(jax.nn.log_softmax(logits))[0]
     places = np.flatnonzero(labels[0] >= 0)

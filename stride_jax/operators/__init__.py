@@ -4,7 +4,6 @@ from stride_jax.operators.basis import Basis, BasisSettings, example_features, f
 from stride_jax.operators.closed_form import (
     ClosedFormSettings,
     closed_form,
-    direct_scores,
     directions,
 )
 from stride_jax.operators.content import Content
@@ -40,7 +39,6 @@ __all__ = [
     "add",
     "choose_tap",
     "closed_form",
-    "direct_scores",
     "directions",
     "draw_signs",
     "eigenbases",

@@ -23,8 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from stride_jax.observed import Context, Observed, Source
 from stride_jax.operators.basis import Basis, example_features
-from stride_jax.operators.fisher import Fisher, fisher_of, precondition
-from stride_jax.operators.gradients import steering_gradients
+from stride_jax.operators.fisher import Fisher, fisher_of, inverse_factors, precondition
+from stride_jax.operators.gradients import outer
 from stride_jax.operators.moments import FORMS, Curvature, Moments, shardings, zeros
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators
@@ -153,12 +153,25 @@ def closed_form(
     return Operators(basis, a_KxRxO, size_K, signs_C)
 
 
-@functools.partial(jax.jit, static_argnames="group")
-def _gradients(
-    site: Site, params: Params, basis: Basis, observed: Observed, context: Context, group: int = 0
+@functools.partial(jax.jit, static_argnames=("settings", "group"))
+def _directions(
+    fisher: Fisher,
+    basis: Basis,
+    site: Site,
+    source: tuple[Params, Observed, Context],
+    settings: ClosedFormSettings,
+    group: int,
 ) -> jax.Array:
+    params, observed, context = source
     b_BxTxR = example_features(basis, observed.activations)
-    return steering_gradients(site, params, b_BxTxR, observed, context, group)
+    e_BxTxO = site.errors(params, observed, context) * observed.weights_NxT[..., None]
+    if fisher.factors is not None:
+        # `A⁻¹ (b eᵀ) B⁻¹ = (A⁻¹ b) (B⁻¹ e)ᵀ`: tokens are cheaper to solve for than matrices.
+        left, right = inverse_factors(fisher, *settings.dampings)
+        g_BxRxO = outer(b_BxTxR @ left, e_BxTxO @ right, group)
+    else:
+        g_BxRxO = precondition(fisher, outer(b_BxTxR, e_BxTxO, group), *settings.dampings)
+    return g_BxRxO / fisher.tokens
 
 
 def directions(
@@ -179,30 +192,4 @@ def directions(
       settings: damping.
       group: tokens of a group; 0 for whole queries.
     """
-    g_QxRxO = _gradients(site, source.params, basis, *source.data, group=group)
-    return precondition(fisher, g_QxRxO, *settings.dampings) / fisher.tokens
-
-
-def direct_scores(
-    v_QxRxO: np.ndarray, basis: Basis, site: Site, source: Source, memory: int = 1 << 30
-) -> np.ndarray:
-    """`w_i = <g_x, (F + gamma I)^{-1} g_i> / Σ omega`, of which measurements are sums over subsets.
-
-    Args:
-      v_QxRxO: `directions` of the queries.
-      basis, site: parts of the index.
-      source: N training examples, observed as `observed.as_training` gives them.
-      memory: `Execution.memory`; a quarter holds the examples' gradients.
-
-    Returns:
-      `[Q, N]` float32 nats.
-    """
-    v = v_QxRxO.reshape(len(v_QxRxO), -1)
-    size = max(1, memory // (16 * v.shape[1]))
-    scores = np.empty((len(v), source.num_rows), np.float32)
-    for start in range(0, source.num_rows, size):
-        rows = slice(start, start + size)
-        part = jax.tree.map(lambda x: x[rows], source.data)  # noqa: B023
-        g = np.asarray(_gradients(site, source.params, basis, *part))
-        scores[:, rows] = v @ g.reshape(len(g), -1).T
-    return scores
+    return _directions(fisher, basis, site, (source.params, *source.data), settings, group)

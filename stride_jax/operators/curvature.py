@@ -236,18 +236,6 @@ def _part(
     return curvature, _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], residual_n)
 
 
-def _cut(v: jax.Array, devices: int, parts: int) -> jax.Array:
-    """Cut a batch into parts with as many rows of each device, so that no row moves."""
-    own = v.reshape(devices, parts, -1, *v.shape[1:])
-    return jnp.swapaxes(own, 0, 1).reshape(parts, -1, *v.shape[1:])
-
-
-def _join(v: jax.Array, devices: int) -> jax.Array:
-    """The batch that `_cut` cut."""
-    own = v.reshape(v.shape[0], devices, -1, *v.shape[2:])
-    return jnp.swapaxes(own, 0, 1).reshape(-1, *v.shape[2:])
-
-
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="step")
 def add_batch(
     sums: Sums,
@@ -270,11 +258,11 @@ def add_batch(
         new, rest = part(rows)
         return jax.tree.map(jnp.add, so_far, new), rest
 
-    pieces = jax.tree.map(lambda v: _cut(v, devices, step.parts), (batch.data, mask_B))
+    pieces = jax.tree.map(lambda v: meshes.cut(v, devices, step.parts), (batch.data, mask_B))
     shapes, _ = jax.eval_shape(part, jax.tree.map(lambda v: v[0], pieces))
     none = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
     new, rest = jax.lax.scan(add, none, pieces)
-    rest = jax.tree.map(lambda v: _join(v, devices), rest)
+    rest = jax.tree.map(lambda v: meshes.joined(v, devices), rest)
     b_BxTxR, e_BxTxO = rest.b_nxTxR, rest.e_nxTxO
     if content is not None:
         nearest_B = _assigned(content, b_BxTxR, e_BxTxO, step.mesh)

@@ -119,12 +119,24 @@ def precondition(
         rotated = rotated / (values + damping * values.mean())[None]
         return jnp.einsum("pr,bro,qo->bpq", left, rotated, right)
 
+    left, right = inverse_factors(fisher, damping, output_damping)
+    return jnp.einsum("pr,bro->bpo", left, (v_BxRxO.reshape(n * r, o) @ right).reshape(n, r, o))
+
+
+def inverse_factors(
+    fisher: Fisher, damping: float, output_damping: float
+) -> tuple[jax.Array, jax.Array]:
+    """The damped inverses of the two Kronecker factors, `[R, R]` and `[O, O]`.
+
+    Args:
+      fisher: of the form `kronecker`.
+      damping, output_damping: of either side, as in `precondition`.
+    """
+
     def inverse(factor: jax.Array, damping: float) -> jax.Array:
         # One small factorisation, then plain products: faster than B triangular solves.
         values, vectors = jnp.linalg.eigh(factor.astype(jnp.float32))
         return (vectors / (values + damping * values.mean())[None]) @ vectors.T
 
     assert fisher.factors is not None, "a Fisher has one of three forms"
-    left = inverse(fisher.factors[0], damping)
-    right = inverse(fisher.factors[1], output_damping)
-    return jnp.einsum("pr,bro->bpo", left, (v_BxRxO.reshape(n * r, o) @ right).reshape(n, r, o))
+    return inverse(fisher.factors[0], damping), inverse(fisher.factors[1], output_damping)

@@ -37,9 +37,14 @@ def steering_gradients(
     lowers the loss by `<g, a>` to first order.
     """
     errors_BxTxO = site.errors(params, observed, context) * observed.weights_NxT[..., None]
+    return outer(b_BxTxR, errors_BxTxO, group)
+
+
+def outer(b_BxTxR: jax.Array, e_BxTxO: jax.Array, group: int = 0) -> jax.Array:
+    """`Σ_t b_t e_tᵀ` per example, `[B, R, O]`, or per group of tokens, `[B G, R, O]`."""
     if group:
-        b_BxTxR, errors_BxTxO = (token_groups(v, group) for v in (b_BxTxR, errors_BxTxO))
-    return jnp.einsum("btr,bto->bro", b_BxTxR, errors_BxTxO)
+        b_BxTxR, e_BxTxO = (token_groups(v, group) for v in (b_BxTxR, e_BxTxO))
+    return jnp.einsum("btr,bto->bro", b_BxTxR, e_BxTxO)
 
 
 def squared_errors(p: jax.Array, labels: jax.Array) -> jax.Array:

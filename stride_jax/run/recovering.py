@@ -8,7 +8,7 @@ import scipy.sparse
 from stride_jax.estimate import estimator
 from stride_jax.examples import Examples
 from stride_jax.index import Index
-from stride_jax.reading import Asked, Corpus, Reading, aim, joined, on_this_process, read
+from stride_jax.reading import Asked, Corpus, Reading, asked_of, joined, on_this_process, read
 from stride_jax.run.products import Arrays
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
@@ -55,10 +55,9 @@ def read_in_blocks(
         path = folder / f"{block[0]:09d}-{block[-1]:09d}.npz"
         if path.exists():
             continue
-        some = queries.take(block)
-        asked = Asked(y_YxK, None, len(queries)).take(block)
-        v = aim(corpus.frozen, index, some, settings.measure.group, execution)
-        reading = read(own, index, Asked(asked.y_YxK, v, len(some)), corpus, (), execution)
+        y = Asked(y_YxK, None, len(queries)).rows(block)
+        asked = asked_of(frozen, index, queries.take(block), y, settings, True, execution)
+        reading = read(own, index, asked, corpus, (), execution)
         write_arrays(path, **to_arrays(reading))
     processes.wait("recovery done")
     paths = sorted(folder.glob("*.npz"))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -173,6 +174,18 @@ def fetch(array: Any) -> np.ndarray:
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def cut(v: jax.Array, devices: int, parts: int) -> jax.Array:
+    """A batch in parts with as many rows of each device, so that no row moves: `[parts, n, …]`."""
+    own = v.reshape(devices, parts, -1, *v.shape[1:])
+    return jnp.swapaxes(own, 0, 1).reshape(parts, -1, *v.shape[1:])
+
+
+def joined(v: jax.Array, devices: int) -> jax.Array:
+    """The batch that `cut` cut."""
+    own = v.reshape(v.shape[0], devices, -1, *v.shape[2:])
+    return jnp.swapaxes(own, 0, 1).reshape(-1, *v.shape[2:])
 
 
 def check_divisible(name: str, size: int, mesh: Mesh, axis: str) -> None:
