@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import growth
+from benchmarks import growth, growth_data, growth_search
 from benchmarks.levels import assign_levels, dealt, fit_levels, nearest
 from stride_jax.inverted import invert, strongest
 from stride_jax.operators.content import spherical_means
@@ -156,21 +156,24 @@ def test_the_benchmark_writes_what_it_promises(tmp_path):
 
 
 def test_gradients_of_a_shorter_file_start_a_longer(tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "_CHUNK", 100)
-    short = np.array(growth.gradients(tmp_path / "g", 150, 1.0))
-    long = np.array(growth.gradients(tmp_path / "g", 350, 1.0))
+    monkeypatch.setattr(growth_data, "_CHUNK", 100)
+    short = np.array(growth_data.gradients(tmp_path / "g", 150, 1.0))
+    long = np.array(growth_data.gradients(tmp_path / "g", 350, 1.0))
     np.testing.assert_array_equal(long[:150], short)
     assert long.shape == (350, 32)
     assert np.isfinite(long).all()
 
 
 def test_both_ways_of_ours_answer_as_a_scan_of_clusters_with_a_positive_sum(tmp_path):
-    g_NxZ = growth.gradients(tmp_path / "g", 2000, 1.0)
+    g_NxZ = growth_data.gradients(tmp_path / "g", 2000, 1.0)
     size_N = np.linalg.norm(g_NxZ, axis=1, keepdims=True)
     for two_levels in (False, True):
-        clusters = growth.fit_clusters(g_NxZ, 50, two_levels)
-        ours, own_N = growth.build(g_NxZ, clusters), growth.assign(clusters, g_NxZ / size_N)
-        for v_Z in growth.Mixture().draw(3, np.random.default_rng(0)):
+        clusters = growth_search.fit_clusters(g_NxZ, 50, two_levels)
+        ours, own_N = (
+            growth_search.build(g_NxZ, clusters),
+            growth_search.assign(clusters, g_NxZ / size_N),
+        )
+        for v_Z in growth_data.Mixture().draw(3, np.random.default_rng(0)):
             w_N = g_NxZ @ v_Z
             w_N[np.bincount(own_N, w_N, 50)[own_N] <= 0] = -np.inf
             np.testing.assert_array_equal(ours.ask(v_Z, 2000)[:10], np.argsort(-w_N)[:10])
