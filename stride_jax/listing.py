@@ -8,6 +8,7 @@ Letters of its own: U kept examples, P places of a shortlist, Z scores of an ans
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -22,6 +23,18 @@ from stride_jax.settings import ExactSettings
 
 _LEAST = 1000
 """Estimates that an answer lists at least."""
+
+
+class _Shortlists(NamedTuple):
+    """What is scored exactly, one array per query.
+
+    Attributes:
+      rows: of the index, ascending.
+      bits: of the sources that named each.
+    """
+
+    rows: list[np.ndarray]
+    bits: list[np.ndarray]
 
 
 def listed(
@@ -48,53 +61,90 @@ def listed(
       Scores in compressed rows, and the last estimate.
     """
     count, queries = own.matrix_KxN.shape[1], len(y_QxK)
-    empty = Columns(np.zeros(0, np.int64), np.zeros((queries, 0), np.float32))
-    kept = empty if kept is None else kept
-    sources = (KEPT, cands.SKETCH, *(one.source for one in others))
+    if kept is None:
+        kept = Columns(np.zeros(0, np.int64), np.zeros((queries, 0), np.float32))
     left_QxK = y_QxK - (own.matrix_KxN[:, kept.row_U] @ kept.w_YxU.T).T
     size_QxK = np.repeat((own.matrix_KxN @ own.rest_N)[None], queries, axis=0)
     share_QxK = _shares(left_QxK, size_QxK)
-    none = np.full(queries, np.nan)
-    agreement_Q, error_Q, chosen = none, none, [np.zeros(0, np.int64)] * queries
-    exact, bits = [np.zeros(0, np.float32)] * queries, [np.zeros(0, np.uint8)] * queries
-    if score is not None and (budget := settings.allowed(count)):
-        chosen, bits = _shortlists(own, file, share_QxK, others, budget)
-        control = control_rows(count, settings.control)
-        union = np.unique(np.concatenate([*chosen, control]))
-        w_QxU = score(union)
-        cluster_U = own.cluster_N[union]
-        guess_QxU = share_QxK[:, cluster_U] * own.rest_N[union]
-        at_kept = np.searchsorted(kept.row_U, union) if len(kept.row_U) else None
-        if at_kept is not None:
-            inside = np.isin(union, kept.row_U)
-            guess_QxU[:, inside] = kept.w_YxU[:, at_kept[inside]]
-        compared_QxU = np.tile(np.isin(union, control), (queries, 1))
-        for q, rows in enumerate(chosen):
-            at = np.searchsorted(union, rows)
-            compared_QxU[q, at], exact[q] = True, w_QxU[q, at]
-            np.subtract.at(left_QxK[q], cluster_U[at], w_QxU[q, at])
-            np.subtract.at(size_QxK[q], cluster_U[at], own.rest_N[rows])
-        agreement_Q, error_Q = compare(guess_QxU, w_QxU, compared_QxU, 1)
+    budget = 0 if score is None else settings.allowed(count)
+    chosen = _shortlists(own, file, share_QxK, others, budget)
+    agreement_Q = error_Q = np.full(queries, np.nan)
+    exact = [np.zeros(0, np.float32)] * queries
+    if score is not None and budget:
+        scored = _scored(chosen, score, control_rows(count, settings.control))
+        exact = [w_U[at] for w_U, at in zip(scored.w_YxU, _places(scored, chosen), strict=True)]
+        agreement_Q, error_Q = _compared(own, share_QxK, kept, scored, chosen, settings)
+        for q, (rows, w) in enumerate(zip(chosen.rows, exact, strict=True)):
+            np.subtract.at(left_QxK[q], own.cluster_N[rows], w)
+            np.subtract.at(size_QxK[q], own.cluster_N[rows], own.rest_N[rows])
         share_QxK = _shares(left_QxK, size_QxK)
-    length = max(_LEAST, max(map(len, chosen)))
-    row_QxZ, w_QxZ = strongest(file, share_QxK, length + max(map(len, chosen)))
-    parts = []
-    for q, rows in enumerate(chosen):
-        rest = (row_QxZ[q] >= 0) & ~np.isin(row_QxZ[q], rows)
-        rest[np.flatnonzero(rest)[length:]] = False
-        at = np.concatenate([kept.row_U, rows, row_QxZ[q][rest]])
-        parts.append((at, np.concatenate([kept.w_YxU[q], exact[q], w_QxZ[q][rest]])))
-    kept_bits = np.ones(len(kept.row_U), np.uint8)
-    named = [
-        (np.concatenate([kept.row_U, rows]), np.concatenate([kept_bits, own_bits]))
-        for rows, own_bits in zip(chosen, bits, strict=True)
-    ]
     shape = queries, count
+    scores = _rows(_answers(file, share_QxK, kept, chosen, exact), shape)
     peeled = Peeled(
-        _rows(parts, shape), _rows(named, shape), sources, explained(y_QxK, left_QxK, queries),
-        agreement_Q, error_Q,
+        scores, _rows(_named(kept, chosen), shape),
+        (KEPT, cands.SKETCH, *(one.source for one in others)),
+        explained(y_QxK, left_QxK, queries), agreement_Q, error_Q,
     )  # fmt: skip
     return peeled, Estimate(None, share_QxK, None, None)
+
+
+def _scored(chosen: _Shortlists, score: Score, control: np.ndarray) -> Columns:
+    """Exact scores of all shortlists and the control, for all queries."""
+    union = np.unique(np.concatenate([*chosen.rows, control]))
+    return Columns(union, score(union))
+
+
+def _places(scored: Columns, chosen: _Shortlists) -> list[np.ndarray]:
+    """Where each query's shortlist stands among what was scored."""
+    return [np.searchsorted(scored.row_U, rows) for rows in chosen.rows]
+
+
+def _compared(
+    own: Estimator,
+    share_QxK: np.ndarray,
+    kept: Columns,
+    scored: Columns,
+    chosen: _Shortlists,
+    settings: ExactSettings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """How estimates agree with exact scores on each query's shortlist and the control."""
+    union, w_QxU = scored
+    guess_QxU = share_QxK[:, own.cluster_N[union]] * own.rest_N[union]
+    inside = np.isin(union, kept.row_U)
+    guess_QxU[:, inside] = kept.w_YxU[:, np.searchsorted(kept.row_U, union[inside])]
+    control = control_rows(own.matrix_KxN.shape[1], settings.control)
+    compared_QxU = np.tile(np.isin(union, control), (len(w_QxU), 1))
+    for compared_U, at in zip(compared_QxU, _places(scored, chosen), strict=True):
+        compared_U[at] = True
+    return compare(guess_QxU, w_QxU, compared_QxU, 1)
+
+
+def _answers(
+    file: Inverted,
+    share_QxK: np.ndarray,
+    kept: Columns,
+    chosen: _Shortlists,
+    exact: Sequence[np.ndarray],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows and scores of each query's answer: kept, exact, and the strongest estimates."""
+    longest = max(map(len, chosen.rows))
+    length = max(_LEAST, longest)
+    row_QxZ, w_QxZ = strongest(file, share_QxK, length + longest)
+    answers = []
+    for q, rows in enumerate(chosen.rows):
+        rest = np.flatnonzero((row_QxZ[q] >= 0) & ~np.isin(row_QxZ[q], rows))[:length]
+        at = np.concatenate([kept.row_U, rows, row_QxZ[q][rest]])
+        answers.append((at, np.concatenate([kept.w_YxU[q], exact[q], w_QxZ[q][rest]])))
+    return answers
+
+
+def _named(kept: Columns, chosen: _Shortlists) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows and sources of each query's exact scores."""
+    of_kept = np.ones(len(kept.row_U), np.uint8)
+    return [
+        (np.concatenate([kept.row_U, rows]), np.concatenate([of_kept, bits]))
+        for rows, bits in zip(*chosen, strict=True)
+    ]
 
 
 def _shares(y_QxK: np.ndarray, size_QxK: np.ndarray) -> np.ndarray:
@@ -109,8 +159,8 @@ def _shortlists(
     share_QxK: np.ndarray,
     others: Sequence[Candidates],
     budget: int,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Rows of each query's shortlist, ascending, and the bits of the sources that named them."""
+) -> _Shortlists:
+    """Each query's strongest and those that other sources name, as many as the budget holds."""
     row_QxP, _ = strongest(file, share_QxK, budget)
     lists, bits = [], []
     for q, mine in enumerate(row_QxP):
@@ -128,7 +178,7 @@ def _shortlists(
         order = np.argsort(rows)
         lists.append(rows[order])
         bits.append(named[order])
-    return lists, bits
+    return _Shortlists(lists, bits)
 
 
 def _rows(
