@@ -77,13 +77,16 @@ def kept_scores(index: Index, v: Directions, memory: int = 1 << 30) -> Columns:
     w_YxU = np.zeros((len(next(iter(v.values()))), len(row_U)), np.float32)
     for name, kept in index.kept.items():
         v_YxG = meshes.fetch(v[name]).reshape(len(v[name]), -1)
+        place_H = np.searchsorted(row_U, np.asarray(kept.row_H))
+        order = np.argsort(place_H, kind="stable")
         size = max(1, memory // (16 * v_YxG.shape[1]))
-        for first in range(0, len(kept), size):
-            own = jax.tree.map(lambda x: x[first : first + size], kept)  # noqa: B023
-            places = np.searchsorted(row_U, np.asarray(own.row_H))
-            unique, at_h = np.unique(places, return_inverse=True)
-            g_uxG = np.asarray(_summed(own.b_HxR, own.e_HxO, at_h, len(unique)))
-            w_YxU[:, unique] += v_YxG @ g_uxG.T
+        for start in range(0, len(kept), size):
+            some = order[start : start + size]
+            first, last = place_H[some[0]], place_H[some[-1]]
+            own = jax.tree.map(lambda x: x[some], kept)  # noqa: B023
+            count = int(last - first) + 1
+            g_uxG = np.asarray(_summed(own.b_HxR, own.e_HxO, place_H[some] - first, count))
+            w_YxU[:, first : last + 1] += v_YxG @ g_uxG.T
     return Columns(row_U, w_YxU)
 
 

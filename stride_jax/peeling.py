@@ -103,6 +103,8 @@ def peel(
     budget = 0 if score is None else settings.allowed(count)
     for turn in range(settings.rounds if budget else 0):
         assert score is not None, "a budget needs data"
+        if (state.bits_QxN != 0).all():
+            break  # all scores are exact
         share = budget * (turn + 1) // settings.rounds - budget * turn // settings.rounds
         rows_QxN = _chosen(own, made, rest_YxK, state, others if turn == 0 else (), share)
         control = control_rows(count, settings.control)
@@ -254,7 +256,9 @@ def shrunk(w_YxN: np.ndarray, quantile: float) -> np.ndarray:
     >>> shrunk(np.array([[4.0, -3.0, 1.0, 0.5, 0.0]], np.float32), 0.5).tolist()
     [[3.0, -2.0, 0.0, 0.0, 0.0]]
     """
-    size_YxN = np.abs(w_YxN)
+    level_Y = np.empty(len(w_YxN), w_YxN.dtype)
     at = int(quantile * (w_YxN.shape[1] - 1))
-    level_Y = np.partition(size_YxN, at, axis=1)[:, at]
-    return np.sign(w_YxN) * np.maximum(size_YxN - level_Y[:, None], 0)
+    for row, own in enumerate(w_YxN):  # row by row, which stays in the processor's cache
+        level_Y[row] = np.partition(np.abs(own), at)[at]
+    # w less what lies within the level: sign(w) max(|w| − level, 0).
+    return w_YxN - np.clip(w_YxN, -level_Y[:, None], level_Y[:, None])

@@ -191,7 +191,8 @@ def finish(
         queries = _take(waiting, slots)
         out = _run(state, opened, queries, settings, slots, fraction_Q, fraction_Q)
         for place, q in enumerate(queries):
-            own = jax.tree.map(lambda a: a[place], out)  # noqa: B023
+            working = WorkingSet(*(a[place] for a in out.working))
+            own = Round(working, *(a[place] for a in out[1:]))
             if _is_done(state, opened, so_far, q, own, float(fraction_Q[q]), settings):
                 next(ticks, None)
             else:
