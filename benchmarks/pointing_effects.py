@@ -14,7 +14,12 @@ from benchmarks.pointing_figures import (
     ratio_interval,
 )
 from stride_jax import evaluation
-from stride_jax.evaluation import BankSettings, CounterfactualSettings, Retraining
+from stride_jax.evaluation import (
+    BankSettings,
+    CounterfactualSettings,
+    Retraining,
+    unit_of_effects,
+)
 from stride_jax.evaluation.lds import subset_sums
 from stride_jax.evaluation.retrain import model_keys, retrain
 from stride_jax.run.pipeline import Run
@@ -128,9 +133,9 @@ def _rise(losses_MxExQ: np.ndarray, whole_JxQ: np.ndarray) -> np.ndarray:
 def _slopes(name: str, real_QxM: np.ndarray, predicted_QxM: np.ndarray) -> list[Row]:
     """The slope, raw and where a quarter of the groups, two at least, gave the unit."""
     count = max(2, real_QxM.shape[1] // 4)
-    measured = evaluation.unit(real_QxM[:, :count], predicted_QxM[:, :count])
-    others = evaluation.unit(real_QxM[:, count:], measured.slope * predicted_QxM[:, count:])
-    whole = evaluation.unit(real_QxM, predicted_QxM)
+    measured = unit_of_effects(real_QxM[:, :count], predicted_QxM[:, :count])
+    others = unit_of_effects(real_QxM[:, count:], measured.slope * predicted_QxM[:, count:])
+    whole = unit_of_effects(real_QxM, predicted_QxM)
     rows = []
     for label, own in ((name, whole), (f"{name}, unit of {count} other groups", others)):
         rows += [
@@ -138,7 +143,7 @@ def _slopes(name: str, real_QxM: np.ndarray, predicted_QxM: np.ndarray) -> list[
             Row(f"{label}, at most 3", own.slope, "lower", own.ci95, 3.0),
         ]
     centred = [v - v.mean(axis=1, keepdims=True) for v in (real_QxM, predicted_QxM)]
-    alone = evaluation.unit(*centred)
+    alone = unit_of_effects(*centred)
     return [*rows, Row(f"{name}, means over groups taken off", alone.slope, "higher", alone.ci95)]
 
 

@@ -27,6 +27,7 @@ from stride_jax.runtime.progress import bars
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.stride import append, attribute, direct, fit
 from stride_jax.taps import TappedModel, from_function, with_temperature
+from stride_jax.unit import Unit
 from stride_jax.version import __version__
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "ReadSettings",
     "SelectionSettings",
     "TappedModel",
+    "Unit",
     "UnreadableFileError",
     "__version__",
     "append",

@@ -19,6 +19,7 @@ from stride_jax.ids import as_ids, as_keys
 from stride_jax.runtime.files import UnreadableFileError
 from stride_jax.runtime.tables import read_table, write_table
 from stride_jax.scores import Scores, as_dense, as_scores, mean, ranked, row_scores, top_rows
+from stride_jax.unit import Unit, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,7 @@ class Attribution:
       sources: their names, from bit 0 on.
       train_keys: `[N]` strings, equal for training examples that act as one; None where each
         stands alone.
+      unit: what the scores were multiplied by, where it is known; None where nobody measured it.
 
     Raises:
       ValueError: arrays that do not fit each other, ids that repeat, or scores that are not finite.
@@ -64,7 +66,7 @@ class Attribution:
     >>> scores = np.array([[0.5, 0.0, -2.0], [0.0, 1.0, 3.0]])
     >>> attribution = Attribution(["x", "y"], ["a", "b", "c"], scores)
     >>> attribution
-    Attribution(2 queries x 3 training examples, 66.7 % non-zero)
+    Attribution(2 queries x 3 training examples, 66.7 % non-zero; relative: unit not measured)
     >>> attribution.proponents("y")
     [('c', 3.0), ('b', 1.0)]
     >>> attribution.top(1)[["query_id", "train_id", "rank", "score"]]
@@ -85,6 +87,7 @@ class Attribution:
     exact: scipy.sparse.csr_array | None = None
     sources: Sequence[str] = ()
     train_keys: np.ndarray | None = None
+    unit: Unit | None = None
 
     def __post_init__(self) -> None:
         query_ids = as_ids("query_ids", self.query_ids)
@@ -111,7 +114,7 @@ class Attribution:
         made_by = ", ".join(f"{v}={design[n]}" for n, v in letters.items() if n in design)
         return (
             f"Attribution({queries} queries x {trains} training examples, {share:.3g} % non-zero"
-            f"{'; ' if made_by else ''}{made_by})"
+            f"{'; ' if made_by else ''}{made_by}; {words(self.unit)})"
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -133,14 +136,16 @@ class Attribution:
           Columns `query_id`, `query_row`, `train_id`, `train_row`, `rank` (1, 2, … for proponents
           from the strongest, −1, −2, … for opponents), `score`, and `found_by` (`estimate`, or the
           source of an exact score), `query_label`, `train_label` where they are known. Zero scores
-          are left out.
+          are left out. `attrs["scores"]` says what scores are in.
 
         Raises:
           ValueError: a k that is no positive integer.
         """
         import pandas as pd
 
-        return pd.DataFrame(self._columns(_positive("k", k)))
+        table = pd.DataFrame(self._columns(_positive("k", k)))
+        table.attrs["scores"] = words(self.unit)
+        return table
 
     def to_pandas(self) -> "pd.DataFrame":
         """All non-zero scores, in the form of `top`."""
@@ -176,6 +181,23 @@ class Attribution:
         member_N[self._train(train_ids)] = 1
         return np.asarray(self.scores @ member_N, np.float64)
 
+    def in_unit(self, unit: Unit) -> "Attribution":
+        """The same scores in nats, where the unit is known; else as they are.
+
+        Args:
+          unit: from `evaluation.measure_unit`.
+
+        Raises:
+          ValueError: the scores have a unit already.
+
+        >>> relative = Attribution(["x"], ["a"], np.array([[3.0]]))
+        >>> relative.in_unit(Unit(2.0, (1.5, 2.5))).score("x", "a")
+        6.0
+        """
+        if self.unit is not None:
+            raise ValueError(f"these scores have the unit {self.unit.slope:.3g} already")
+        return dataclasses.replace(self, scores=self.scores * np.float32(unit.factor), unit=unit)
+
     def by_key(self, keys: Sequence[str] | np.ndarray | None = None) -> "Attribution":
         """Scores of groups of training examples: of copies, documents, sources.
 
@@ -202,7 +224,7 @@ class Attribution:
         scores = self.scores @ sums
         return Attribution(
             self.query_ids, names[order], scores, self.settings, self.versions, self.query_labels,
-            diagnostics=self.diagnostics,
+            diagnostics=self.diagnostics, unit=self.unit,
         )  # fmt: skip
 
     def save(
@@ -238,6 +260,8 @@ class Attribution:
             "diagnostics": {n: (v.dtype.str, v.tolist()) for n, v in self.diagnostics.items()},
             "sources": list(self.sources),
             "sign": "positive = proponent",
+            "unit": None if self.unit is None else [self.unit.slope, *self.unit.ci95],
+            "scores": words(self.unit),
         }
         write_table(path, columns, note)
 
@@ -273,6 +297,7 @@ class Attribution:
             _exact(table, tuple(note.get("sources", ())), pairs, shape),
             tuple(note.get("sources", ())),
             note.get("train_keys"),
+            _unit(note.get("unit")),
         )
 
     def _query(self, query_id: str) -> int:
@@ -395,6 +420,10 @@ def _exact(
     return found
 
 
+def _unit(stored: list[float] | None) -> Unit | None:
+    return None if stored is None else Unit(stored[0], (stored[1], stored[2]))
+
+
 def _positions(ids: np.ndarray, wanted: np.ndarray) -> list[int]:
     place = {name: i for i, name in enumerate(ids.tolist())}
     return [place[name] for name in wanted.tolist()]
@@ -409,10 +438,10 @@ def ensemble(attributions: Sequence[Attribution]) -> Attribution:
       attributions: of the same queries and training examples, in the same order.
 
     Returns:
-      Sparse scores if all are sparse; labels of the first, no diagnostics.
+      Sparse scores if all are sparse; labels of the first, no diagnostics; the mean unit.
 
     Raises:
-      ValueError: none given, or ids that differ.
+      ValueError: none given, ids that differ, or some scores in nats and others relative.
     """
     if not attributions:
         raise ValueError("an ensemble needs at least one attribution")
@@ -421,6 +450,12 @@ def ensemble(attributions: Sequence[Attribution]) -> Attribution:
         for axis in ("query_ids", "train_ids"):
             if not np.array_equal(getattr(first, axis), getattr(other, axis)):
                 raise ValueError(f"attributions 0 and {i} differ in their {axis}")
+    units = [a.unit for a in attributions if a.unit is not None and a.unit.is_known]
+    if units and len(units) < len(attributions):
+        raise ValueError(
+            f"{len(units)} of {len(attributions)} attributions are in nats, the others relative: "
+            "measure every unit, or leave all out"
+        )
     return Attribution(
         first.query_ids,
         first.train_ids,
@@ -428,4 +463,13 @@ def ensemble(attributions: Sequence[Attribution]) -> Attribution:
         {"ensemble": [dict(a.settings) for a in attributions]},
         query_labels=first.query_labels,
         train_labels=first.train_labels,
+        unit=_mean_unit(units),
     )
+
+
+def _mean_unit(units: Sequence[Unit]) -> Unit | None:
+    """The unit of a mean of scores; its interval as wide as if all erred together."""
+    if not units:
+        return None
+    slope, low, high = np.mean([[one.slope, *one.ci95] for one in units], axis=0).tolist()
+    return Unit(slope, (low, high))

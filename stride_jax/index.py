@@ -21,6 +21,7 @@ from stride_jax import operators as ops
 from stride_jax.runtime.files import UnreadableFileError, plain, read_arrays, write_arrays
 from stride_jax.runtime.settings import build
 from stride_jax.settings import IndexSettings
+from stride_jax.unit import Unit
 from stride_jax.version import __version__
 
 FORMAT = 3
@@ -48,7 +49,8 @@ class Index:
       content: what `append` assigns new examples with; None where a hash does.
       moments: `{site: sums over the training set}`, which `append` needs; None where they were not
         asked for.
-      unit: what scores are multiplied by, 1 where nobody measured it (`evaluation.unit`).
+      unit: how scores compare with real effects (`evaluation.measure_unit`); None where nobody
+        measured it.
       model: fingerprint of the parameters it was made with; empty where nobody knows.
     """
 
@@ -64,7 +66,7 @@ class Index:
     content: ops.Content | None = None
     moments: dict[str, ops.Moments] | None = None
     model: str = ""
-    unit: float = 1.0
+    unit: Unit | None = None
 
     def __repr__(self) -> str:
         design, taps = self.settings.design, ", ".join(self.settings.taps)
@@ -88,6 +90,11 @@ class Index:
         """The signs of the logit site's folding, if it has one."""
         return self.operators["logit"].signs_C if "logit" in self.operators else None
 
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied by: the unit where it is known, else 1."""
+        return 1.0 if self.unit is None else self.unit.factor
+
     @functools.cached_property
     def subsets_Nxd(self) -> np.ndarray:
         """The membership, `[N, d]`; one subset each where content decides."""
@@ -106,6 +113,8 @@ class Index:
         arrays = to_arrays(self)
         if self.keys is not None:
             arrays["keys"] = self.keys
+        if self.unit is not None:
+            arrays["unit"] = np.array([self.unit.slope, *self.unit.ci95])
         for site, sums in (self.moments or {}).items() if moments else ():
             arrays |= {f"{site}:moments:{name}": v for name, v in _moment_arrays(sums).items()}
         write_arrays(
@@ -114,7 +123,6 @@ class Index:
             format=FORMAT,
             version=__version__,
             model=self.model,
-            unit=self.unit,
             train_ids=self.train_ids,
             settings=json.dumps(plain(self.settings)),
         )
@@ -145,10 +153,22 @@ class Index:
             keys = arrays.pop("keys", None)
             names = meta["train_ids"], keys
             index = from_arrays(arrays, names, settings, str(meta.get("model", "")))
+            unit = _unit_from(meta.get("unit"))
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
-        unit = float(meta.get("unit", 1.0))
         return dataclasses.replace(index, moments=_moments_from(arrays), unit=unit)
+
+
+def _unit_from(stored: np.ndarray | None) -> Unit | None:
+    """The unit of a file: slope and interval; a 1 alone was written where nobody measured it."""
+    if stored is None or (stored.ndim == 0 and stored == 1):
+        return None
+    if stored.shape != (3,):
+        raise ValueError(
+            f"its unit {stored} has no interval: measure it again, with evaluation.measure_unit"
+        )
+    slope, low, high = stored.tolist()
+    return Unit(slope, (low, high))
 
 
 def by_subset(name: str) -> bool:

@@ -175,7 +175,7 @@ def read(
             continue
         parts.append(peel(own, y_YxK, len(block), kept, score, named, settings, execution))
     whole = joined([_reading(*part) for part in parts])
-    return whole if index.unit == 1 else whole._replace(scores=whole.scores * index.unit)
+    return whole if index.factor == 1 else whole._replace(scores=whole.scores * index.factor)
 
 
 def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -> bool:

@@ -240,7 +240,7 @@ def attribute(
       execution: as in `fit`.
 
     Returns:
-      `[query, train]` scores in nats; positive = proponent.
+      `[query, train]` scores, in nats where the index knows their unit; positive = proponent.
 
     Raises:
       ValueError: queries that do not fit the model, or parameters other than the index's.
@@ -275,7 +275,7 @@ def attribute(
         queries.ids, index.train_ids, reading.scores,
         plain({"index": index.settings, "read": settings}),
         diagnostics=reading.diagnostics, exact=reading.exact_QxN, sources=reading.sources,
-        train_keys=index.keys,
+        train_keys=index.keys, unit=index.unit,
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
 
@@ -293,7 +293,8 @@ def direct(
     """The scores that the K measurements stand for, without the sketch (docs/method.md §8.2).
 
     `w_i = Σ_sites <g_x, (F + gamma I)^{-1} g_i> / Σ omega`, so that `M w` equals the measurements
-    to first order. A yardstick for small N: it runs the model on the whole training set again.
+    to first order. A yardstick for small N: it runs the model on the whole training set again. Its
+    scores are without the index' unit, which is measured on answers, thresholds and all.
 
     Args:
       tapped, params: the model the index was fitted on.
@@ -321,7 +322,7 @@ def direct(
     v = directions(frozen, index, asked, 0, execution)
     total = np.zeros((len(asked), len(trained)), np.float32)
     for rows, w_QxU in scored(frozen, index, v, trained, np.arange(len(trained)), execution):
-        total[:, rows] = w_QxU * np.float32(index.unit)
+        total[:, rows] = w_QxU
     return Attribution(asked.ids, index.train_ids, total, plain({"index": index.settings}))
 
 

@@ -10,7 +10,10 @@ import pytest
 
 from stride_jax import reading
 from stride_jax.applications.answer import question
+from stride_jax.attribution import Attribution
 from stride_jax.data.tokens import train_tokenizer
+from stride_jax.runtime.files import read_arrays, write_arrays
+from stride_jax.unit import Unit, words
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -52,6 +55,8 @@ def test_a_language_model_from_text_to_an_answer(tmp_path):
     assert worth["exact"] == 50, "the budget"
     best = max(worth["explained"], worth["agreement"])
     assert answer["verdict"] == reading.VERDICTS[0 if best >= 0.9 else 1 if best >= 0.5 else 2]
+    assert answer["scores"] == summary["scores"]
+    _check_unit(tmp_path, summary, answer, ask)
     done = ask("--prompt=And God", "--contrast= said")
     assert done.returncode == 0, done.stderr
     assert "rather than:  said" in done.stdout
@@ -66,6 +71,27 @@ def test_a_language_model_from_text_to_an_answer(tmp_path):
     done = call("experiments.ask", f"--workdir={tmp_path / 'none'}", "--prompt=And")
     assert done.returncode == 2
     assert "holds no run" in done.stderr
+
+
+def _check_unit(workdir, summary, answer, ask):
+    """The run's own unit is in its files; a unit that is known doubles the same answer's scores."""
+    unit = Unit(summary["unit"]["slope"], tuple(summary["unit"]["ci95"]))
+    path = workdir / f"{summary['products']['unit']}"
+    stored = read_arrays(path)
+    assert stored["unit"].tolist() == [unit.slope, *unit.ci95]
+    assert summary["scores"] == words(unit)
+    attribution = Attribution.load(workdir / "attribution.parquet")
+    assert attribution.unit == unit
+    assert f"; {words(unit)})" in repr(attribution)
+    assert answer["scores"] == words(unit)
+    write_arrays(path, **stored | {"unit": np.array([2.0, 1.5, 2.5])})
+    done = ask("--prompt=And God", "--completion= said", "--json")
+    doubled = json.loads(done.stdout)
+    assert doubled["scores"] == "nats, unit 2 [1.5, 2.5]"
+    for name in ("proponents", "opponents"):
+        before, after = ([one["score"] for one in given[name]] for given in (answer, doubled))
+        np.testing.assert_allclose(after, np.multiply(before, 2 / unit.factor), rtol=1e-5)
+    write_arrays(path, **stored)
 
 
 def test_a_question_counts_its_completion_alone():

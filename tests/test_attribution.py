@@ -108,7 +108,8 @@ def test_numpy_and_people_can_read_it(attribution, labelled):
     with pytest.raises(ValueError, match="need a copy"):
         np.array(labelled, copy=False)
     share = 100 * np.count_nonzero(dense) / 120
-    shown = f"Attribution(4 queries x 30 training examples, {share:.3g} % non-zero; K=9, d=2)"
+    shown = f"Attribution(4 queries x 30 training examples, {share:.3g} % non-zero; K=9, d=2; "
+    shown += "relative: unit not measured)"
     assert repr(labelled) == repr(attribution) == shown
 
 

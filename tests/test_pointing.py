@@ -23,6 +23,7 @@ from stride_jax.operators.moments import pairs
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
+from stride_jax.unit import Unit
 
 ONE = Execution(mesh=meshes.arranged((1, 1), jax.devices()))
 
@@ -280,9 +281,10 @@ def test_an_index_grown_on_fixed_centroids_is_the_one_fitted_at_once(trained, tm
         trained.tapped, trained.params, nothing, train.inputs, train.labels, ids=train.ids,
         execution=ONE,
     )  # fmt: skip
-    assert grown.unit == start.unit == 1
-    double = dataclasses.replace(grown, unit=2.0)
+    assert grown.unit is start.unit is None
+    double = dataclasses.replace(grown, unit=Unit(2.0, (1.5, 2.5)))
     close(asked(trained, double).scores_QxN, 2 * asked(trained, grown).scores_QxN)
+    assert asked(trained, double).unit == double.unit
     np.testing.assert_array_equal(grown.cluster_N, at_once.cluster_N)
     np.testing.assert_array_equal(grown.kept["logit"].row_H, at_once.kept["logit"].row_H)
     close(asked(trained, grown).scores_QxN, asked(trained, at_once).scores_QxN, 1e-4)
@@ -327,7 +329,7 @@ def test_a_list_has_the_scores_of_the_whole_answer(trained, kept, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["hash", "clusters"])
-def test_copies_under_different_ids_act_as_one(trained, kind):
+def test_copies_under_different_ids_act_as_one(trained, kind, monkeypatch):
     train = trained.train
     rows = np.concatenate([np.arange(400), [5] * 30])
     copies = Examples(train.inputs[rows], train.labels[rows], [f"n{i}" for i in range(430)])
@@ -348,6 +350,11 @@ def test_copies_under_different_ids_act_as_one(trained, kind):
     # One copy is scored for all of them.
     few = asked(trained, index, budget(1), train=copies, candidates={"mine": ["n420"]})
     close(few.scores_QxN[:, 400:], exact_scores[:, 400:], 1e-4)
+    if kind == "clusters":  # a list says the same
+        monkeypatch.setattr(reading, "_is_long", lambda *_: True)
+        some = asked(trained, index, budget(1), train=copies, candidates={"mine": ["n420"]})
+        close(some.scores_QxN, few.scores_QxN, 1e-4)
+        assert some.exact.toarray().tolist() == few.exact.toarray().tolist()
     close(few.scores_QxN[:, 5], exact_scores[:, 5], 1e-4)
 
 

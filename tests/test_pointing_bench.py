@@ -7,7 +7,6 @@ from benchmarks import pointing
 from benchmarks.pointing_figures import found, hits, ratio_interval
 from benchmarks.pointing_figures import sums_agreement as agreement
 from benchmarks.pointing_lists import COPIES, ORIGINALS, leaked
-from stride_jax import evaluation
 
 
 def test_found_and_hits_count_the_front_of_an_answer():
@@ -33,17 +32,8 @@ def test_sums_agree_as_far_as_scores_do():
     assert agreement(constant, true[:1]).tolist() == [0]
 
 
-def test_the_unit_is_the_slope_of_least_squares_through_the_origin():
-    real, predicted = np.array([[2.0, 1.0], [0.0, 2.0]]), np.array([[1.0, 2.0], [0.0, 1.0]])
-    found = evaluation.unit(real, predicted)
-    assert found.slope == pytest.approx((2 + 2 + 0 + 2) / (1 + 4 + 0 + 1))
+def test_a_ratio_has_the_interval_of_its_queries():
     assert ratio_interval(0.5 * np.arange(1.0, 9), np.arange(1.0, 9)) == pytest.approx((0.5, 0.5))
-    exact = evaluation.unit(3 * predicted, predicted)
-    assert exact.ci95 == pytest.approx((3, 3))
-    assert exact.is_known
-    assert not evaluation.unit(np.array([[1.0, -1.0]]), np.array([[1.0, 1.0]])).is_known
-    with pytest.raises(ValueError, match=r"at least two groups"):
-        evaluation.unit(real[:, :1], predicted[:, :1])
 
 
 def test_every_query_has_its_copies():

@@ -23,6 +23,7 @@ from stride_jax.measure import MeasureSettings
 from stride_jax.recovery import SelectionSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.scores import as_dense, top_rows
+from stride_jax.unit import words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Passage:
 
     Attributes:
       id: content hash of the sequence.
-      score: score in nats; positive = proponent.
+      score: in what `Answer.scores` says; positive = proponent.
       found_by: where its exact score came from, such as `kept` or `sketch`; `estimate` for a score
         that is none.
       references: passages that the sequence comes from.
@@ -75,6 +76,7 @@ class Answer:
       loss: loss of the completion, nats.
       proponents, opponents: training sequences, strongest first.
       support: number of training sequences with a score.
+      scores: what scores are in: nats, where the run measured their unit, or relative.
       verdict: whether the texts behind it were found (`reading.certificate`).
       diagnostics: the numbers behind the verdict, and of the recovery, where there was one.
     """
@@ -87,6 +89,7 @@ class Answer:
     proponents: list[Passage]
     opponents: list[Passage]
     support: int
+    scores: str
     verdict: str
     diagnostics: dict[str, float]
 
@@ -184,7 +187,8 @@ def ask(
         asked = _rather(asked, _measure(run, *question(tokenizer, prompt, contrast, length))[0])
     asked = _spoken(asked)
     corpus = reading.Corpus(run.frozen, run.train)
-    own = reading.read(_estimator(run), run.index, asked, corpus)
+    index = dataclasses.replace(run.index, unit=run.measured_unit)
+    own = reading.read(_estimator(run), index, asked, corpus)
     scores_N = as_dense(own.scores)[0]
     bits_N, y_K = own.exact_QxN.toarray()[0], asked.y_YxK.sum(axis=0)
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
@@ -195,6 +199,7 @@ def ask(
     return Answer(
         prompt, completion, contrast, generated, loss, proponents, opponents,
         support=int((scores_N != 0).sum()),
+        scores=words(index.unit),
         verdict=reading.VERDICTS[int(own.diagnostics["verdict"][0])],
         diagnostics={n: float(v[0]) for n, v in own.diagnostics.items() if n != "verdict"},
     )  # fmt: skip

@@ -87,6 +87,7 @@ def show(answer: Answer, console: Console) -> None:
     console.print(said)
     if answer.contrast is not None:
         console.print(Text(f"rather than: {answer.contrast}", style="dim"))
+    console.print(Text(f"scores: {answer.scores}", style="dim"))
     for title, passages in (("proponents", answer.proponents), ("opponents", answer.opponents)):
         console.print(Text(f"\n{title}", style="underline"))
         for passage in passages:

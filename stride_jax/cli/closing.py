@@ -63,7 +63,9 @@ def _recovery(summary: Mapping[str, Any]) -> list[str]:
          "mean_support": "{:.0f} estimated", "max_relative_gap": "duality gap below {:.1e}",
          "found": "found {:.0%}", "partly_found": "partly {:.0%}"},
     )  # fmt: skip
-    return [f"answers: {', '.join(said)}"] if said else []
+    scores = summary.get("scores")
+    lines = [f"answers: {', '.join(said)}"] if said else []
+    return [*lines, f"scores: {scores}"] if scores else lines
 
 
 def _figures(values: Mapping[str, Any], forms: Mapping[str, str]) -> list[str]:

@@ -30,7 +30,13 @@ from stride_jax.evaluation.statistics import (
     bootstrap_mean,
     ranking,
 )
-from stride_jax.evaluation.unit import Unit, unit
+from stride_jax.evaluation.unit import (
+    UnitSettings,
+    measure_unit,
+    unit_of_bank,
+    unit_of_effects,
+)
+from stride_jax.unit import Unit
 
 __all__ = [
     "Bank",
@@ -45,6 +51,7 @@ __all__ = [
     "PerQuery",
     "Retraining",
     "Unit",
+    "UnitSettings",
     "bank_key",
     "bank_origin",
     "bootstrap_difference",
@@ -57,10 +64,12 @@ __all__ = [
     "lds",
     "lds_difference",
     "mean_reciprocal_rank",
+    "measure_unit",
     "merge",
     "mislabel_auc",
     "ranking",
     "read_bank",
     "recall_at_k",
-    "unit",
+    "unit_of_bank",
+    "unit_of_effects",
 ]

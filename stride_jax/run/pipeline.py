@@ -1,4 +1,4 @@
-"""Data → base model → operators → measurements → recovery → attribution → evaluation.
+"""Data → base model → operators → measurements → recovery → unit → attribution → evaluation.
 
 Stages run when something needs them, and their products are stored in files; several processes run
 them together, and the finished part of a stage survives a kill.
@@ -46,6 +46,7 @@ from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.scores import Scores
+from stride_jax.unit import Unit
 
 STAGES = stages.STAGES
 
@@ -251,11 +252,28 @@ class Run:
 
     @property
     def influences(self) -> Scores:
-        """`[Q, N]` scores, dense or in compressed rows."""
+        """`[Q, N]` scores without their unit, dense or in compressed rows."""
         return self.reading.scores
 
-    def attribution(self) -> attribution.Attribution:
-        """STRIDE's scores with ids, labels and settings."""
+    @functools.cached_property
+    def unit(self) -> Unit | None:
+        """What scores are in, from models retrained without groups; None where it was not asked."""
+        if (settings := self.settings.unit) is None:
+            return None
+
+        def compute() -> Arrays:
+            own = evaluation.unit_of_bank(self._relative(), self._retrained("unit", settings.bank))
+            return {"unit": np.array([own.slope, *own.ci95])}
+
+        slope, low, high = self.products.arrays("unit", compute, lambda: self.reading)["unit"]
+        return Unit(float(slope), (float(low), float(high)))
+
+    @property
+    def measured_unit(self) -> Unit | None:
+        """The unit, if it was measured already: a question trains no models."""
+        return self.unit if self.products.path("unit").with_suffix(".npz").exists() else None
+
+    def _relative(self) -> attribution.Attribution:
         classes = self.query.labels.ndim == 1
         return attribution.Attribution(
             self.query.ids, self.train.ids, self.influences, used(self.resolved),
@@ -264,6 +282,11 @@ class Run:
             diagnostics=self.reading.diagnostics, exact=self.reading.exact_QxN,
             sources=self.reading.sources, train_keys=self.train.keys,
         )  # fmt: skip
+
+    def attribution(self) -> attribution.Attribution:
+        """STRIDE's scores in their unit, with ids, labels and settings."""
+        relative = self._relative()
+        return relative if self.unit is None else relative.in_unit(self.unit)
 
     @property
     def resolved(self) -> RunSettings:
@@ -283,16 +306,20 @@ class Run:
             raise ValueError(
                 "this run has bank=None, so there is nothing to evaluate against: give it a bank"
             )
-        setup = evaluation.Retraining(self.module, self.train, self.query, self.settings.train)
-        bank_settings, folder = self.settings.bank, self.workdir / "bank"
-        evaluation.fill_bank(
-            setup, bank_settings, folder, worker=(processes.index(), processes.count()),
-            progress=self.stop.between(self.progress), clock=time.monotonic,
-        )  # fmt: skip
-        processes.wait("bank done")
-        bank = evaluation.read_bank(setup, bank_settings, folder)
+        bank = self._retrained("bank", self.settings.bank)
         self.products.seconds["bank"] = bank.seconds
         return bank
+
+    def _retrained(self, stage: str, settings: evaluation.BankSettings) -> evaluation.Bank:
+        """A stage's models, retrained by all processes; those that are in the folder are read."""
+        setup = evaluation.Retraining(self.module, self.train, self.query, self.settings.train)
+        folder = self.workdir / "bank"
+        evaluation.fill_bank(
+            setup, settings, folder, worker=(processes.index(), processes.count()),
+            progress=self.stop.between(self.progress), clock=time.monotonic,
+        )  # fmt: skip
+        processes.wait(f"models of {stage} done")
+        return evaluation.read_bank(setup, settings, folder)
 
     def baseline(self, name: str) -> np.ndarray:
         """Scores of a baseline, `[Q, N]`."""

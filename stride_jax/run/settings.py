@@ -8,7 +8,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from stride_jax.data import DataSettings, TextSettings, VerseSettings
-from stride_jax.evaluation import BankSettings
+from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
@@ -53,6 +53,7 @@ class RunSettings:
       num_checkpoints: checkpoints along the base model's training, the last one the model itself.
       index: settings of the index.
       read: settings of its reading.
+      unit: the trainings that tell what scores are in; None leaves scores relative.
       bank: ground truth; None for a run without evaluation.
       top_k: proponents and opponents stored per query; 0 stores every non-zero score.
       execution: devices, checkpoints and memory.
@@ -67,6 +68,7 @@ class RunSettings:
     num_checkpoints: int = 5
     index: IndexSettings = IndexSettings()
     read: ReadSettings = ReadSettings()
+    unit: UnitSettings | None = None
     bank: BankSettings | None = None
     top_k: int = 100
     execution: ExecutionSettings = ExecutionSettings()
@@ -89,7 +91,7 @@ OTHER_SECTIONS = ("leaderboard", "retrieval", "plan")
 """Sections of a config that other programs read."""
 
 # Settings that change no product, or by rounding at most.
-_FREE = ("execution.", "bank.models_at_once")
+_FREE = ("execution.", "bank.models_at_once", "unit.models_at_once")
 
 
 def run_settings(

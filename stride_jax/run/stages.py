@@ -12,6 +12,7 @@ STAGES = (
     "operators",
     "measurements",
     "recovery",
+    "unit",
     "attribution",
     "evaluation",
 )
@@ -37,6 +38,11 @@ def _data(values: dict[str, Any]) -> Any:
     return {name: values[name] for name in ("data", "text", "verses", "facts") if name in values}
 
 
+def _unit(values: dict[str, Any]) -> Any:
+    own = values["unit"]
+    return own and {name: value for name, value in own.items() if name != "models_at_once"}
+
+
 PRODUCTS = {
     "data": Stage((), _data, together=False),
     "model": Stage(("data",), lambda v: (v["model"], v["train"], v["num_checkpoints"])),
@@ -45,6 +51,7 @@ PRODUCTS = {
     "recovery": Stage(
         ("measurements",), lambda v: {n: own for n, own in v["read"].items() if n != "measure"}
     ),
+    "unit": Stage(("recovery",), _unit),
     # Three baselines that cost little, for comparison.
     "random": Stage(("data",), lambda _: (), together=False),
     "feature-cosine": Stage(("model",), lambda _: (), together=False),

@@ -19,6 +19,7 @@ from stride_jax.runtime import processes
 from stride_jax.runtime.files import plain, read_json, write_json
 from stride_jax.runtime.machine import device_name
 from stride_jax.scores import as_dense
+from stride_jax.unit import words
 
 # With fewer, intervals are wider than the differences between methods.
 _LEAST_SUBSETS, _LEAST_QUERIES = 30, 100
@@ -63,6 +64,7 @@ def _work(run: Run, wanted: tuple[str, ...]) -> None:
         "operators": lambda: run.index,
         "measurements": lambda: run.measurements,
         "recovery": lambda: run.reading,
+        "unit": lambda: run.unit,
         "attribution": lambda: _write_attribution(run),
         "evaluation": lambda: None if run.settings.bank is None else run.bank,
     }
@@ -91,6 +93,8 @@ def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
         "held_out_loss": model.get("held_out_loss"),
         "temperature": model.get("temperature"),
         "recovery": _recovery(run) if "recovery" in wanted else None,
+        "unit": run.unit if "unit" in wanted else None,
+        "scores": words(run.unit) if "unit" in wanted else None,
         "until": wanted[-1],
         "stages": run.products.seconds,
         "seconds": sum(run.products.seconds.values()),
@@ -171,7 +175,7 @@ def _products(run: Run, wanted: tuple[str, ...]) -> dict[str, str]:
     for stage in wanted:
         if stage in ("model", "operators"):
             products[stage] = run.products.path(stage)
-        elif stage in ("measurements", "recovery"):
+        elif stage in ("measurements", "recovery") or (stage == "unit" and run.settings.unit):
             products[stage] = run.products.path(stage).with_suffix(".npz")
         elif stage == "attribution":
             products[stage] = run.workdir / "attribution.parquet"

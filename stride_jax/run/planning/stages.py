@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from stride_jax import measure, models, recovery, taps
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
-from stride_jax.evaluation import retrain
+from stride_jax.evaluation import BankSettings, retrain
 from stride_jax.examples import Examples
 from stride_jax.fitting import store_of
 from stride_jax.frozen import FrozenModel, resolve
@@ -103,7 +103,8 @@ def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
 
     Returns:
       Costs of the pass over the training set and of the solution, or of joint training, site by
-      site; of measuring, by hash of recovery, and, where the settings have one, of the bank.
+      site; of measuring, by hash of recovery, and, where the settings have them, of the models that
+      tell the unit and of the bank.
 
     Raises:
       ValueError: settings that a real run would refuse too.
@@ -115,7 +116,9 @@ def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
     costs += [_measurement(scene, name) for name in names]
     if scene.frozen.settings.design.kind == "hash":
         costs.append(_recovery(scene))
-    return costs if settings.bank is None else [*costs, _bank(scene)]
+    if settings.unit is not None:
+        costs.append(_bank(scene, settings.unit.bank, "unit"))
+    return costs if settings.bank is None else [*costs, _bank(scene, settings.bank, "bank")]
 
 
 def index_bytes(settings: RunSettings, extent: Extent, mesh: Mesh) -> int:
@@ -228,11 +231,13 @@ def _recovery(scene: _Scene) -> StageCost:
     return cost("recovery, a round", program)
 
 
-def _bank(scene: _Scene) -> StageCost:
-    """Models of the ground truth that one device trains together."""
+def _bank(scene: _Scene, bank: BankSettings, name: str) -> StageCost:
+    """Retrained models that one device trains together."""
     s, extent, one = scene.settings, scene.extent, scene.one
-    assert s.bank is not None
-    devices = math.gcd(s.bank.models_at_once, scene.mesh.size)
+    devices = math.gcd(bank.models_at_once, scene.mesh.size)
+    members = round(bank.alpha * extent.num_train)
+    if bank.kind == "groups":
+        members = extent.num_train - extent.num_train // bank.num_subsets
 
     def rows(v: np.ndarray, count: int) -> Any:
         return shape((count, *v.shape[1:]), v.dtype)
@@ -245,7 +250,7 @@ def _bank(scene: _Scene) -> StageCost:
     }
     program = retrain.program(
         models.make_model(s.model, extent.num_classes), s.train, data,
-        (s.bank.models_at_once // devices, round(s.bank.alpha * extent.num_train)),
-        scene.mesh.size, s.bank.num_subsets * s.bank.num_seeds,
+        (bank.models_at_once // devices, members), scene.mesh.size,
+        bank.num_subsets * bank.num_seeds,
     )  # fmt: skip
-    return cost("bank, models together", program)
+    return cost(f"{name}, models together", program)
