@@ -86,9 +86,9 @@ class Answers:
         return score_direct(self.index, run.model, run.train, run.query, self.settings)
 
 
-def exactly(budget: int | None, **others: Any) -> dict[str, Any]:
-    """How an index is read with so many exact scores a query; `rounds` or `shrink` besides."""
-    own = {"budget": budget, **others}
+def exactly(budget: int | None, *, rounds: int = 1, **others: Any) -> dict[str, Any]:
+    """How an index is read with so many exact scores a query; `shrink` besides."""
+    own = {"budget": budget, "rounds": rounds, **others}
     return {f"read.exact.{name}": value for name, value in own.items()}
 
 

@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "measure": {"form": "first_order", "group": 4},
                 "prior": 0.0,
                 "lasso": {"lambda_fraction": 0.2, "relative_gap": 1e-2},
-                "exact": common.exact(500, shrink=0.99),
+                "exact": common.exact(500, rounds=1, shrink=0.99),
             },
             "unit": {"groups": 8, "models_at_once": 1},
             "bank": common.bank(models_at_once=1),

@@ -53,9 +53,9 @@ def classifier_read() -> dict[str, Any]:
     }
 
 
-def exact(budget: int | None, shrink: float = 0.0) -> dict[str, Any]:
+def exact(budget: int | None, rounds: int = 3, shrink: float = 0.0) -> dict[str, Any]:
     """How many examples are scored exactly for a query, and how far scores are shrunk."""
-    return {"budget": budget, "rounds": 1, "control": 64, "shrink": shrink}
+    return {"budget": budget, "rounds": rounds, "control": 64, "shrink": shrink}
 
 
 def execution(parameters: str = "replicated", seconds: float = 300.0) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class ExactSettings:
 
     Attributes:
       budget: examples per query; None for 300, or all if there are fewer.
-      rounds: of candidates; each sees what those before it left.
+      rounds: of candidates, each a share of the budget; each sees what those before it left. By
+        hash every round is another Lasso.
       control: examples drawn at random, whose exact scores say how good the estimates are.
       shrink: quantile of the magnitudes of a row's scores by which all are shrunk towards zero
         (soft thresholding), before the token groups of a query are added up; 0 leaves them as they
@@ -78,7 +79,7 @@ class ExactSettings:
     """
 
     budget: int | None = None
-    rounds: int = 1
+    rounds: int = 3
     control: int = 64
     shrink: float = 0.0
 
