@@ -4,9 +4,11 @@ By content, the strongest estimates come from an inverted file (`inverted`), so 
 in proportion to K, its budget and the length of its answer. An answer lists what is kept, what was
 scored exactly and the strongest estimates; other scores are not zero, but not in it either.
 
-Letters of its own: U kept examples, P places of a shortlist, Z scores of an answer.
+Letters of its own: U examples that are kept or scored, P places of a shortlist, Z scores of an
+answer.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from stride_jax import candidates as cands
 from stride_jax.candidates import Candidates
 from stride_jax.estimate import Estimate, Estimator
 from stride_jax.exact import Columns
-from stride_jax.inverted import Inverted, strongest
+from stride_jax.inverted import Inverted, invert, strongest
 from stride_jax.peeling import KEPT, Peeled, Score, compare, control_rows, explained
 from stride_jax.settings import ExactSettings
 
@@ -25,21 +27,72 @@ _LEAST = 1000
 """Estimates that an answer lists at least."""
 
 
-class _Shortlists(NamedTuple):
-    """What is scored exactly, one array per query.
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What finds the strongest of an index by content.
 
     Attributes:
-      rows: of the index, ascending.
-      bits: of the sources that named each.
+      members: all examples that are not kept.
+      size_N: sizes of the gradients that an exact score of each stands for: of copies the first
+        stands for all of them.
+      firsts: members of those sizes, which a shortlist names; the same file where nothing has
+        copies.
+      copy_N: rows, those of one first copy next to each other; None likewise.
+      first_N: the first copy of each of them, ascending; None likewise.
     """
 
-    rows: list[np.ndarray]
-    bits: list[np.ndarray]
+    members: Inverted
+    size_N: np.ndarray
+    firsts: Inverted
+    copy_N: np.ndarray | None
+    first_N: np.ndarray | None
+
+    def copies(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All copies of first copies, ascending, and which of the rows each is a copy of."""
+        if self.copy_N is None or self.first_N is None:
+            return rows, np.arange(len(rows))
+        begin, end = (np.searchsorted(self.first_N, rows, side) for side in ("left", "right"))
+        parts = [self.copy_N[i:j] for i, j in zip(begin, end, strict=True)]
+        copies, place = (
+            np.concatenate([rows[:0], *parts]),
+            np.repeat(np.arange(len(rows)), end - begin),
+        )
+        order = np.argsort(copies)
+        return copies[order], place[order]
+
+
+def filed(own: Estimator) -> Files:
+    """Order the examples of an index by cluster and size, once for all queries."""
+    num_subsets = own.matrix_KxN.shape[0]
+    members = invert(own.cluster_N, own.rest_N, num_subsets)
+    if own.twin_N is None:
+        return Files(members, own.rest_N, members, None, None)
+    size_N = np.bincount(own.twin_N, own.rest_N, len(own.rest_N)).astype(np.float32)
+    copy_N = np.argsort(own.twin_N, kind="stable")
+    firsts = invert(own.cluster_N, size_N, num_subsets)
+    return Files(members, size_N, firsts, copy_N, own.twin_N[copy_N])
+
+
+class _Exact(NamedTuple):
+    """What one query knows beyond what is kept.
+
+    Attributes:
+      row_U: rows of the index, ascending.
+      bits_U: of the sources that named them.
+      w_U: exact scores.
+    """
+
+    row_U: np.ndarray
+    bits_U: np.ndarray
+    w_U: np.ndarray
+
+
+_NOTHING = _Exact(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.float32))
 
 
 def listed(
     own: Estimator,
-    file: Inverted,
+    files: Files,
     y_QxK: np.ndarray,
     kept: Columns | None,
     score: Score | None,
@@ -50,7 +103,7 @@ def listed(
 
     Args:
       own: the design of the index.
-      file: its members that are not kept.
+      files: from `filed`.
       y_QxK: measurements of whole queries.
       kept: scores of what the index keeps whole; None for an index that keeps nothing.
       score: gives exact scores; None without the training data.
@@ -64,39 +117,67 @@ def listed(
     if kept is None:
         kept = Columns(np.zeros(0, np.int64), np.zeros((queries, 0), np.float32))
     left_QxK = y_QxK - (own.matrix_KxN[:, kept.row_U] @ kept.w_YxU.T).T
-    size_QxK = np.repeat((own.matrix_KxN @ own.rest_N)[None], queries, axis=0)
-    share_QxK = _shares(left_QxK, size_QxK)
-    budget = 0 if score is None else settings.allowed(count)
-    chosen = _shortlists(own, file, share_QxK, others, budget)
+    size_QxK = np.repeat((own.matrix_KxN @ own.rest_N.astype(np.float64))[None], queries, axis=0)
+    share_QxK = _shares(left_QxK, size_QxK, size_QxK)
+    budget = 0 if score is None or len(kept.row_U) == count else settings.allowed(count)
     agreement_Q = error_Q = np.full(queries, np.nan)
-    exact = [np.zeros(0, np.float32)] * queries
+    exact = [_NOTHING] * queries
     if score is not None and budget:
-        scored = _scored(chosen, score, control_rows(count, settings.control))
-        exact = [w_U[at] for w_U, at in zip(scored.w_YxU, _places(scored, chosen), strict=True)]
-        agreement_Q, error_Q = _compared(own, share_QxK, kept, scored, chosen, settings)
-        for q, (rows, w) in enumerate(zip(chosen.rows, exact, strict=True)):
-            np.subtract.at(left_QxK[q], own.cluster_N[rows], w)
-            np.subtract.at(size_QxK[q], own.cluster_N[rows], own.rest_N[rows])
-        share_QxK = _shares(left_QxK, size_QxK)
-    shape = queries, count
-    scores = _rows(_answers(file, share_QxK, kept, chosen, exact), shape)
+        shortlists = _shortlists(own, files, share_QxK, kept, others, budget)
+        control = control_rows(count, settings.control)
+        union = np.unique(np.concatenate([*(rows for rows, _ in shortlists), control]))
+        scored = Columns(union, score(union))
+        agreement_Q, error_Q = _compared(own, share_QxK, kept, scored, shortlists, control)
+        exact = [
+            _with_copies(files, rows, bits, w_U[np.searchsorted(union, rows)])
+            for (rows, bits), w_U in zip(shortlists, scored.w_YxU, strict=True)
+        ]
+        whole_QxK = size_QxK.copy()
+        for q, known in enumerate(exact):
+            _take_off(own, kept, q, known, left_QxK, size_QxK)
+        share_QxK = _shares(left_QxK, size_QxK, whole_QxK)
+    answers, named = _answers(files, share_QxK, kept, exact, max(_LEAST, budget))
+    shape, sources = (queries, count), (KEPT, cands.SKETCH, *(one.source for one in others))
+    explained_Q = explained(y_QxK, left_QxK, queries)
     peeled = Peeled(
-        scores, _rows(_named(kept, chosen), shape),
-        (KEPT, cands.SKETCH, *(one.source for one in others)),
-        explained(y_QxK, left_QxK, queries), agreement_Q, error_Q,
-    )  # fmt: skip
+        _rows(answers, shape), _rows(named, shape), sources, explained_Q, agreement_Q, error_Q
+    )
     return peeled, Estimate(None, share_QxK, None, None)
 
 
-def _scored(chosen: _Shortlists, score: Score, control: np.ndarray) -> Columns:
-    """Exact scores of all shortlists and the control, for all queries."""
-    union = np.unique(np.concatenate([*chosen.rows, control]))
-    return Columns(union, score(union))
+def _shares(y_QxK: np.ndarray, size_QxK: np.ndarray, whole_QxK: np.ndarray) -> np.ndarray:
+    """Score per size; 0 where of a whole cluster no member is left, up to rounding."""
+    alive = size_QxK > 1e-9 * whole_QxK
+    return np.divide(y_QxK, size_QxK, out=np.zeros_like(y_QxK), where=alive, casting="same_kind")
 
 
-def _places(scored: Columns, chosen: _Shortlists) -> list[np.ndarray]:
-    """Where each query's shortlist stands among what was scored."""
-    return [np.searchsorted(scored.row_U, rows) for rows in chosen.rows]
+def _shortlists(
+    own: Estimator,
+    files: Files,
+    share_QxK: np.ndarray,
+    kept: Columns,
+    others: Sequence[Candidates],
+    budget: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of each query's shortlist, ascending, and the bits of the sources that named them."""
+    row_QxP, _ = strongest(files.firsts, share_QxK, budget)
+    known, lists = set(kept.row_U.tolist()), []
+    for q, mine in enumerate(row_QxP):
+        asked: dict[int, int] = {}
+        for i, one in enumerate(others):
+            rows = one.row_QxP[q][one.row_QxP[q] >= 0]
+            for row in (rows if own.twin_N is None else own.twin_N[rows]).tolist():
+                if row not in known:
+                    asked[row] = asked.get(row, 0) | 4 << i
+        # What the user names comes first, the strongest of it if the budget can't hold it all.
+        strength = {row: abs(share_QxK[q, own.cluster_N[row]]) * files.size_N[row] for row in asked}
+        first = sorted(asked, key=lambda row: (-strength[row], row))[:budget]
+        rest = [row for row in mine.tolist() if row >= 0 and row not in asked]
+        rows = np.array([*first, *rest[: budget - len(first)]], np.int64)
+        bits = np.array([asked.get(row, 2) for row in rows.tolist()], np.uint8)
+        order = np.argsort(rows)
+        lists.append((rows[order], bits[order]))
+    return lists
 
 
 def _compared(
@@ -104,86 +185,65 @@ def _compared(
     share_QxK: np.ndarray,
     kept: Columns,
     scored: Columns,
-    chosen: _Shortlists,
-    settings: ExactSettings,
+    shortlists: Sequence[tuple[np.ndarray, np.ndarray]],
+    control: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """How estimates agree with exact scores on each query's shortlist and the control."""
     union, w_QxU = scored
     guess_QxU = share_QxK[:, own.cluster_N[union]] * own.rest_N[union]
     inside = np.isin(union, kept.row_U)
     guess_QxU[:, inside] = kept.w_YxU[:, np.searchsorted(kept.row_U, union[inside])]
-    control = control_rows(own.matrix_KxN.shape[1], settings.control)
     compared_QxU = np.tile(np.isin(union, control), (len(w_QxU), 1))
-    for compared_U, at in zip(compared_QxU, _places(scored, chosen), strict=True):
-        compared_U[at] = True
+    for compared_U, (rows, _) in zip(compared_QxU, shortlists, strict=True):
+        compared_U[np.searchsorted(union, rows)] = True
     return compare(guess_QxU, w_QxU, compared_QxU, 1)
 
 
-def _answers(
-    file: Inverted,
-    share_QxK: np.ndarray,
-    kept: Columns,
-    chosen: _Shortlists,
-    exact: Sequence[np.ndarray],
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows and scores of each query's answer: kept, exact, and the strongest estimates."""
-    longest = max(map(len, chosen.rows))
-    length = max(_LEAST, longest)
-    row_QxZ, w_QxZ = strongest(file, share_QxK, length + longest)
-    answers = []
-    for q, rows in enumerate(chosen.rows):
-        rest = np.flatnonzero((row_QxZ[q] >= 0) & ~np.isin(row_QxZ[q], rows))[:length]
-        at = np.concatenate([kept.row_U, rows, row_QxZ[q][rest]])
-        answers.append((at, np.concatenate([kept.w_YxU[q], exact[q], w_QxZ[q][rest]])))
-    return answers
+def _with_copies(files: Files, rows: np.ndarray, bits: np.ndarray, w: np.ndarray) -> _Exact:
+    """A shortlist's exact scores, which are those of all copies."""
+    row_U, place_U = files.copies(rows)
+    return _Exact(row_U, bits[place_U], w[place_U])
 
 
-def _named(kept: Columns, chosen: _Shortlists) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows and sources of each query's exact scores."""
-    of_kept = np.ones(len(kept.row_U), np.uint8)
-    return [
-        (np.concatenate([kept.row_U, rows]), np.concatenate([of_kept, bits]))
-        for rows, bits in zip(*chosen, strict=True)
-    ]
-
-
-def _shares(y_QxK: np.ndarray, size_QxK: np.ndarray) -> np.ndarray:
-    """Score per size; 0 where a cluster has no member left, up to rounding."""
-    alive = size_QxK > 1e-6 * np.maximum(size_QxK.max(axis=1, keepdims=True, initial=0.0), 1e-30)
-    return np.divide(y_QxK, size_QxK, out=np.zeros_like(y_QxK), where=alive)
-
-
-def _shortlists(
+def _take_off(
     own: Estimator,
-    file: Inverted,
-    share_QxK: np.ndarray,
-    others: Sequence[Candidates],
-    budget: int,
-) -> _Shortlists:
-    """Each query's strongest and those that other sources name, as many as the budget holds."""
-    row_QxP, _ = strongest(file, share_QxK, budget)
-    lists, bits = [], []
-    for q, mine in enumerate(row_QxP):
-        asked: dict[int, int] = {}
-        for i, one in enumerate(others):
-            for row in one.row_QxP[q][one.row_QxP[q] >= 0].tolist():
-                if own.rest_N[row] > 0:  # what is kept is known
-                    asked[row] = asked.get(row, 0) | 4 << i
-        # What the user names comes first, the strongest of it if the budget can't hold it all.
-        strength = {row: abs(share_QxK[q, own.cluster_N[row]]) * own.rest_N[row] for row in asked}
-        first = sorted(asked, key=lambda row: (-strength[row], row))[:budget]
-        rest = [row for row in mine.tolist() if row >= 0 and row not in asked]
-        rows = np.array([*first, *rest[: budget - len(first)]], np.int64)
-        named = np.array([asked.get(row, 2) for row in rows.tolist()], np.uint8)
-        order = np.argsort(rows)
-        lists.append(rows[order])
-        bits.append(named[order])
-    return _Shortlists(lists, bits)
+    kept: Columns,
+    query: int,
+    known: _Exact,
+    left_QxK: np.ndarray,
+    size_QxK: np.ndarray,
+) -> None:
+    """Take a query's exact scores off its measurements, and their sizes off the clusters'."""
+    new_U, cluster_U = known.w_U.copy(), own.cluster_N[known.row_U]
+    twice = np.isin(known.row_U, kept.row_U)  # a kept one that was scored with its copies
+    new_U[twice] -= kept.w_YxU[query, np.searchsorted(kept.row_U, known.row_U[twice])]
+    np.subtract.at(left_QxK[query], cluster_U, new_U)
+    np.subtract.at(size_QxK[query], cluster_U, own.rest_N[known.row_U].astype(np.float64))
 
 
-def _rows(
-    parts: Sequence[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]
-) -> scipy.sparse.csr_array:
+Row = tuple[np.ndarray, np.ndarray]
+"""Columns of a compressed row, and what stands there."""
+
+
+def _answers(
+    files: Files, share_QxK: np.ndarray, kept: Columns, exact: Sequence[_Exact], length: int
+) -> tuple[list[Row], list[Row]]:
+    """Each query's answer: kept, exact, and the strongest estimates; and sources of the exact."""
+    most = max((len(known.row_U) for known in exact), default=0)
+    row_QxZ, w_QxZ = strongest(files.members, share_QxK, length + most)
+    answers, named = [], []
+    for q, known in enumerate(exact):
+        only = ~np.isin(kept.row_U, known.row_U)
+        rest = np.flatnonzero((row_QxZ[q] >= 0) & ~np.isin(row_QxZ[q], known.row_U))[:length]
+        at = np.concatenate([kept.row_U[only], known.row_U])
+        w = np.concatenate([kept.w_YxU[q, only], known.w_U, w_QxZ[q][rest]])
+        answers.append((np.concatenate([at, row_QxZ[q][rest]]), w))
+        bits_U = known.bits_U | np.isin(known.row_U, kept.row_U)
+        named.append((at, np.concatenate([np.ones(only.sum(), np.uint8), bits_U])))
+    return answers, named
+
+
+def _rows(parts: Sequence[Row], shape: tuple[int, int]) -> scipy.sparse.csr_array:
     """Compressed rows from the columns and values of each."""
     columns, values = (np.concatenate(own) for own in zip(*parts, strict=True))
     ends = np.concatenate([[0], np.cumsum([len(own) for own, _ in parts])])

@@ -212,6 +212,8 @@ def compare(
     agreement_Q, error_Q = np.full(queries, np.nan), np.full(queries, np.nan)
     sums = [v.reshape(queries, groups, -1).sum(axis=1) for v in (before_YxU, w_YxU)]
     for q, at in enumerate(compared_QxU):
+        if not at.any():
+            continue  # neither a candidate nor a control
         guess, true = (v[q, at].astype(np.float64) for v in sums)
         size = np.linalg.norm(true)
         if size > 0:

@@ -16,8 +16,7 @@ from stride_jax.exact import Directions, directions, kept_scores, positions, sco
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
-from stride_jax.inverted import invert
-from stride_jax.listing import listed
+from stride_jax.listing import filed, listed
 from stride_jax.measure import MeasureSettings, measure
 from stride_jax.peeling import Peeled, peel
 from stride_jax.recovery import Diagnostics
@@ -153,11 +152,11 @@ def read(
     width = sum(one.a_KxRxO[0].size for one in index.operators.values()) if asked.aim else 1
     # About eight arrays of a block's rows over all examples are alive at once.
     size = execution.memory // 2 // (8 * 4 * groups * count)
-    file = None
+    files = None
     if _is_long(own, index, asked, execution):
         # No array over all examples and queries: blocks hold directions and shortlists alone.
         size = execution.memory // 4 // (4 * groups * width)
-        file = invert(own.cluster_N, own.rest_N, index.settings.design.num_subsets)
+        files = filed(own)
     size = max(1, min(size, execution.memory // (4 * groups * width)))
     parts: list[tuple[Peeled, Estimate]] = []
     for first in range(0, asked.num_queries, size):
@@ -170,8 +169,8 @@ def read(
             assert place is not None, "a corpus has places"
             score = _scorer(corpus, index, v, place, execution)
         named = [Candidates(one.source, one.row_QxP[block]) for one in others]
-        if file is not None:
-            parts.append(listed(own, file, y_YxK, kept, score, named, settings))
+        if files is not None:
+            parts.append(listed(own, files, y_YxK, kept, score, named, settings))
             continue
         parts.append(peel(own, y_YxK, len(block), kept, score, named, settings, execution))
     whole = joined([_reading(*part) for part in parts])
