@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks import house
 from stride_jax.data import TextSettings, VerseSettings
-from stride_jax.evaluation import BankSettings
+from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.files import plain
 
@@ -41,7 +41,9 @@ def test_structure_is_counted_without_importing(tmp_path, monkeypatch):
 
 
 def test_settings_leaves_are_those_of_a_run_with_every_section():
-    whole = RunSettings(text=TextSettings(), verses=VerseSettings(), bank=BankSettings())
+    whole = RunSettings(
+        text=TextSettings(), verses=VerseSettings(), unit=UnitSettings(), bank=BankSettings()
+    )
     assert house.settings_leaves(house.ROOT) == len(flatten_dict(plain(whole)))
 
 

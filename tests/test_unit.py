@@ -78,8 +78,10 @@ def test_left_out_groups_tell_the_unit_whatever_a_smaller_set_costs():
     assert found.is_known
     noisy = evaluation.unit_of_bank(attribution, bank_of(attribution, 0.0, settings, noise=50.0))
     assert not noisy.is_known
-    with pytest.raises(ValueError, match="kind 'random' leaves no groups out"):
-        evaluation.unit_of_bank(attribution, bank_of(attribution, 1.0, BankSettings(num_subsets=6)))
+    for other in (BankSettings(num_subsets=6), BankSettings("groups", 2)):
+        said = f"kind '{other.kind}' with num_subsets={other.num_subsets} does not leave out three"
+        with pytest.raises(ValueError, match=said):
+            evaluation.unit_of_bank(attribution, bank_of(attribution, 1.0, other))
     with pytest.raises(ValueError, match=r"scores of 5 queries and 43 .* models of 5 and 42"):
         evaluation.unit_of_bank(attribution, bank_of(relative(5, 42), 1.0, settings))
     with pytest.raises(ValueError, match="unit 2 already"):

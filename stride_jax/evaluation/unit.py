@@ -94,15 +94,17 @@ def unit_of_bank(attribution: Attribution, bank: Bank) -> Unit:
 
     Args:
       attribution: scores of the bank's queries, without a unit.
-      bank: of the kind `groups`.
+      bank: of the kind `groups`, three or more.
 
     Raises:
-      ValueError: a bank of another kind; scores of other examples, or in a unit already.
+      ValueError: another kind of bank, or fewer groups; scores of other examples, or in a unit
+        already.
     """
-    if bank.settings.kind != "groups":
+    if bank.settings.kind != "groups" or len(bank.members_MxS) < 3:
+        # About their mean, two groups mirror each other: nothing is left to err.
         raise ValueError(
-            f"a bank of kind {bank.settings.kind!r} leaves no groups out: make one with "
-            "UnitSettings().bank"
+            f"a bank of kind {bank.settings.kind!r} with num_subsets={len(bank.members_MxS)} does "
+            "not leave out three groups or more: make one with UnitSettings().bank"
         )
     n = bank.origin.num_train
     _check(attribution, n, bank.losses_MxExQ.shape[2])
