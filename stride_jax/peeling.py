@@ -106,7 +106,7 @@ def peel(
         if (state.bits_QxN != 0).all():
             break  # all scores are exact
         share = budget * (turn + 1) // settings.rounds - budget * turn // settings.rounds
-        rows_QxN = _chosen(own, made, rest_YxK, state, others if turn == 0 else (), share)
+        rows_QxN = _chosen(own, made, rest_YxK, state, others, share)
         control = control_rows(count, settings.control)
         union = np.unique(np.concatenate([np.flatnonzero(rows_QxN.any(axis=0)), control]))
         listed_QxN = rows_QxN if own.twin_N is None else rows_QxN[:, own.twin_N]
