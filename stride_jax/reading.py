@@ -1,6 +1,7 @@
 """From an index to measurements, and from measurements to scores (docs/method.md §6 – 8)."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -149,7 +150,9 @@ def read(
     settings, count = own.settings.exact, len(index.train_ids)
     groups = len(asked.y_YxK) // asked.num_queries
     place = None if corpus is None else positions(index, corpus.examples)
-    width = sum(one.a_KxRxO[0].size for one in index.operators.values()) if asked.aim else 1
+    # From shapes alone: operators may lie on other processes, which read other queries.
+    outer = [math.prod(one.a_KxRxO.shape[1:]) for one in index.operators.values()]
+    width = sum(outer) if asked.aim else 1
     # About eight arrays of a block's rows over all examples are alive at once.
     size = execution.memory // 2 // (8 * 4 * groups * count)
     files = None
