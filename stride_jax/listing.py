@@ -108,7 +108,7 @@ def listed(
       kept: scores of what the index keeps whole; None for an index that keeps nothing.
       score: gives exact scores; None without the training data.
       others: candidates besides those of the sketch.
-      settings: budget, control. There is one round: by content, more gain nothing.
+      settings: budget, rounds, control.
 
     Returns:
       Scores in compressed rows, and the last estimate.
@@ -118,23 +118,23 @@ def listed(
         kept = Columns(np.zeros(0, np.int64), np.zeros((queries, 0), np.float32))
     left_QxK = y_QxK - (own.matrix_KxN[:, kept.row_U] @ kept.w_YxU.T).T
     size_QxK = np.repeat((own.matrix_KxN @ own.rest_N.astype(np.float64))[None], queries, axis=0)
-    share_QxK = _shares(left_QxK, size_QxK, size_QxK)
+    whole_QxK = size_QxK.copy()
+    share_QxK = _shares(left_QxK, size_QxK, whole_QxK)
     budget = 0 if score is None or len(kept.row_U) == count else settings.allowed(count)
     agreement_Q = error_Q = np.full(queries, np.nan)
     exact = [_NOTHING] * queries
-    if score is not None and budget:
-        shortlists = _shortlists(own, files, share_QxK, kept, others, budget)
+    for turn in range(settings.rounds if budget else 0):
+        assert score is not None, "a budget needs data"
+        share = budget * (turn + 1) // settings.rounds - budget * turn // settings.rounds
+        shortlists = _shortlists(own, files, share_QxK, kept, exact, others, share)
         control = control_rows(count, settings.control)
         union = np.unique(np.concatenate([*(rows for rows, _ in shortlists), control]))
         scored = Columns(union, score(union))
-        agreement_Q, error_Q = _compared(own, share_QxK, kept, scored, shortlists, control)
-        exact = [
-            _with_copies(files, rows, bits, w_U[np.searchsorted(union, rows)])
-            for (rows, bits), w_U in zip(shortlists, scored.w_YxU, strict=True)
-        ]
-        whole_QxK = size_QxK.copy()
-        for q, known in enumerate(exact):
-            _take_off(own, kept, q, known, left_QxK, size_QxK)
+        agreement_Q, error_Q = _compared(own, share_QxK, kept, exact, scored, shortlists, control)
+        for q, ((rows, bits), w_U) in enumerate(zip(shortlists, scored.w_YxU, strict=True)):
+            new = _with_copies(files, rows, bits, w_U[np.searchsorted(union, rows)])
+            _take_off(own, kept, q, new, left_QxK, size_QxK)
+            exact[q] = _merged(exact[q], new)
         share_QxK = _shares(left_QxK, size_QxK, whole_QxK)
     answers, named = _answers(files, share_QxK, kept, exact, max(_LEAST, budget))
     shape, sources = (queries, count), (KEPT, cands.SKETCH, *(one.source for one in others))
@@ -156,13 +156,20 @@ def _shortlists(
     files: Files,
     share_QxK: np.ndarray,
     kept: Columns,
+    exact: Sequence[_Exact],
     others: Sequence[Candidates],
     budget: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows of each query's shortlist, ascending, and the bits of the sources that named them."""
-    row_QxP, _ = strongest(files.firsts, share_QxK, budget)
-    known, lists = set(kept.row_U.tolist()), []
+    """Rows of each query's next shortlist, ascending, and the bits of the sources that named them.
+
+    Nothing that is known already stands in it.
+    """
+    most = max((len(own.row_U) for own in exact), default=0)
+    row_QxP, _ = strongest(files.firsts, share_QxK, budget + most)
+    held, lists = set(kept.row_U.tolist()), []
     for q, mine in enumerate(row_QxP):
+        scored = set(exact[q].row_U.tolist())
+        known = held | scored
         asked: dict[int, int] = {}
         for i, one in enumerate(others):
             rows = one.row_QxP[q][one.row_QxP[q] >= 0]
@@ -172,7 +179,7 @@ def _shortlists(
         # What the user names comes first, the strongest of it if the budget can't hold it all.
         strength = {row: abs(share_QxK[q, own.cluster_N[row]]) * files.size_N[row] for row in asked}
         first = sorted(asked, key=lambda row: (-strength[row], row))[:budget]
-        rest = [row for row in mine.tolist() if row >= 0 and row not in asked]
+        rest = [r for r in mine.tolist() if r >= 0 and r not in asked and r not in scored]
         rows = np.array([*first, *rest[: budget - len(first)]], np.int64)
         bits = np.array([asked.get(row, 2) for row in rows.tolist()], np.uint8)
         order = np.argsort(rows)
@@ -184,6 +191,7 @@ def _compared(
     own: Estimator,
     share_QxK: np.ndarray,
     kept: Columns,
+    exact: Sequence[_Exact],
     scored: Columns,
     shortlists: Sequence[tuple[np.ndarray, np.ndarray]],
     control: np.ndarray,
@@ -193,6 +201,9 @@ def _compared(
     guess_QxU = share_QxK[:, own.cluster_N[union]] * own.rest_N[union]
     inside = np.isin(union, kept.row_U)
     guess_QxU[:, inside] = kept.w_YxU[:, np.searchsorted(kept.row_U, union[inside])]
+    for guess_U, known in zip(guess_QxU, exact, strict=True):
+        place = np.flatnonzero(np.isin(union, known.row_U))
+        guess_U[place] = known.w_U[np.searchsorted(known.row_U, union[place])]
     compared_QxU = np.tile(np.isin(union, control), (len(w_QxU), 1))
     for compared_U, (rows, _) in zip(compared_QxU, shortlists, strict=True):
         compared_U[np.searchsorted(union, rows)] = True
@@ -203,6 +214,13 @@ def _with_copies(files: Files, rows: np.ndarray, bits: np.ndarray, w: np.ndarray
     """A shortlist's exact scores, which are those of all copies."""
     row_U, place_U = files.copies(rows)
     return _Exact(row_U, bits[place_U], w[place_U])
+
+
+def _merged(old: _Exact, new: _Exact) -> _Exact:
+    """What was known, and what a round adds to it."""
+    parts = [np.concatenate(pair) for pair in zip(old, new, strict=True)]
+    order = np.argsort(parts[0])
+    return _Exact(*(own[order] for own in parts))
 
 
 def _take_off(

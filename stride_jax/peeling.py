@@ -111,7 +111,9 @@ def peel(
         union = np.unique(np.concatenate([np.flatnonzero(rows_QxN.any(axis=0)), control]))
         listed_QxN = rows_QxN if own.twin_N is None else rows_QxN[:, own.twin_N]
         w_YxU = score(union)
-        before_YxU = dense(own, made, slice(None))[:, union] + state.known_YxN[:, union]
+        unknown_YxU = np.repeat(state.bits_QxN[:, union] == 0, groups, axis=0)
+        before_YxU = dense(own, made, slice(None))[:, union] * unknown_YxU
+        before_YxU += state.known_YxN[:, union]
         compared_QxU = rows_QxN[:, union] > 0
         compared_QxU[:, np.isin(union, control)] = True
         agreement_Q, error_Q = compare(before_YxU, w_YxU, compared_QxU, groups)

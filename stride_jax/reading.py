@@ -56,11 +56,14 @@ class Asked:
       aim: directions of the rows of some queries, which it is given by number; None where nothing
         would be scored exactly.
       num_queries: Q.
+      total: queries that are read altogether, of which these may be a block: what decides how long
+        an answer may be; Q by default.
     """
 
     y_YxK: np.ndarray
     aim: Callable[[np.ndarray], Directions] | None
     num_queries: int
+    total: int | None = None
 
     def rows(self, queries: np.ndarray) -> np.ndarray:
         """Measurements of some queries."""
@@ -184,7 +187,8 @@ def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -
     """Whether answers over all examples would be too long to hold, and can be listed instead."""
     whole = all((own.rest_N[np.asarray(kept.row_H)] == 0).all() for kept in index.kept.values())
     one_row_each = len(asked.y_YxK) == asked.num_queries and not own.settings.exact.shrink
-    too_long = 4 * asked.num_queries * len(index.train_ids) > execution.memory // 4
+    queries = asked.total or asked.num_queries
+    too_long = 4 * queries * len(index.train_ids) > execution.memory // 4
     return own.state is None and whole and one_row_each and too_long
 
 

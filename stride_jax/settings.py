@@ -71,7 +71,7 @@ class ExactSettings:
     Attributes:
       budget: examples per query; None for 300, or all if there are fewer.
       rounds: of candidates, each a share of the budget; each sees what those before it left. By
-        hash every round is another Lasso; lists of a long corpus (`listing`) take one.
+        hash every round is another Lasso.
       control: examples drawn at random, whose exact scores say how good the estimates are.
       shrink: quantile of the magnitudes of a row's scores by which all are shrunk towards zero
         (soft thresholding), before the token groups of a query are added up; 0 leaves them as they

@@ -68,7 +68,11 @@ def cases(draw):
     if draw(st.booleans()):
         others = [Candidates("mine", rng.integers(-1, n, (queries, 4)))]
     budget = draw(st.sampled_from([0, 1, 7, 40, 300]))
-    exact = ExactSettings(budget=min(budget, n), rounds=1, control=draw(st.sampled_from([0, 20])))
+    exact = ExactSettings(
+        budget=min(budget, n),
+        rounds=draw(st.sampled_from([1, 3])),
+        control=draw(st.sampled_from([0, 20])),
+    )
     matrix = membership_matrix(cluster_N[:, None], k)
     own = Estimator(matrix, size_N, None, None, twin_N, ReadSettings())
     return Case(own, w_QxN, kept, others, exact, ties)
@@ -98,7 +102,7 @@ def chosen(case, peeled, query):
 @given(cases())
 def test_a_shortlist_holds_what_is_asked_for_and_then_the_strongest(case):
     own, budget, n = case.own, case.settings.budget, len(case.own.rest_N)
-    peeled, _ = answered(case)
+    peeled, _ = answered(case, settings=dataclasses.replace(case.settings, rounds=1))
     left_QxK = case.y_QxK.astype(np.float64)
     if case.kept is not None:
         np.subtract.at(left_QxK.T, own.cluster_N[case.kept.row_U], case.kept.w_YxU.T)
@@ -142,6 +146,7 @@ def test_a_list_is_peeling_where_it_lists(case):
     scale = 1e-5 * max(1e-3, np.abs(case.y_QxK).max())
     np.testing.assert_array_equal(peeled.exact_QxN.toarray() > 0, whole.exact_QxN.toarray() > 0)
     assert peeled.scores.has_canonical_format, "no column twice in a row"
+    assert estimate.share_YxK.dtype == np.float32
     for q, expected_N in enumerate(whole.scores):
         row = peeled.scores[[q]].tocsr()
         np.testing.assert_allclose(row.data, expected_N[row.indices], atol=scale)
@@ -152,10 +157,11 @@ def test_a_list_is_peeling_where_it_lists(case):
         unlisted = np.delete(np.abs(expected_N), row.indices).max(initial=0)
         assert unlisted <= (weakest if len(estimates) == length else 0) + scale
     np.testing.assert_allclose(peeled.explained_Q, whole.explained_Q, atol=1e-4)
+    if case.settings.rounds > 1:  # which of them came in the last round is not the same
+        return
     np.testing.assert_allclose(peeled.error_Q, whole.error_Q, rtol=1e-3, atol=1e-4)
     if not case.ties:
         np.testing.assert_allclose(peeled.agreement_Q, whole.agreement_Q, atol=1e-3)
-    assert estimate.share_YxK.dtype == np.float32
 
 
 @settings(max_examples=50, deadline=None)

@@ -306,8 +306,8 @@ def test_a_list_has_the_scores_of_the_whole_answer(trained, kept, monkeypatch):
     index = fitted(trained, settings_of("clusters", kept=kept))
     weakest = trained.train.ids[:2].tolist()
     more = {"train": trained.train, "candidates": {"mine": weakest}}
-    one_round = budget(50, rounds=1)  # as a list has it
-    for read, options in ((one_round, more), (ReadSettings(measure=FIRST), {})):
+    exact = budget(50)
+    for read, options in ((exact, more), (ReadSettings(measure=FIRST), {})):
         whole = asked(trained, index, read, **options)
         with monkeypatch.context() as patched:
             patched.setattr(listing, "_LEAST", 120)

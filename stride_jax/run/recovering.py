@@ -1,5 +1,6 @@
 """Reading a run's queries in blocks, divided among processes and written one by one."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -57,11 +58,31 @@ def read_in_blocks(
             continue
         y = Asked(y_YxK, None, len(queries)).rows(block)
         asked = asked_of(frozen, index, queries.take(block), y, settings, True, execution)
+        asked = dataclasses.replace(asked, total=len(queries))
         reading = read(own, index, asked, corpus, (), execution)
         write_arrays(path, **to_arrays(reading))
     processes.wait("recovery done")
-    paths = sorted(folder.glob("*.npz"))
-    return to_arrays(joined([from_arrays(read_arrays(path)) for path in paths]))
+    return to_arrays(_whole_reading(folder, len(queries)))
+
+
+def _whole_reading(folder: pathlib.Path, num_queries: int) -> Reading:
+    """The blocks of all processes as one, each query once.
+
+    Raises:
+      ValueError: blocks that do not follow on each other from the first query to the last.
+    """
+    paths, following = sorted(folder.glob("*.npz")), 0
+    for path in paths:
+        first, last = (int(number) for number in path.stem.split("-"))
+        if first != following:
+            break
+        following = last + 1
+    if following != num_queries:
+        raise ValueError(
+            f"{folder} has no block of queries that starts with {following} of {num_queries}: all "
+            "processes must share the folder; remove it to have the queries read again"
+        )
+    return joined([from_arrays(read_arrays(path)) for path in paths])
 
 
 def to_arrays(reading: Reading) -> Arrays:
