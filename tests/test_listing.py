@@ -138,6 +138,8 @@ def test_a_shortlist_holds_what_is_asked_for_and_then_the_strongest(case):
 @settings(max_examples=200, deadline=None)
 @given(cases())
 def test_a_list_is_peeling_where_it_lists(case):
+    # Several rounds may take the same candidates in another order, and then others.
+    case = dataclasses.replace(case, settings=dataclasses.replace(case.settings, rounds=1))
     peeled, estimate = answered(case)
     queries = len(case.w_QxN)
     # Of equal strength any may be chosen: peeling is told to choose the same.
@@ -157,8 +159,6 @@ def test_a_list_is_peeling_where_it_lists(case):
         unlisted = np.delete(np.abs(expected_N), row.indices).max(initial=0)
         assert unlisted <= (weakest if len(estimates) == length else 0) + scale
     np.testing.assert_allclose(peeled.explained_Q, whole.explained_Q, atol=1e-4)
-    if case.settings.rounds > 1:  # which of them came in the last round is not the same
-        return
     np.testing.assert_allclose(peeled.error_Q, whole.error_Q, rtol=1e-3, atol=1e-4)
     if not case.ties:
         np.testing.assert_allclose(peeled.agreement_Q, whole.agreement_Q, atol=1e-3)
