@@ -25,7 +25,8 @@ from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError
 from stride_jax.runtime.progress import bars
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
-from stride_jax.stride import append, attribute, direct, fit
+from stride_jax.steer import load_operators, operators_pytree, save_operators, steer
+from stride_jax.stride import append, attribute, attribute_groups, direct, fit
 from stride_jax.taps import TappedModel, from_function, with_temperature
 from stride_jax.unit import Unit
 from stride_jax.version import __version__
@@ -52,6 +53,7 @@ __all__ = [
     "__version__",
     "append",
     "attribute",
+    "attribute_groups",
     "bars",
     "content_ids",
     "direct",
@@ -64,5 +66,9 @@ __all__ = [
     "from_linen",
     "from_model",
     "from_nnx",
+    "load_operators",
+    "operators_pytree",
+    "save_operators",
+    "steer",
     "with_temperature",
 ]

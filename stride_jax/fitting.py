@@ -83,6 +83,7 @@ def fit_operators(
     examples: Examples,
     subsets_Nxd: jax.Array | None,
     execution: Execution = Execution(),
+    labels: ops.Labels | None = None,
 ) -> Fitted:
     """Fit the basis, then every site's K operators, in closed form or by training.
 
@@ -91,6 +92,7 @@ def fit_operators(
       examples: the training set.
       subsets_Nxd: membership; None where content decides it.
       execution: devices, bars, memory, checkpoints.
+      labels: named groups, summed in the same pass; of the closed form alone.
     """
     if frozen.settings.fit == "joint":
         assert subsets_Nxd is not None, "trained operators have a hash design"
@@ -103,7 +105,7 @@ def fit_operators(
         content = _fit_content(frozen, examples, basis, sample, execution)
     del sample
     fixed = Fixed(basis, _rotations(frozen, examples, basis, execution), content)
-    passed = pass_over(frozen, examples, subsets_Nxd, fixed, execution)
+    passed = pass_over(frozen, examples, subsets_Nxd, fixed, execution, labels)
     return Fitted(solve_operators(frozen, basis, passed.moments), passed, content)
 
 
@@ -235,6 +237,7 @@ def pass_over(
     subsets_Nxd: jax.Array | None,
     fixed: Fixed,
     execution: Execution,
+    labels: ops.Labels | None = None,
 ) -> Passed:
     """One pass over the examples for each site; content is asked at the first one."""
     source, design = frozen.source(examples, training=True), frozen.settings.design
@@ -244,7 +247,7 @@ def pass_over(
         made[name] = ops.accumulate(
             design, members, frozen.sites[name], fixed.basis, source,
             ops.Curvature(form, fixed.rotations.get(name)), execution,
-            store_of(frozen, fixed.basis, name, examples.labels.shape),
+            store_of(frozen, fixed.basis, name, examples.labels.shape), labels,
         )  # fmt: skip
         if subsets_Nxd is None and members is fixed.content:
             members = made[name].cluster_N[:, None]
@@ -256,6 +259,11 @@ def pass_over(
         first.cluster_N if subsets_Nxd is None else None,
         {name: own.kept for name, own in made.items() if own.kept is not None},
     )
+
+
+def group_operators(frozen: FrozenModel, basis: ops.Basis, moments: Moments) -> Operators:
+    """One operator per named group at every site."""
+    return solve_operators(frozen, basis, {n: ops.of_groups(v) for n, v in moments.items()})
 
 
 def solve_operators(frozen: FrozenModel, basis: ops.Basis, moments: Moments) -> Operators:

@@ -18,6 +18,7 @@ import numpy as np
 
 from stride_jax import design as designs
 from stride_jax import operators as ops
+from stride_jax.groups import Groups
 from stride_jax.runtime.files import UnreadableFileError, plain, read_arrays, write_arrays
 from stride_jax.runtime.settings import build
 from stride_jax.settings import IndexSettings
@@ -52,6 +53,8 @@ class Index:
       unit: how scores compare with real effects (`evaluation.measure_unit`); None where nobody
         measured it.
       model: fingerprint of the parameters it was made with; empty where nobody knows.
+      groups: operators of the sources that the user named; None where none are. Recovery does not
+        read them.
     """
 
     operators: dict[str, ops.Operators]
@@ -67,14 +70,16 @@ class Index:
     moments: dict[str, ops.Moments] | None = None
     model: str = ""
     unit: Unit | None = None
+    groups: Groups | None = None
 
     def __repr__(self) -> str:
         design, taps = self.settings.design, ", ".join(self.settings.taps)
         joins = f"d={design.degree}" if self.cluster_N is None else "clusters"
         kept = max((len(own) for own in self.kept.values()), default=0)
+        named = "" if self.groups is None else f", {len(self.groups)} groups"
         return (
             f"Index({len(self.train_ids)} training examples, K={design.num_subsets}, "
-            f"{joins}, taps: {taps}, sites: {', '.join(self.operators)}, {kept} kept, "
+            f"{joins}, taps: {taps}, sites: {', '.join(self.operators)}, {kept} kept{named}, "
             f"{self.nbytes / 2**20:.1f} MiB{', moments' if self.moments else ''})"
         )
 
@@ -111,6 +116,8 @@ class Index:
           moments: whether the sums that `append` needs are written, if there are any.
         """
         arrays = to_arrays(self)
+        if self.groups is not None:
+            arrays["groups"], arrays["group_sizes"] = self.groups.names, self.groups.sizes_G
         if self.keys is not None:
             arrays["keys"] = self.keys
         if self.unit is not None:
@@ -153,10 +160,10 @@ class Index:
             keys = arrays.pop("keys", None)
             names = meta["train_ids"], keys
             index = from_arrays(arrays, names, settings, str(meta.get("model", "")))
-            unit = _unit_from(meta.get("unit"))
+            unit, groups = _unit_from(meta.get("unit")), _groups_from(arrays, index)
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
-        return dataclasses.replace(index, moments=_moments_from(arrays), unit=unit)
+        return dataclasses.replace(index, moments=_moments_from(arrays), unit=unit, groups=groups)
 
 
 def _unit_from(stored: np.ndarray | None) -> Unit | None:
@@ -169,6 +176,21 @@ def _unit_from(stored: np.ndarray | None) -> Unit | None:
         )
     slope, low, high = stored.tolist()
     return Unit(slope, (low, high))
+
+
+def _groups_from(arrays: Mapping[str, Any], index: Index) -> Groups | None:
+    """The named groups of a file, if it has any."""
+    if "groups" not in arrays:
+        return None
+    operators = {
+        site: dataclasses.replace(
+            own,
+            a_KxRxO=jnp.asarray(arrays[f"{site}:groups:a"]),
+            size_K=jnp.asarray(arrays[f"{site}:groups:size"]),
+        )
+        for site, own in index.operators.items()
+    }
+    return Groups(arrays["groups"], arrays["group_sizes"], operators)
 
 
 def by_subset(name: str) -> bool:
@@ -192,6 +214,8 @@ def to_arrays(index: Index) -> dict[str, Any]:
     for kind, by_site in stored.items():
         for site, value in by_site.items():
             arrays |= {f"{site}:{kind}:{name}": v for name, v in _leaves(value).items()}
+    for site, own in ({} if index.groups is None else index.groups.operators).items():
+        arrays |= {f"{site}:groups:a": own.a_KxRxO, f"{site}:groups:size": own.size_K}
     if index.content is not None:
         arrays |= {f":content:{name}": v for name, v in _leaves(index.content).items()}
     return {name: v for name, v in arrays.items() if v is not None}

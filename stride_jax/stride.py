@@ -22,13 +22,16 @@ from stride_jax.fitting import (
     Moments,
     fishers,
     fit_operators,
+    group_operators,
     made,
     pass_over,
     solve_operators,
     store_of,
 )
 from stride_jax.frozen import FrozenModel, freeze
+from stride_jax.groups import Groups, labelled, sizes
 from stride_jax.index import Index
+from stride_jax.measure import MeasureSettings
 from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.operators import kept as stores
 from stride_jax.reading import Corpus, asked_of, measure_all, read, say_where_no_signal
@@ -48,6 +51,7 @@ def fit(
     ids: Any = None,
     weights: Any = None,
     keys: Any = None,
+    groups: Any = None,
     keep_moments: bool = False,
     execution: Execution = Execution(),
 ) -> Index:
@@ -62,6 +66,8 @@ def fit(
       ids: `[N]` example names; hashes of the content by default.
       weights: token weights omega in [0, 1] like `labels`; ones by default.
       keys: `[N]`, one for all examples that must act as one; copies of one content by default.
+      groups: `[N]`, the name of each example's source, author, label or book, None for none: one
+        operator for each besides, which `steer` and `attribute_groups` read.
       keep_moments: store the closed form's sums, which `append` needs.
       execution: devices, bars and memory.
 
@@ -83,15 +89,22 @@ def fit(
     (2, 60)
     """
     _of_class(settings, IndexSettings)
-    if keep_moments and settings.fit == "joint":
-        raise ValueError("keep_moments=True: joint training has no moments; use fit='closed_form'")
+    if settings.fit == "joint" and (keep_moments or groups is not None):
+        given = "keep_moments=True" if keep_moments else "groups"
+        raise ValueError(f"{given}: joint training has no moments; use fit='closed_form'")
     examples = as_examples(inputs, labels, ids, weights, keys)
+    names, own = (None, None) if groups is None else labelled(groups, len(examples))
     design = settings.design.resolved(examples.labels.shape, settings.fit)
     subsets_Nxd = designs.known_membership(design, examples.ids, examples.keys)
     frozen = freeze(tapped, params, examples, settings, execution)
-    fitted = fit_operators(frozen, examples, subsets_Nxd, execution)
+    fitted = fit_operators(frozen, examples, subsets_Nxd, execution, own)
     index = made(fitted, examples, frozen.settings, parameters_fingerprint(params))
-    return dataclasses.replace(index, moments=fitted.passed.moments) if keep_moments else index
+    moments = fitted.passed.moments
+    if names is not None and own is not None:
+        basis = next(iter(fitted.operators.values())).basis
+        solved = Groups(names, sizes(own), group_operators(frozen, basis, moments))
+        index = dataclasses.replace(index, groups=solved)
+    return dataclasses.replace(index, moments=moments) if keep_moments else index
 
 
 def _of_class(settings: Any, wanted: type) -> None:
@@ -113,6 +126,7 @@ def append(
     ids: Any = None,
     weights: Any = None,
     keys: Any = None,
+    groups: Any = None,
     execution: Execution = Execution(),
 ) -> Index:
     """The index of the old training examples and these, without a pass over the old ones.
@@ -124,13 +138,16 @@ def append(
       index: from `fit` with `keep_moments`, or from `append`.
       inputs, labels, ids, weights, keys: the new examples, as in `fit`; an old key joins the old
         examples that have it.
+      groups: the groups of the new examples, as in `fit`; old names grow, new ones are added.
       execution: as in `fit`.
 
     Raises:
-      ValueError: the index has no moments or is of another model, or an id is in it already.
+      ValueError: the index has no moments or is of another model, or an id is in it already; groups
+        for an index without, or none for an index with groups.
     """
     moments = _moments_of(index)
     examples = as_examples(inputs, labels, ids, weights, keys)
+    names, own = _grown_groups(index, groups, len(examples))
     if both := sorted(set(examples.ids.tolist()) & set(index.train_ids.tolist())):
         raise ValueError(
             f"{len(both)} of the new examples are in the index already, first {both[0]}: leave "
@@ -147,21 +164,28 @@ def append(
         known = designs.known_membership(index.settings.design, everyone, all_keys)
         assert known is not None, "a hash design is known"
         subsets_Nxd = known[len(index.train_ids) :]
-    frozen = _frozen_for(index, tapped, params, examples, execution)
+    frozen = frozen_for(index, tapped, params, examples, execution)
     basis = next(iter(index.operators.values())).basis
     rotations = {name: sums.rotation for name, sums in moments.items()}
     fixed = Fixed(basis, rotations, index.content)
-    new = pass_over(frozen, examples, subsets_Nxd, fixed, execution)
-    total = {name: ops.add(sums, new.moments[name]) for name, sums in moments.items()}
+    new = pass_over(frozen, examples, subsets_Nxd, fixed, execution, own)
+    old = {n: v if own is None else ops.with_groups(v, own.groups) for n, v in moments.items()}
+    total = {name: ops.add(sums, new.moments[name]) for name, sums in old.items()}
     shape = (len(everyone), *examples.labels.shape[1:])
     kept = {}
-    for name, own in new.kept.items():
-        own = dataclasses.replace(own, row_H=own.row_H + len(index.train_ids))
+    for name, store in new.kept.items():
+        store = dataclasses.replace(store, row_H=store.row_H + len(index.train_ids))
         places = store_of(frozen, basis, name, shape).places
-        kept[name] = stores.joined(index.kept[name], own, places) if name in index.kept else own
+        both = name in index.kept
+        kept[name] = stores.joined(index.kept[name], store, places) if both else store
     cluster_N = None
     if index.cluster_N is not None and new.cluster_N is not None:
         cluster_N = np.concatenate([index.cluster_N, new.cluster_N])
+    solved = None
+    if index.groups is not None and names is not None and own is not None:
+        added = sizes(own)
+        added[: len(index.groups)] += index.groups.sizes_G
+        solved = Groups(names, added, group_operators(frozen, basis, total))
     return dataclasses.replace(
         index,
         operators=solve_operators(frozen, basis, total),
@@ -173,7 +197,24 @@ def append(
         kept=kept,
         keys=all_keys,
         moments=total,
+        groups=solved,
     )
+
+
+def _grown_groups(
+    index: Index, groups: Any, num_examples: int
+) -> tuple[np.ndarray | None, ops.Labels | None]:
+    """Names of the old and new groups, and the groups of new examples."""
+    if index.groups is None and groups is None:
+        return None, None
+    if index.groups is None:
+        raise ValueError("groups given for an index without: leave them out, or fit it with groups")
+    if groups is None:
+        raise ValueError(
+            f"this index has {len(index.groups)} groups: give groups=, the name of each new "
+            "example's, None for those of none"
+        )
+    return labelled(groups, num_examples, index.groups.names)
 
 
 def _moments_of(index: Index) -> Moments:
@@ -185,7 +226,7 @@ def _moments_of(index: Index) -> Moments:
     return index.moments
 
 
-def _frozen_for(
+def frozen_for(
     index: Index,
     tapped: TappedModel,
     params: Params,
@@ -265,7 +306,7 @@ def attribute(
         )
     if train is not None:
         positions(index, train)  # refuses other data before anything runs
-    frozen = _frozen_for(index, tapped, params, queries, execution)
+    frozen = frozen_for(index, tapped, params, queries, execution)
     y_YxK = measure_all(frozen, index.operators, queries, settings.measure, execution)
     say_where_no_signal(y_YxK, queries.ids)
     asked = asked_of(frozen, index, queries, y_YxK, settings, train is not None, execution)
@@ -276,6 +317,47 @@ def attribute(
         plain({"index": index.settings, "read": settings}),
         diagnostics=reading.diagnostics, exact=reading.exact_QxN, sources=reading.sources,
         train_keys=index.keys, unit=index.unit,
+        query_labels=queries.labels if queries.labels.ndim == 1 else None,
+    )  # fmt: skip
+
+
+def attribute_groups(
+    tapped: TappedModel,
+    params: Params,
+    index: Index,
+    inputs: Any,
+    labels: Any,
+    settings: MeasureSettings = MeasureSettings(),
+    *,
+    ids: Any = None,
+    weights: Any = None,
+    execution: Execution = Execution(),
+) -> Attribution:
+    """By how much each query's loss would rise without each named group: measured, not recovered.
+
+    Args:
+      tapped, params: the model the index was fitted on.
+      index: from `fit` with `groups`.
+      inputs, labels, weights, ids: the queries, as in `fit`.
+      settings: how a query is measured; token groups are added up.
+      execution: as in `fit`.
+
+    Returns:
+      `[query, group]` scores, their `train_ids` the groups' names; positive: the group helps. A
+      score is the whole group's, so large groups have large ones.
+
+    Raises:
+      ValueError: an index without groups or of other parameters, or queries that do not fit.
+    """
+    if index.groups is None:
+        raise ValueError("this index has no groups: fit it with groups=, a name for each example")
+    queries = as_examples(inputs, labels, ids, weights, what="queries")
+    frozen = frozen_for(index, tapped, params, queries, execution)
+    whole = dataclasses.replace(settings, group=0)
+    y_QxG = measure_all(frozen, index.groups.operators, queries, whole, execution)
+    return Attribution(
+        queries.ids, index.groups.names, y_QxG * np.float32(index.factor),
+        plain({"index": index.settings, "measure": whole}), unit=index.unit,
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
 
@@ -318,7 +400,7 @@ def direct(
     if not isinstance(asked, Examples):
         asked = as_examples(*queries, ids=query_ids, what="queries")
     _same_training_set(index, trained, named=isinstance(train, Examples) or len(train) > 2)
-    frozen = _frozen_for(index, tapped, params, asked, execution)
+    frozen = frozen_for(index, tapped, params, asked, execution)
     v = directions(frozen, index, asked, 0, execution)
     total = np.zeros((len(asked), len(trained)), np.float32)
     for rows, w_QxU in scored(frozen, index, v, trained, np.arange(len(trained)), execution):

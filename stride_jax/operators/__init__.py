@@ -11,9 +11,16 @@ from stride_jax.operators.fisher import Fisher, fisher_of
 from stride_jax.operators.joint import train_jointly
 from stride_jax.operators.joint_losses import JointSettings
 from stride_jax.operators.kept import Kept
-from stride_jax.operators.moments import Curvature, Moments, add, eigenbases
+from stride_jax.operators.moments import (
+    Curvature,
+    Moments,
+    add,
+    eigenbases,
+    of_groups,
+    with_groups,
+)
 from stride_jax.operators.outputs import draw_signs, fold, unfold
-from stride_jax.operators.passes import Pass, Store, accumulate
+from stride_jax.operators.passes import Labels, Pass, Store, accumulate
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
 from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site, logit_errors
 from stride_jax.operators.steering import Operators, shardings
@@ -28,6 +35,7 @@ __all__ = [
     "FoldedSite",
     "JointSettings",
     "Kept",
+    "Labels",
     "LogitSite",
     "Moments",
     "Operators",
@@ -47,8 +55,10 @@ __all__ = [
     "fit_basis",
     "fold",
     "logit_errors",
+    "of_groups",
     "shardings",
     "tap_energies",
     "train_jointly",
     "unfold",
+    "with_groups",
 ]

@@ -6,7 +6,7 @@ to its subsets, which a table says or the nearest centroid, and its heaviest tok
 those that are kept. Nothing of size N, or of tokens times vocabulary, outlives a part.
 
 Letters of its own: W devices along the mesh axis `data`, n examples of a part or of a device, k
-subsets of a device, o outputs taken at a time, P pairs of outputs.
+subsets of a device, o outputs taken at a time, P pairs of outputs, G named groups.
 """
 
 import functools
@@ -39,12 +39,14 @@ class Batch(NamedTuple):
       rows_WxSxK: rows of each device's share that each subset sums, from `passes.sum_tables`; None
         where content says who joins.
       sizes_K: members of each subset in the batch; None likewise.
+      group_B: int32 named group of each example, −1 for none; None where none are named.
     """
 
     data: Any
     row_B: jax.Array
     rows_WxSxK: jax.Array | None
     sizes_K: jax.Array | None
+    group_B: jax.Array | None = None
 
 
 class Sums(NamedTuple):
@@ -89,6 +91,22 @@ class Step(NamedTuple):
     mesh: Mesh
 
 
+class _Joined(NamedTuple):
+    """Who adds to what.
+
+    Attributes:
+      members: `[W, S, K]` as in `Batch`; or `[B]`, the one subset of each example.
+      num_subsets: K.
+      group_B: as in `Batch`.
+      num_groups: G.
+    """
+
+    members: jax.Array
+    num_subsets: int
+    group_B: jax.Array | None
+    num_groups: int
+
+
 class _Curvature(NamedTuple):
     """A part's share of the sums that are not per subset; names as in `Moments`."""
 
@@ -121,24 +139,22 @@ def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array, mesh: Mesh
 def _by_subset(
     b_BxTxR: jax.Array,
     e_BxTxO: jax.Array,
-    members: jax.Array,
-    num_subsets: int,
+    joined: _Joined,
     step: Step,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`Σ_{i in A_k} g_i`, `[K, R, O]`, `g_i = Σ_t b_{i,t} e_{i,t}ᵀ`; and `||g_i||`, `[B]`.
 
     Each example's outer product is computed once, `step.width` outputs at a time, and added to its
-    subsets; each device adds up its own examples.
+    subsets; each device adds up its own examples. Third, the sums by named group, `[G, R, O]`.
 
     Args:
       b_BxTxR, e_BxTxO: features and weighted errors.
-      members: `[W, S, K]` as in `Batch`; or `[B]`, the one subset of each example.
-      num_subsets: K.
+      joined: subsets and groups.
       step: width and mesh.
     """
     outputs, width = e_BxTxO.shape[2], step.width
     blocks = -(-outputs // width)
-    own = num_subsets // step.mesh.shape[meshes.SUBSET]
+    own = joined.num_subsets // step.mesh.shape[meshes.SUBSET]
 
     def add(g_nxRo: jax.Array, members: jax.Array) -> jax.Array:
         if members.ndim == 3:
@@ -148,32 +164,41 @@ def _by_subset(
         place_n = jnp.where(members >= first, members - first, own)
         return jax.ops.segment_sum(g_nxRo[:-1], place_n, own)
 
+    def whole(sums: jax.Array) -> jax.Array:
+        """Blocks of outputs joined, `[…, R, O]`."""
+        sums = sums.reshape(blocks, -1, b_BxTxR.shape[2], width)
+        return jnp.moveaxis(sums, 0, 2).reshape(*sums.shape[1:3], blocks * width)[..., :outputs]
+
     def local(
-        b_nxTxR: jax.Array, e_nxTxO: jax.Array, members: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        n, tokens, rank = b_nxTxR.shape
+        b_nxTxR: jax.Array, e_nxTxO: jax.Array, members: jax.Array, group_n: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        n, tokens, _ = b_nxTxR.shape
         # Padding rows point at one more example, of zeros.
         b_nxTxR = jnp.pad(b_nxTxR, ((0, 1), (0, 0), (0, 0)))
         padded = jnp.pad(e_nxTxO, ((0, 1), (0, 0), (0, blocks * width - outputs)))
 
-        def block(e_nxTxo: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def block(e_nxTxo: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
             g_nxRo = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxo).reshape(n + 1, -1)
-            return add(g_nxRo, members), (g_nxRo[:-1] ** 2).sum(axis=1)
+            by_group = None
+            if group_n is not None:
+                # Those of no group come after the last one, and are dropped.
+                place_n = jnp.where(group_n >= 0, group_n, joined.num_groups)
+                by_group = jax.ops.segment_sum(g_nxRo[:-1], place_n, joined.num_groups)
+            return add(g_nxRo, members), (g_nxRo[:-1] ** 2).sum(axis=1), by_group
 
         split = jnp.moveaxis(padded.reshape(n + 1, tokens, blocks, width), 2, 0)
-        sums, squares_n = jax.lax.map(block, split)
-        sums = sums.reshape(blocks, -1, rank, width)
-        sums = jnp.moveaxis(sums, 0, 2).reshape(-1, rank, blocks * width)[..., :outputs]
-        return jax.lax.psum(sums, meshes.DATA), jnp.sqrt(squares_n.sum(axis=0))
+        sums, squares_n, by_group = jax.lax.map(block, split)
+        total, named = jax.lax.psum(jax.tree.map(whole, (sums, by_group)), meshes.DATA)
+        return total, jnp.sqrt(squares_n.sum(axis=0)), named
 
     rows = P(meshes.DATA)
-    table = P(meshes.DATA, None, meshes.SUBSET) if members.ndim == 3 else rows
-    # The rows' norms are the same along `subset`, which the checker can't know.
+    table = P(meshes.DATA, None, meshes.SUBSET) if joined.members.ndim == 3 else rows
+    # Norms and the groups' sums are the same along `subset`, which the checker can't know.
     summed = jax.shard_map(
-        local, mesh=step.mesh, in_specs=(rows, rows, table), out_specs=(P(meshes.SUBSET), rows),
-        check_vma=False,
+        local, mesh=step.mesh, in_specs=(rows, rows, table, rows),
+        out_specs=(P(meshes.SUBSET), rows, P()), check_vma=False,
     )  # fmt: skip
-    return summed(b_BxTxR, e_BxTxO, members)
+    return summed(b_BxTxR, e_BxTxO, joined.members, joined.group_B)
 
 
 def _assigned(content: Content, b_BxTxR: jax.Array, e_BxTxO: jax.Array, mesh: Mesh) -> jax.Array:
@@ -273,7 +298,9 @@ def add_batch(
         assert batch.sizes_K is not None, "a table, or content"
         members, sizes_K = batch.rows_WxSxK, batch.sizes_K
         cluster_B = jnp.full_like(batch.row_B, -1)
-    by_subset, norm_B = _by_subset(b_BxTxR, e_BxTxO, members, num_subsets, step)
+    num_groups = 0 if total.groups_GxRxO is None else len(total.groups_GxRxO[0])
+    joined = _Joined(members, num_subsets, batch.group_B, num_groups)
+    by_subset, norm_B, by_group = _by_subset(b_BxTxR, e_BxTxO, joined, step)
     kept = None
     if sums.kept is not None:
         kept = _keep(sums.kept, b_BxTxR, e_BxTxO, batch.row_B, step.mesh)
@@ -290,5 +317,6 @@ def add_batch(
         grown(total.sizes_K, sizes_K),
         grown(total.tokens, new.tokens),
         total.rotation,
+        grown(total.groups_GxRxO, by_group),
     )
     return Sums(moments, kept), PerExample(rest.residual_n, cluster_B, norm_B)

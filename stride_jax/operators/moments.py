@@ -2,7 +2,7 @@
 
 Sums add up, so examples that come later update an index without a second pass over the old ones.
 
-Letter of its own: P = O (O + 1) / 2 pairs of outputs.
+Letters of its own: P = O (O + 1) / 2 pairs of outputs, G named groups.
 """
 
 import dataclasses
@@ -51,6 +51,7 @@ class Moments:
       sizes_K: members of each subset.
       tokens: `Σ omega`.
       rotation: eigenvectors of the two factors, `([R, R], [O, O])`, fixed before the pass.
+      groups_GxRxO: `Σ g_i` over each named group; None where none are named.
     """
 
     features_RxR: Sum
@@ -61,6 +62,7 @@ class Moments:
     sizes_K: Sum
     tokens: Sum
     rotation: tuple[jax.Array, jax.Array] | None
+    groups_GxRxO: Sum | None = None
 
 
 def compensated(total: Sum, new: jax.Array) -> Sum:
@@ -76,7 +78,9 @@ def pairs(width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(width)
 
 
-def zeros(num_subsets: int, rank: int, width: int, curvature: Curvature) -> Moments:
+def zeros(
+    num_subsets: int, rank: int, width: int, curvature: Curvature, num_groups: int = 0
+) -> Moments:
     """Moments of no examples."""
     form, rotation = curvature
 
@@ -92,15 +96,24 @@ def zeros(num_subsets: int, rank: int, width: int, curvature: Curvature) -> Mome
         pair(num_subsets),
         pair(),
         rotation if form == "eigen" else None,
+        pair(num_groups, rank, width) if num_groups else None,
     )
 
 
-def empty(num_subsets: int, rank: int, width: int, curvature: Curvature, mesh: Mesh) -> Moments:
+def empty(
+    num_subsets: int,
+    rank: int,
+    width: int,
+    curvature: Curvature,
+    mesh: Mesh,
+    num_groups: int = 0,
+) -> Moments:
     """`zeros`, laid out over the mesh."""
     meshes.check_divisible("num_subsets", num_subsets, mesh, meshes.SUBSET)
 
     def fresh(rotation: tuple[jax.Array, jax.Array] | None) -> Moments:
-        return zeros(num_subsets, rank, width, curvature._replace(rotation=rotation))
+        own = curvature._replace(rotation=rotation)
+        return zeros(num_subsets, rank, width, own, num_groups)
 
     where = shardings(jax.eval_shape(fresh, curvature.rotation), mesh)
     return jax.jit(fresh, out_shardings=where)(curvature.rotation)
@@ -122,6 +135,28 @@ def add(a: Moments, b: Moments) -> Moments:
         is_leaf=lambda node: isinstance(node, tuple),
     )
     return dataclasses.replace(sums, rotation=a.rotation)
+
+
+def with_groups(moments: Moments, num_groups: int) -> Moments:
+    """The same sums with rows for groups that came later."""
+    if moments.groups_GxRxO is None:
+        return moments
+    new = num_groups - len(moments.groups_GxRxO[0])
+    value, lost = (jnp.pad(v, ((0, new), (0, 0), (0, 0))) for v in moments.groups_GxRxO)
+    return dataclasses.replace(moments, groups_GxRxO=(value, lost))
+
+
+def of_groups(moments: Moments) -> Moments:
+    """The same sums with the groups in the place of the subsets, on one device.
+
+    Their number need not suit the devices, so each process solves for all of them.
+    """
+    assert moments.groups_GxRxO is not None, "groups were named"
+    none = jnp.zeros(len(moments.groups_GxRxO[0]))
+    own = dataclasses.replace(
+        moments, gradients_KxRxO=moments.groups_GxRxO, sizes_K=(none, none), groups_GxRxO=None
+    )
+    return jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), own)
 
 
 def eigenbases(moments: Moments) -> tuple[jax.Array, jax.Array]:

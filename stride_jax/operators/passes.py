@@ -46,6 +46,18 @@ class Store(NamedTuple):
     precision: str = "float32"
 
 
+class Labels(NamedTuple):
+    """Named groups of the examples, whose gradients are summed beside the subsets'.
+
+    Attributes:
+      place_N: int32 group of each example; −1 for one of none.
+      groups: their number, G.
+    """
+
+    place_N: np.ndarray
+    groups: int
+
+
 class Pass(NamedTuple):
     """What one pass makes.
 
@@ -74,6 +86,7 @@ def accumulate(
     curvature: Curvature,
     execution: Execution = Execution(),
     store: Store = Store(),
+    labels: Labels | None = None,
 ) -> Pass:
     """Moments of a set of examples, in one pass (docs/method.md §5.2).
 
@@ -86,6 +99,7 @@ def accumulate(
       curvature: form of curvature that is summed.
       execution: devices: examples of a batch are split over all of them, the K axis over `subset`.
       store: size of the store of kept tokens.
+      labels: named groups.
 
     Raises:
       ValueError: an unknown form, `exact` where the site has none, or logits that are not finite.
@@ -108,8 +122,9 @@ def accumulate(
     )
     source, curvature = source._replace(params=params), Curvature(form, rotation)
     step = program(design, site, basis, source, curvature, count, execution, content, store)
+    num_groups = 0 if labels is None else labels.groups
     sums = Sums(
-        empty(design.num_subsets, basis.rank, site.width, curvature, mesh),
+        empty(design.num_subsets, basis.rank, site.width, curvature, mesh, num_groups),
         jax.tree.map(np.asarray, _no_kept(site, basis, store)),
     )
     size, loop, keep = step.batch, f"{site.name}-{form}", execution.keep
@@ -134,7 +149,7 @@ def accumulate(
         return sums._replace(kept=kept), own
 
     for i, first in enumerate(execution.progress(range(begin, count, size), desc="operators")):
-        batch = _placed(source.data, np.arange(first, first + size), tables[i], mesh)
+        batch = _placed(source.data, np.arange(first, first + size), tables[i], mesh, labels)
         sums, made = step(sums, params, site, basis, content, batch)
         waiting.append((first, made))
         keep.step(loop, min(first + size, count), state)
@@ -151,7 +166,11 @@ def _no_kept(site: Site, basis: Basis, store: Store, devices: int = 1) -> Kept |
 
 
 def _placed(
-    data: Any, rows_B: np.ndarray, table: tuple[np.ndarray | None, np.ndarray | None], mesh: Mesh
+    data: Any,
+    rows_B: np.ndarray,
+    table: tuple[np.ndarray | None, np.ndarray | None],
+    mesh: Mesh,
+    labels: Labels | None,
 ) -> Batch:
     """A batch laid out over the devices; rows after the last example are padding."""
     count = len(jax.tree.leaves(data)[0])
@@ -162,6 +181,9 @@ def _placed(
         None,
         None,
     )
+    if labels is not None:
+        own_B = np.where(rows_B < count, labels.place_N[np.minimum(rows_B, count - 1)], -1)
+        batch = batch._replace(group_B=meshes.place(own_B.astype(np.int32), examples))
     if table[0] is None:
         return batch
     return batch._replace(
@@ -184,7 +206,7 @@ def program(
     """The compiled step of a pass over `count` examples like the source's.
 
     Without content, its abstract table of sums has as many rows as the largest subset's share of a
-    batch is likely to need; a pass itself knows the number.
+    batch is likely to need; a pass itself knows the number. Named groups are left out.
     """
     mesh, k = execution.mesh_for(design.num_subsets), design.num_subsets
     size, step = batch_sizes(source.extent(site), (basis.rank, site.width), count, execution, mesh)
