@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks.program import Asked, Program, listed
-from stride_jax import attribution, design, fitting, reading
+from stride_jax import asking, attribution, design, fitting
 from stride_jax.frozen import freeze
 from stride_jax.run.pipeline import Run
 from stride_jax.run.planning import StageCost, extent_of, gib, plan
@@ -79,7 +79,7 @@ def compare(run: Run, predicted: dict[str, StageCost]) -> list[dict[str, Any]]:
     operators = fit().operators
     works: dict[str, Callable[[], Any]] = {
         "pass": lambda: vars(fit()),
-        "measure": lambda: reading.measure_all(
+        "measure": lambda: asking.measure_all(
             frozen, operators, run.query, read.measure, execution
         ),
     }

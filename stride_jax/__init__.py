@@ -19,7 +19,13 @@ from stride_jax.frozen import FrozenModel, freeze
 from stride_jax.ids import content_ids
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
-from stride_jax.operators import BasisSettings, ClosedFormSettings, JointSettings
+from stride_jax.operators import (
+    BasisSettings,
+    ClosedFormSettings,
+    JointSettings,
+    Question,
+    question_of,
+)
 from stride_jax.recovery import LassoSettings, SelectionSettings
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError
@@ -45,6 +51,7 @@ __all__ = [
     "JointSettings",
     "LassoSettings",
     "MeasureSettings",
+    "Question",
     "ReadSettings",
     "SelectionSettings",
     "TappedModel",
@@ -68,6 +75,7 @@ __all__ = [
     "from_nnx",
     "load_operators",
     "operators_pytree",
+    "question_of",
     "save_operators",
     "steer",
     "with_temperature",

@@ -49,6 +49,7 @@ def directions(
     queries: Examples,
     group: int = 0,
     execution: Execution = Execution(),
+    question: ops.Question = ops.LOSS,
 ) -> Directions:
     """`V_x` of queries, or of their groups of tokens, at every site.
 
@@ -58,12 +59,14 @@ def directions(
       queries: Q of them.
       group: tokens read together; 0 for whole sequences.
       execution: devices, memory.
+      question: what is asked of them.
     """
     settings = frozen.settings.closed_form
     parts: dict[str, list[jax.Array]] = {name: [] for name in frozen.sites}
     for chunk in frozen.chunks(queries, execution, "directions"):
         for name, site in frozen.sites.items():
-            source, basis = frozen.observed_source(name, chunk), index.operators[name].basis
+            basis = index.operators[name].basis
+            source = frozen.observed_source(name, chunk, question)
             parts[name].append(
                 ops.directions(index.fisher[name], basis, site, source, settings, group)
             )

@@ -71,12 +71,15 @@ class FrozenModel:
         site = self.sites.get("logit")
         return site.signs_C if isinstance(site, ops.FoldedSite) else None
 
-    def source(self, examples: Examples, *, training: bool = False) -> Source:
+    def source(
+        self, examples: Examples, *, training: bool = False, question: ops.Question = ops.LOSS
+    ) -> Source:
         """Examples for a program that runs the frozen model on batches of them.
 
         Args:
           examples: N of them.
           training: whether predictions are doubted, as the closed form reads training examples.
+          question: what is asked of the examples.
 
         Raises:
           ValueError: examples that do not fit the model.
@@ -87,11 +90,12 @@ class FrozenModel:
             "labels": examples.labels,
             "weights": token_weights(examples),
         }
-        return Source(self.forward(training=training), self.params, data)
+        return Source(self.forward(training=training, question=question), self.params, data)
 
-    def forward(self, *, training: bool = False) -> Forward:
+    def forward(self, *, training: bool = False, question: ops.Question = ops.LOSS) -> Forward:
         """The traced function that runs the model on a batch of a source."""
-        return _forward(self.tapped, self.settings.closed_form.doubt if training else 0.0)
+        doubt = self.settings.closed_form.doubt if training else 0.0
+        return _forward(self.tapped, doubt, question)
 
     def observe(self, examples: Examples, execution: Execution = Execution()) -> Chunk:
         """One forward pass over all of these examples; what it says is held in memory."""
@@ -115,10 +119,14 @@ class FrozenModel:
             rows = slice(start, min(start + size, count))
             yield self.observe(examples.take(rows), within)._replace(rows=rows)
 
-    def observed_source(self, site: str, chunk: Chunk) -> Source:
+    def observed_source(self, site: str, chunk: Chunk, question: ops.Question = ops.LOSS) -> Source:
         """A chunk as the source of a program at one site; the model is not run again."""
-        params = self.params if self.sites[site].reads_params else None
-        return observed_source(chunk.observed, chunk.contexts[site], params)
+        own, observed, context = self.sites[site], chunk.observed, chunk.contexts[site]
+        params = self.params if own.reads_params else None
+        if question != ops.LOSS:
+            gradient = question.gradient(observed.logits_NxTxC, observed.labels_NxT)
+            context = context | {"errors": own.pulled(params, gradient, context)}
+        return observed_source(observed, context, params)
 
 
 def freeze(
@@ -257,7 +265,7 @@ def _chosen_taps(
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(tapped: TappedModel, doubt: float) -> Forward:
+def _forward(tapped: TappedModel, doubt: float, question: ops.Question) -> Forward:
     """Held, so that asking again costs no compilation."""
 
     def forward(
@@ -270,7 +278,10 @@ def _forward(tapped: TappedModel, doubt: float) -> Forward:
         read = as_training(observed, doubt)
         context: dict[str, Any] = site.context(observed, batch["inputs"])
         if pull_back is not None:
-            context["errors"] = pull_back(ops.logit_errors(read))
+            context["errors"] = pull_back(question.gradient(read.logits_NxTxC, read.labels_NxT))
+        elif question != ops.LOSS:  # the loss' own errors are the site's
+            gradient = question.gradient(read.logits_NxTxC, read.labels_NxT)
+            context["errors"] = site.pulled(params, gradient, context)
         return read, context
 
     return forward

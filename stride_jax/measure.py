@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from stride_jax.observed import Context, Forward, Observed, Source
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.gradients import steering_gradients, token_groups
-from stride_jax.operators.losses import loss_drop
+from stride_jax.operators.questions import LOSS, Question, named_question
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators, shardings
 from stride_jax.runtime import mesh as meshes
@@ -37,6 +37,7 @@ class MeasureSettings:
       exact_limit: largest K T C, numbers in the shifts of one query, that `auto` measures exactly.
       tolerance: where `auto` goes first-order, largest relative difference from exact
         measurements of a sample.
+      question: what is asked of a query: `loss`, or `margin`, the log odds of its label.
       group: tokens read together, each group with K measurements of its own; 0 for whole sequences.
         A group's influences are sparser than a sequence's, so the sketch loses less.
     """
@@ -45,12 +46,14 @@ class MeasureSettings:
     scale: float = 0.01
     exact_limit: int = 2**24
     tolerance: float = 0.05
+    question: str = "loss"
     group: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.form not in ("auto", "exact", "first_order"):
             raise ValueError(f"form={self.form!r}: use 'auto', 'exact' or 'first_order'")
+        named_question(self.question)
         if self.group < 0:
             raise ValueError(f"group={self.group} tokens: use at least 1, or 0 for all of them")
         if self.scale <= 0 or self.exact_limit < 0 or self.tolerance <= 0:
@@ -66,6 +69,7 @@ class Step(NamedTuple):
     Attributes:
       forward: the frozen model; traced.
       first_order: else exact.
+      question: what is asked.
       scale: of the steering matrices.
       group: tokens read together.
       subsets: taken at a time on a device, where exact.
@@ -74,6 +78,7 @@ class Step(NamedTuple):
 
     forward: Forward
     first_order: bool
+    question: Question
     scale: float
     group: int
     subsets: int
@@ -93,9 +98,11 @@ def _exact(site: Site, a_kxRxO: jax.Array, queries: _Queries, step: Step) -> jax
     """Measurements under a few operators, `[B, k]`, or of token groups, `[B G, k]`."""
     params, b_BxTxR, observed, context = queries
     shift_kxBxTxC = site.shifts(params, a_kxRxO * step.scale, b_BxTxR, context)
-    drop_kxBxT = loss_drop(shift_kxBxTxC, observed.logits_NxTxC[None], observed.labels_NxT[None])
-    drop_BxTxk = jnp.moveaxis(drop_kxBxT * observed.weights_NxT[None], 0, -1)
-    grouped = token_groups(drop_BxTxk, step.group) if step.group else drop_BxTxk
+    gain_kxBxT = step.question.gain(
+        shift_kxBxTxC, observed.logits_NxTxC[None], observed.labels_NxT[None]
+    )
+    gain_BxTxk = jnp.moveaxis(gain_kxBxT * observed.weights_NxT[None], 0, -1)
+    grouped = token_groups(gain_BxTxk, step.group) if step.group else gain_BxTxk
     return grouped.sum(axis=1)
 
 
@@ -146,6 +153,7 @@ def program(
     count: int,
     settings: MeasureSettings,
     execution: Execution,
+    question: Question = LOSS,
 ) -> Program:
     """The compiled step that measures `count` queries like the source's.
 
@@ -155,6 +163,7 @@ def program(
       count: Q.
       settings: form, scale, group.
       execution: devices and memory.
+      question: what is asked.
     """
     matrices = operators.a_KxRxO.shape
     mesh = execution.mesh_for(matrices[0])
@@ -166,7 +175,8 @@ def program(
         shapes_like(operators, shardings(operators, mesh)),
         batch,
     )
-    step = Step(source.forward, *step, mesh)
+    first_order, scale, group, subsets = step
+    step = Step(source.forward, first_order, question, scale, group, subsets, mesh)
     return Program(measure_batch, args, {"step": step}, -(-count // size), size)
 
 
@@ -176,18 +186,21 @@ def measure(
     source: Source,
     settings: MeasureSettings = MeasureSettings(),
     execution: Execution = Execution(),
+    question: Question = LOSS,
 ) -> np.ndarray:
     """Measurements of all queries under all operators of one site.
 
-    Exact: `y_{x,k} = Σ_t omega_t [Loss(o_x) − Loss(õ_k(x))]_t / s` with steering matrices `s a_k`,
-    by the identity of `losses.loss_drop`. First order: `y_{x,k} = Σ_t omega_t <e_t, b_t a_k>`, with
-    `e = e_y − p` (pulled back to the site). Either is multiplied by the operator's own size.
+    Exact: `y_{x,k} = Σ_t omega_t [f(õ_k(x)) − f(o_x)]_t / s` with steering matrices `s a_k`,
+    without cancellation (`operators.questions`); for the loss, `f = log p_y`. First order:
+    `y_{x,k} = Σ_t omega_t <e_t, b_t a_k>`, with `e = ∂f/∂o`, for the loss `e_y − p` (pulled back
+    to the site). Either is multiplied by the operator's own size.
 
     Args:
       site: where the operators act.
       operators: K of them.
       source: Q queries; `observed_source` for ones that were observed before.
-      settings: form, scale and group.
+      settings: form, scale and group; their `question` names the one that is given here.
+      question: what is asked; of the same that the source's forward pass was told.
       execution: queries are split over all devices, operators over `subset`.
 
     Returns:
@@ -201,7 +214,7 @@ def measure(
     params, site = meshes.everywhere((source.params, site), mesh)
     source = source._replace(params=params)
     operators = jax.tree.map(meshes.place, operators, shardings(operators, mesh))
-    step = program(site, operators, source, count, settings, execution)
+    step = program(site, operators, source, count, settings, execution, question)
     if settings.form == "auto" and step.statics["step"].first_order:
         _check_first_order(site, operators, source, settings, step.statics["step"])
     tokens = source.extent(site)[0]

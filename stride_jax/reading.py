@@ -2,30 +2,27 @@
 
 import dataclasses
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import scipy.sparse
 
-from stride_jax import operators as ops
+from stride_jax.asking import Asked
 from stride_jax.candidates import Candidates
 from stride_jax.estimate import Estimate, Estimator
-from stride_jax.exact import Directions, directions, kept_scores, positions, scored
+from stride_jax.exact import Directions, kept_scores, positions, scored
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
 from stride_jax.listing import filed, listed
-from stride_jax.measure import MeasureSettings, measure
 from stride_jax.peeling import Peeled, peel
 from stride_jax.recovery import Diagnostics
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
 from stride_jax.scores import Scores, stacked
-from stride_jax.settings import ReadSettings
 
 VERDICTS = ("found", "partly found", "not found: raise K or the budget, or use clusters")
 """What a certificate says of an answer."""
@@ -47,30 +44,6 @@ class Reading(NamedTuple):
     diagnostics: dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """Queries as an index sees them.
-
-    Attributes:
-      y_YxK: measurements, of queries or of their token groups, a query's groups in a row.
-      aim: directions of the rows of some queries, which it is given by number; None where nothing
-        would be scored exactly.
-      num_queries: Q.
-      total: queries that are read altogether, of which these may be a block: what decides how long
-        an answer may be; Q by default.
-    """
-
-    y_YxK: np.ndarray
-    aim: Callable[[np.ndarray], Directions] | None
-    num_queries: int
-    total: int | None = None
-
-    def rows(self, queries: np.ndarray) -> np.ndarray:
-        """Measurements of some queries."""
-        groups = len(self.y_YxK) // self.num_queries
-        return self.y_YxK[(queries[:, None] * groups + np.arange(groups)).reshape(-1)]
-
-
 class Corpus(NamedTuple):
     """The training data at hand.
 
@@ -81,52 +54,6 @@ class Corpus(NamedTuple):
 
     frozen: FrozenModel
     examples: Examples
-
-
-def measure_all(
-    frozen: FrozenModel,
-    operators: dict[str, ops.Operators],
-    examples: Examples,
-    settings: MeasureSettings,
-    execution: Execution = Execution(),
-) -> np.ndarray:
-    """Measurements of queries, summed over sites, `[Q, K]` nats; of token groups, `[Q G, K]`."""
-    source = frozen.source(examples)
-    parts = [
-        measure(site, operators[name], source, settings, execution)
-        for name, site in frozen.sites.items()
-    ]
-    return np.sum(parts, axis=0)
-
-
-def asked_of(
-    frozen: FrozenModel,
-    index: Index,
-    queries: Examples,
-    y_YxK: np.ndarray,
-    settings: ReadSettings,
-    has_corpus: bool,
-    execution: Execution = Execution(),
-) -> Asked:
-    """Queries with their measurements, and their directions where any would be scored exactly.
-
-    Args:
-      frozen, index: what is read.
-      queries: Q of them.
-      y_YxK: their measurements.
-      settings: token groups, and the budget of exact scores.
-      has_corpus: whether the training data are at hand.
-      execution: devices, memory.
-    """
-    may_score = has_corpus and settings.exact.allowed(len(index.train_ids)) > 0
-    if not index.fisher or not (index.kept or may_score):
-        return Asked(y_YxK, None, len(queries))
-
-    def aim(some: np.ndarray) -> Directions:
-        own = queries if len(some) == len(queries) else queries.take(some)
-        return directions(frozen, index, own, settings.measure.group, execution)
-
-    return Asked(y_YxK, aim, len(queries))
 
 
 def read(
@@ -264,21 +191,6 @@ def on_this_process(frozen: FrozenModel, index: Index) -> tuple[FrozenModel, Ind
     stored = jax.tree.map(meshes.fetch, {"fisher": index.fisher, "kept": index.kept})
     local = dataclasses.replace(index, operators=operators, **stored)
     return dataclasses.replace(frozen, params=jax.tree.map(meshes.fetch, frozen.params)), local
-
-
-def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
-    """Warn of queries whose K measurements are all the same, whatever their lambda."""
-    # As recovery has it: what varies by less than a float32 of its size is rounding.
-    signal = np.ptp(y_QxK, axis=1) > 1e-7 * np.abs(y_QxK).max(axis=1)
-    silent_Q = ~signal.reshape(len(query_ids), -1).any(axis=1)
-    if silent_Q.any():
-        warnings.warn(
-            f"{int(silent_Q.sum())} of {len(query_ids)} queries have no measurable signal, first "
-            f"{query_ids[silent_Q.argmax()]}: no operator changes their loss, so their scores are "
-            "all zero; a saturated prediction (p = 1 in float32) does this: calibrate the model "
-            "with taps.with_temperature",
-            stacklevel=3,
-        )
 
 
 def named_diagnostics(diagnostics: Diagnostics) -> dict[str, np.ndarray]:

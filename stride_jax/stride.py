@@ -12,6 +12,7 @@ import numpy as np
 
 from stride_jax import design as designs
 from stride_jax import operators as ops
+from stride_jax.asking import ask, measure_all, wanted
 from stride_jax.attribution import Attribution
 from stride_jax.candidates import named
 from stride_jax.estimate import estimator
@@ -34,7 +35,7 @@ from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
 from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.operators import kept as stores
-from stride_jax.reading import Corpus, asked_of, measure_all, read, say_where_no_signal
+from stride_jax.reading import Corpus, read
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.settings import IndexSettings, ReadSettings
@@ -256,6 +257,9 @@ def attribute(
     *,
     ids: Any = None,
     weights: Any = None,
+    question: str | ops.Question | None = None,
+    against: Any = None,
+    together: Any = None,
     train: Examples | None = None,
     candidates: Mapping[str, Any] | None = None,
     choose_lambda: bool = False,
@@ -269,8 +273,14 @@ def attribute(
     Args:
       tapped, params: the model the index was fitted on.
       index: from `fit`.
-      inputs, labels, weights, ids: the queries, as in `fit`.
+      inputs, labels, weights, ids: the queries, as in `fit`; a token of weight 0 or label −1 is not
+        asked about.
       settings: what reads the index.
+      question: what is asked: `loss`, `margin` (the log odds of the label, which may be any class),
+        or a function of the outputs (`question_of`); `settings.measure.question` by default.
+      against: other labels like `labels`: why these and not those. For `loss` it is
+        `log p_label − log p_other`; turned round it changes its sign.
+      together: weights of the queries, `[Q]`, or `"mean"`: all of them as one question.
       train: the training data, those of the index among them: then each query's likeliest
         examples are scored exactly (`settings.exact`), for one forward pass over them.
       candidates: `{source: ids}` of examples that are scored exactly besides, one list for all
@@ -281,7 +291,7 @@ def attribute(
       execution: as in `fit`.
 
     Returns:
-      `[query, train]` scores, in nats where the index knows their unit; positive = proponent.
+      `[query, train]` scores in nats; positive = proponent.
 
     Raises:
       ValueError: queries that do not fit the model, or parameters other than the index's.
@@ -295,8 +305,9 @@ def attribute(
         settings = dataclasses.replace(settings, selection=selection)
     queries = as_examples(inputs, labels, ids, weights, what="queries")
     settings.exact.allowed(len(index.train_ids))
+    what = wanted(question, against, together, len(queries))
     others = [
-        named(source, own, index.train_ids, len(queries))
+        named(source, own, index.train_ids, len(queries) if together is None else 1)
         for source, own in (candidates or {}).items()
     ]
     if others and train is None:
@@ -307,17 +318,17 @@ def attribute(
     if train is not None:
         positions(index, train)  # refuses other data before anything runs
     frozen = frozen_for(index, tapped, params, queries, execution)
-    y_YxK = measure_all(frozen, index.operators, queries, settings.measure, execution)
-    say_where_no_signal(y_YxK, queries.ids)
-    asked = asked_of(frozen, index, queries, y_YxK, settings, train is not None, execution)
+    asked, names = ask(frozen, index, queries, settings, what, train is not None, execution)
     corpus = None if train is None else Corpus(frozen, train)
     reading = read(estimator(index, settings, execution), index, asked, corpus, others, execution)
+    name = ops.named_question(question or settings.measure.question).name
+    alone = queries.labels.ndim == 1 and together is None
     return Attribution(
-        queries.ids, index.train_ids, reading.scores,
-        plain({"index": index.settings, "read": settings}),
+        names, index.train_ids, reading.scores,
+        plain({"index": index.settings, "read": settings, "question": name}),
         diagnostics=reading.diagnostics, exact=reading.exact_QxN, sources=reading.sources,
         train_keys=index.keys, unit=index.unit,
-        query_labels=queries.labels if queries.labels.ndim == 1 else None,
+        query_labels=queries.labels if alone else None,
     )  # fmt: skip
 
 
@@ -370,6 +381,7 @@ def direct(
     queries: Any,
     *,
     query_ids: Any = None,
+    question: str | ops.Question = "loss",
     execution: Execution = Execution(),
 ) -> Attribution:
     """The scores that the K measurements stand for, without the sketch (docs/method.md §8.2).
@@ -385,6 +397,7 @@ def direct(
         as `Examples` the order is checked.
       queries: inputs and labels, or `Examples`.
       query_ids: names of the queries; hashes of their content by default.
+      question: what is asked of them, as in `attribute`.
       execution: as in `fit`.
 
     Raises:
@@ -401,7 +414,8 @@ def direct(
         asked = as_examples(*queries, ids=query_ids, what="queries")
     _same_training_set(index, trained, named=isinstance(train, Examples) or len(train) > 2)
     frozen = frozen_for(index, tapped, params, asked, execution)
-    v = directions(frozen, index, asked, 0, execution)
+    what = ops.named_question(question)
+    v = directions(frozen, index, asked, 0, execution, what)
     total = np.zeros((len(asked), len(trained)), np.float32)
     for rows, w_QxU in scored(frozen, index, v, trained, np.arange(len(trained)), execution):
         total[:, rows] = w_QxU

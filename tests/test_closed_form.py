@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import stride_jax
+from stride_jax import asking, stride, taps
 from stride_jax import operators as ops
-from stride_jax import reading, stride, taps
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.exact import score_rows
 from stride_jax.examples import Examples
@@ -296,7 +296,7 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path, k
     for name, value in arrays.items():
         np.testing.assert_array_equal(value, others[name])
     first_order = READ.measure
-    both = reading.measure_all(
+    both = asking.measure_all(
         freeze(*args, query, back.settings), back.operators, query, first_order
     )
     parts = []
@@ -307,7 +307,7 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path, k
         if kind == "hash" or name == "logit":
             one = stride.fit(*args, train.inputs, train.labels, alone, ids=train.ids).operators
         frozen = freeze(*args, query, alone)
-        parts.append(reading.measure_all(frozen, one, query, first_order))
+        parts.append(asking.measure_all(frozen, one, query, first_order))
         assert np.linalg.norm(parts[-1]) > 0
     np.testing.assert_allclose(both, sum(parts), rtol=1e-4, atol=1e-6)
     np.savez(tmp_path / "other.npz", a=np.zeros(1))

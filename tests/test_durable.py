@@ -9,9 +9,9 @@ import pytest
 
 from stride_jax import design, fitting, models
 from stride_jax import operators as ops
+from stride_jax.asking import measure_all
 from stride_jax.frozen import freeze
 from stride_jax.measure import MeasureSettings
-from stride_jax.reading import measure_all
 from stride_jax.runtime import checkpoint, durable
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stride_jax
-from stride_jax import fitting, reading
+from stride_jax import asking, fitting
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.design import Design, known_membership, membership, subset_sum
@@ -86,12 +86,12 @@ def test_chunks_and_padding_change_nothing(language, sites, output_rank, kind):
     fitted = fitting.fit_operators(frozen, examples, subsets)
     same_fit(fitting.fit_operators(frozen, examples, subsets, small), fitted)
     assert 20 < len(fitted.passed.kept[sites[0]]) < COUNT * TOKENS / 2
-    y = reading.measure_all(frozen, fitted.operators, examples, first_order)
-    close(reading.measure_all(frozen, fitted.operators, examples, first_order, small), y)
+    y = asking.measure_all(frozen, fitted.operators, examples, first_order)
+    close(asking.measure_all(frozen, fitted.operators, examples, first_order, small), y)
     wide = np.pad(inputs, ((0, 0), (0, 3))), np.pad(labels, ((0, 0), (0, 3)), constant_values=-1)
     frozen, padded = frozen_with(language, settings, Examples(*wide, IDS))
     same_fit(fitting.fit_operators(frozen, padded, subsets), fitted)
-    close(reading.measure_all(frozen, fitted.operators, padded, first_order), y)
+    close(asking.measure_all(frozen, fitted.operators, padded, first_order), y)
 
 
 def same_fit(found, wanted):
@@ -119,7 +119,7 @@ def test_token_groups_add_up_to_the_sequence(language):
         made = fitting.fit_operators(frozen, examples, subsets).operators
         for form in ("first_order", "exact"):
             whole, y = (
-                reading.measure_all(frozen, made, examples, MeasureSettings(form, group=group))
+                asking.measure_all(frozen, made, examples, MeasureSettings(form, group=group))
                 for group in (0, 5)
             )
             assert y.shape == (COUNT * 3, 16)

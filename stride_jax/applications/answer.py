@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax import reading
+from stride_jax import asking, reading
 from stride_jax.attribution import found_by
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.estimate import Estimator, estimator
@@ -205,31 +205,31 @@ def ask(
     )  # fmt: skip
 
 
-def _rather(asked: reading.Asked, than: reading.Asked) -> reading.Asked:
+def _rather(asked: asking.Asked, than: asking.Asked) -> asking.Asked:
     """A question against another one: what speaks for the first and against the second."""
     y_GxK, first, second = np.concatenate([asked.y_YxK, -than.y_YxK]), asked.aim, than.aim
     if first is None or second is None:
-        return reading.Asked(y_GxK, None, 1)
+        return asking.Asked(y_GxK, None, 1)
 
     def aim(some: np.ndarray) -> Directions:
         other = second(some)
         return {n: jnp.concatenate([own, -other[n]]) for n, own in first(some).items()}
 
-    return reading.Asked(y_GxK, aim, 1)
+    return asking.Asked(y_GxK, aim, 1)
 
 
-def _spoken(asked: reading.Asked) -> reading.Asked:
+def _spoken(asked: asking.Asked) -> asking.Asked:
     """A question without its groups of the prompt alone, which measure nothing."""
     spoken_G, aim = np.abs(asked.y_YxK).max(axis=1) > 0, asked.aim
     own = None if aim is None else lambda some: {n: v[spoken_G] for n, v in aim(some).items()}
-    return reading.Asked(asked.y_YxK[spoken_G], own, 1)
+    return asking.Asked(asked.y_YxK[spoken_G], own, 1)
 
 
-def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[reading.Asked, float]:
+def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[asking.Asked, float]:
     """Measurements and directions of one question's token groups, and its loss."""
     query, settings = Examples(inputs, labels), run.settings.read
-    y_GxK = reading.measure_all(run.frozen, run.index.operators, query, settings.measure)
-    asked = reading.asked_of(run.frozen, run.index, query, y_GxK, settings, has_corpus=True)
+    y_GxK = asking.measure_all(run.frozen, run.index.operators, query, settings.measure)
+    asked = asking.asked_of(run.frozen, run.index, query, y_GxK, settings, has_corpus=True)
     logits = run.tapped(run.model.params, jnp.asarray(inputs))[0]
     log_p = np.asarray(jax.nn.log_softmax(logits))[0]
     places = np.flatnonzero(labels[0] >= 0)
@@ -244,7 +244,7 @@ def _passage(run: Run, row: int, score: float, source: str, y_K: np.ndarray) -> 
     text, tokenizer = run.text.train, run.text.tokenizer
     example = run.train.take([row])
     single = MeasureSettings("first_order", group=1)
-    y_TxK = reading.measure_all(run.frozen, run.index.operators, example, single)
+    y_TxK = asking.measure_all(run.frozen, run.index.operators, example, single)
     share_T = y_TxK @ (y_K - y_K.mean())
     share_T = share_T / max(np.abs(share_T).max(), 1e-30)
     size = int(text.sizes_N[row])

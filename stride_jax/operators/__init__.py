@@ -21,11 +21,13 @@ from stride_jax.operators.moments import (
 )
 from stride_jax.operators.outputs import draw_signs, fold, unfold
 from stride_jax.operators.passes import Labels, Pass, Store, accumulate
+from stride_jax.operators.questions import LOSS, Question, named_question, question_of
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
 from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site, logit_errors
 from stride_jax.operators.steering import Operators, shardings
 
 __all__ = [
+    "LOSS",
     "Basis",
     "BasisSettings",
     "ClosedFormSettings",
@@ -40,6 +42,7 @@ __all__ = [
     "Moments",
     "Operators",
     "Pass",
+    "Question",
     "ResidualSite",
     "Site",
     "Store",
@@ -55,7 +58,9 @@ __all__ = [
     "fit_basis",
     "fold",
     "logit_errors",
+    "named_question",
     "of_groups",
+    "question_of",
     "shardings",
     "tap_energies",
     "train_jointly",

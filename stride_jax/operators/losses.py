@@ -14,7 +14,7 @@ _LARGE = 0.5
 """Shifts above this (in nats) are handled by log-sum-exp, below by log1p and expm1."""
 
 
-def _log_mean_exp(p: jax.Array, shift: jax.Array) -> jax.Array:
+def log_mean_exp(p: jax.Array, shift: jax.Array) -> jax.Array:
     """`log Σ_c p_c exp(s_c)` to full relative accuracy for small and large s alike."""
     top = shift.max(axis=-1, keepdims=True)
     large = jnp.max(jnp.abs(shift), axis=-1) > _LARGE
@@ -48,7 +48,7 @@ def loss_drop(shift: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Arr
     picked = jnp.take_along_axis(
         shift, jnp.broadcast_to(labels[..., None], (*shift.shape[:-1], 1)), axis=-1
     )
-    return -_log_mean_exp(p, shift - picked)
+    return -log_mean_exp(p, shift - picked)
 
 
 def fidelity(
@@ -94,7 +94,7 @@ def stability(
       Scalar, nats per example.
     """
     p = jax.nn.softmax(logits_BxTxC)
-    kl = _log_mean_exp(p, shift_BxTxC) - (p * shift_BxTxC).sum(axis=-1)
+    kl = log_mean_exp(p, shift_BxTxC) - (p * shift_BxTxC).sum(axis=-1)
     return (mask_B * (weights_BxT * kl).sum(axis=-1)).sum() / jnp.maximum(mask_B.sum(), 1.0)
 
 

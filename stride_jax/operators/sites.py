@@ -22,15 +22,13 @@ import numpy as np
 
 from stride_jax.observed import Context, Observed
 from stride_jax.operators.outputs import fold, fold_classes, unfold
+from stride_jax.operators.questions import loss_gradient
 from stride_jax.taps import Params, Suffix
 
 
 def logit_errors(observed: Observed) -> jax.Array:
     """Minus the gradient of each token's loss in the logits, `e_y − p`, `[B, T, C]`."""
-    logits = observed.logits_NxTxC
-    return jax.nn.one_hot(observed.labels_NxT, logits.shape[-1], dtype=logits.dtype) - (
-        jax.nn.softmax(logits)
-    )
+    return loss_gradient(observed.logits_NxTxC, observed.labels_NxT)
 
 
 def _products(a_KxRxO: jax.Array, b_BxTxR: jax.Array) -> jax.Array:
@@ -74,9 +72,15 @@ class LogitSite:
         return _products(a_KxRxO, b_BxTxR)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`e_y − p`, minus the gradient of each token's loss in the outputs, `[B, T, O]`."""
+        """The context's `errors`, or `e_y − p`: minus the gradient of each token's loss in the
+        outputs, `[B, T, O]`."""
+        del params
+        return context["errors"] if "errors" in context else logit_errors(observed)
+
+    def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
+        """Gradients in the logits as gradients in the outputs, `[B, T, O]`."""
         del params, context
-        return logit_errors(observed)
+        return v_BxTxC
 
     def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
         """`Σ w (diag p − p pᵀ)`, the outputs' Kronecker factor, `[O, O]`."""
@@ -126,11 +130,18 @@ class FoldedSite:
         return unfold(_products(a_KxRxO, b_BxTxR), self.signs_C)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`Uᵀ (e_y − p)`, `[B, T, O]`."""
-        del params, context
+        """The context's `errors`, or `Uᵀ (e_y − p)`, `[B, T, O]`."""
+        del params
+        if "errors" in context:
+            return context["errors"]
         # Two terms, so that the curvature can share the second.
         folded = fold(jax.nn.softmax(observed.logits_NxTxC), self.signs_C, self.width)
         return fold_classes(observed.labels_NxT, self.signs_C, self.width) - folded
+
+    def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
+        """`Uᵀ v`, `[B, T, O]`."""
+        del params, context
+        return fold(v_BxTxC, self.signs_C, self.width)
 
     def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
         """`Σ w Uᵀ (diag p − p pᵀ) U`, `[O, O]`."""
@@ -198,8 +209,12 @@ class ResidualSite:
         """`δ = Jᵀ (e_y − p)`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
         if "errors" in context:
             return context["errors"]
+        return self.pulled(params, logit_errors(observed), context)
+
+    def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
+        """`Jᵀ v` of the layers after the tap, `[B, T, O]`."""
         _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
-        return pull_back(logit_errors(observed))[0]
+        return pull_back(v_BxTxC)[0]
 
     def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
         """`Σ w δ δᵀ`, `[O, O]`."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from stride_jax import attribution, evaluation, fitting, models, reading, taps
+from stride_jax import asking, attribution, evaluation, fitting, models, reading, taps
 from stride_jax import design as designs
 from stride_jax import index as indices
 from stride_jax.adapters import from_model
@@ -228,9 +228,7 @@ class Run:
         def compute() -> Arrays:
             measure, execution = self.settings.read.measure, self.execution("measurements")
             operators = self.index.operators
-            return {
-                "y": reading.measure_all(self.frozen, operators, self.query, measure, execution)
-            }
+            return {"y": asking.measure_all(self.frozen, operators, self.query, measure, execution)}
 
         return self.products.arrays("measurements", compute, lambda: self.index)["y"]
 

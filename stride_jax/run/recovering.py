@@ -6,10 +6,11 @@ import pathlib
 import numpy as np
 import scipy.sparse
 
+from stride_jax.asking import Asked, asked_of
 from stride_jax.estimate import estimator
 from stride_jax.examples import Examples
 from stride_jax.index import Index
-from stride_jax.reading import Asked, Corpus, Reading, asked_of, joined, on_this_process, read
+from stride_jax.reading import Corpus, Reading, joined, on_this_process, read
 from stride_jax.run.products import Arrays
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution

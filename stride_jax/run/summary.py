@@ -113,9 +113,10 @@ def _figures(run: Run) -> dict[str, Any]:
     """Every method against the bank."""
     scores = {"stride": as_dense(run.influences)}
     scores |= {name: run.baseline(name) for name in BASELINES}
-    noise, methods = evaluation.ceiling(run.bank), {}
+    target = run.settings.read.measure.question  # retrained models answer what was asked
+    noise, methods = evaluation.ceiling(run.bank, target=target), {}
     for name, values in scores.items():
-        result = evaluation.lds(values, run.bank)
+        result = evaluation.lds(values, run.bank, target=target)
         stages = ("operators", "measurements", "recovery") if name == "stride" else (name,)
         methods[name] = {
             "lds": result.lds,
