@@ -1,6 +1,8 @@
 """Operators, groups and labels as tools of their own: each figure a row.
 
     python -m benchmarks.objectives steer --workdir=runs/objectives
+    python -m benchmarks.objectives groups --workdir=runs/objectives --only=mnist5k
+    python -m benchmarks.objectives books --workdir=runs/objectives
 
 Rows go to `docs/results/objectives.json`. A run's model is made in the workdir's folder of the
 config's name (runs/objectives/mnist5k), or reused; so are the models trained for comparison.
@@ -12,12 +14,18 @@ from collections.abc import Callable, Sequence
 from absl import logging
 
 from benchmarks.house import ROOT, Row, command, record
+from benchmarks.objectives_books import without_books
+from benchmarks.objectives_steer import steering, without_groups
 from benchmarks.pointing_figures import Note
 from stride_jax.cli.doors import Parser
 
 OBJECTIVES = ROOT / "docs/results/objectives.json"
 
-WHAT: dict[str, Callable[[pathlib.Path, Note, str], None]] = {}
+WHAT: dict[str, Callable[[pathlib.Path, Note, str], None]] = {
+    "steer": steering,
+    "groups": without_groups,
+    "books": without_books,
+}
 """Subcommands: `(workdir, note, only)`; `only` is text in the names of the cases wanted."""
 
 

@@ -1,0 +1,158 @@
+"""Steered logits against those of models that were really trained with other weights.
+
+Letters of its own: J weightings, G groups.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.house import Row
+from benchmarks.objectives_models import agreement, centred, correlation, outputs_of
+from benchmarks.pointing_figures import Note, open_run
+from stride_jax import stride
+from stride_jax.design import Design
+from stride_jax.index import Index
+from stride_jax.models import ModelSettings, TrainSettings
+from stride_jax.run.pipeline import Run
+from stride_jax.steer import steer
+
+
+class Case(NamedTuple):
+    """A model that is steered and trained again.
+
+    Attributes:
+      config: its data, model and recipe.
+      changes: of the config's settings.
+      seeds: models trained with each weighting.
+      at_once: models trained together.
+    """
+
+    config: str
+    changes: dict[str, Any]
+    seeds: int
+    at_once: int
+
+    def open(self, workdir: pathlib.Path) -> Run:
+        """Its run."""
+        return open_run(self.config, workdir, **self.changes)
+
+
+LINEAR = {
+    "model": ModelSettings("mlp", widths=()),
+    "train": TrainSettings(epochs=20, batch_size=64, learning_rate=0.05),
+}
+"""A softmax regression: what the closed form is exact for, but for damping and training's end."""
+
+CASES = {
+    "digits, softmax regression": Case("digits_resnet", LINEAR, 2, 20),
+    "mnist5k, softmax regression": Case("mnist5k", LINEAR, 2, 20),
+    "mnist5k, MLP": Case("mnist5k", {}, 8, 20),
+    "digits, ResNet-9": Case("digits_resnet", {}, 4, 12),
+}
+
+SUBSETS = Design(num_subsets=20, degree=5, kind="hash")
+"""Twenty random subsets of a quarter of the examples each."""
+
+
+def steering(workdir: pathlib.Path, note: Note, only: str = "") -> None:
+    """The weight of a random subset doubled: shifts of the queries' logits."""
+    for title, case in _chosen(only):
+        run = case.open(workdir)
+        index = _fit(run, design=SUBSETS, kept=0)
+        member_JxN = np.zeros((SUBSETS.num_subsets, len(run.train)), bool)
+        np.put_along_axis(member_JxN.T, index.subsets_Nxd, True, axis=1)
+        real = _moved(run, member_JxN, 2.0, case)
+        x = jnp.asarray(run.query.inputs)
+        one = lambda k: steer(run.tapped, run.model.params, index, x, subset=k)  # noqa: B023, E731
+        steered = jax.lax.map(one, jnp.arange(SUBSETS.num_subsets))
+        predicted = centred(np.asarray(steered - run.tapped(run.model.params, x)[0]))
+        name = f"steer, {title}, weight of a random quarter doubled"
+        note(agreement(name, real, predicted, 0.85))
+
+
+def without_groups(workdir: pathlib.Path, note: Note, only: str = "") -> None:
+    """Twenty groups of 5 %, each left out: shifts of the queries' logits, and of their losses."""
+    for title, case in _chosen(only):
+        run = case.open(workdir)
+        for kind, names in (("styles", styles(run.train.inputs, run.train.labels)),
+                            ("random", shuffled(len(run.train)))):  # fmt: skip
+            index = _fit(run, groups=names)
+            assert index.groups is not None, "they were named"
+            member_GxN = index.groups.names[:, None] == names[None]
+            real = _moved(run, member_GxN, 0.0, case)
+            x, params = jnp.asarray(run.query.inputs), run.model.params
+            plain = run.tapped(params, x)[0]
+            predicted = np.stack([
+                centred(np.asarray(steer(run.tapped, params, index, x, without=name) - plain))
+                for name in index.groups.names.tolist()
+            ])  # fmt: skip
+            name = f"groups, {title}, without one of 20 ({kind})"
+            note(agreement(name, real, predicted, 0.8))
+            logits = centred(np.asarray(plain)) + real
+            note([_losses(f"{name}: correlation of losses", run, index, logits)])
+
+
+def styles(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Groups that differ in content: each class cut in two halves along its main direction."""
+    names = np.empty(len(labels), "U8")
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        x = inputs[own].reshape(len(own), -1).astype(np.float64)
+        x = x - x.mean(axis=0)
+        along = x @ np.linalg.svd(x, full_matrices=False)[2][0]
+        order = own[np.argsort(along)]
+        names[order[: len(own) // 2]] = f"{label}a"
+        names[order[len(own) // 2 :]] = f"{label}b"
+    return names
+
+
+def shuffled(count: int, groups: int = 20) -> np.ndarray:
+    """Groups at random, of equal size."""
+    return np.array([f"g{i}" for i in np.random.default_rng(0).permutation(count) % groups])
+
+
+def _losses(name: str, run: Run, index: Index, logits_GxQxC: np.ndarray) -> Row:
+    """Measured influence of the groups against the queries' real rise of loss."""
+    query = run.query
+    found = stride.attribute_groups(
+        run.tapped, run.model.params, index, query.inputs, query.labels, ids=query.ids
+    )
+    real_GxQ = _loss(logits_GxQxC, query.labels) - _loss(
+        centred(np.asarray(run.tapped(run.model.params, query.inputs)[0])), query.labels
+    )
+    value, interval = correlation(real_GxQ, found.scores_QxN.T.astype(np.float64))
+    return Row(name, value, "higher", interval)
+
+
+def _loss(logits: np.ndarray, labels_Q: np.ndarray) -> np.ndarray:
+    own = logits[..., np.arange(len(labels_Q)), labels_Q]
+    return np.logaddexp.reduce(logits, axis=-1) - own
+
+
+def _chosen(only: str) -> list[tuple[str, Case]]:
+    return [(title, case) for title, case in CASES.items() if only in title]
+
+
+def _fit(run: Run, *, groups: Any = None, **changes: Any) -> Index:
+    settings = dataclasses.replace(run.settings.index, **changes)
+    train = run.train
+    return stride.fit(
+        run.tapped, run.model.params, train.inputs, train.labels, settings, ids=train.ids,
+        groups=groups,
+    )  # fmt: skip
+
+
+def _moved(run: Run, member_JxN: np.ndarray, weight: float, case: Case) -> np.ndarray:
+    """Centred shifts of the queries' logits where members have another weight, `[J, Q, C]`."""
+    everyone = np.ones((1, member_JxN.shape[1]))
+    others = np.where(member_JxN, weight, 1.0)
+    logits = [
+        outputs_of(run, weights, run.query, case.seeds, case.at_once)
+        for weights in (everyone, others)
+    ]
+    return centred(logits[1] - logits[0])
