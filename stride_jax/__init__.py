@@ -30,6 +30,7 @@ from stride_jax.recovery import LassoSettings, SelectionSettings
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError
 from stride_jax.runtime.progress import bars
+from stride_jax.self_influence import SelfInfluence, self_influence
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.steer import load_operators, operators_pytree, save_operators, steer
 from stride_jax.stride import append, attribute, attribute_groups, direct, fit
@@ -54,6 +55,7 @@ __all__ = [
     "Question",
     "ReadSettings",
     "SelectionSettings",
+    "SelfInfluence",
     "TappedModel",
     "Unit",
     "UnreadableFileError",
@@ -77,6 +79,7 @@ __all__ = [
     "operators_pytree",
     "question_of",
     "save_operators",
+    "self_influence",
     "steer",
     "with_temperature",
 ]

@@ -105,10 +105,7 @@ def precondition(
     """
     n, r, o = v_BxRxO.shape
     if fisher.exact_LxS is not None:
-        fisher_PxRxR = blocks(fisher.exact_LxS, r, o)
-        own = np.flatnonzero(np.equal(*pairs(o)))
-        trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
-        factor = cholesky(fisher_PxRxR, damping * trace / (r * o), o, mesh)
+        factor = exact_factor(fisher, r, o, damping, mesh)
         v_nxB = v_BxRxO.transpose(2, 1, 0).reshape(o * r, n)
         solved = jax.scipy.linalg.cho_solve((factor, True), v_nxB)
         return solved.reshape(o, r, n).transpose(2, 1, 0)
@@ -121,6 +118,24 @@ def precondition(
 
     left, right = inverse_factors(fisher, damping, output_damping)
     return jnp.einsum("pr,bro->bpo", left, (v_BxRxO.reshape(n * r, o) @ right).reshape(n, r, o))
+
+
+def exact_factor(
+    fisher: Fisher, rank: int, width: int, damping: float, mesh: Mesh | None = None
+) -> jax.Array:
+    """Lower Cholesky factor of the damped exact Fisher, `[O R, O R]`, ordered (output, feature).
+
+    Args:
+      fisher: of the form `exact`.
+      rank, width: R and O.
+      damping: gamma relative to the mean eigenvalue.
+      mesh: as in `precondition`.
+    """
+    assert fisher.exact_LxS is not None, "a Fisher of the form exact"
+    fisher_PxRxR = blocks(fisher.exact_LxS, rank, width)
+    own = np.flatnonzero(np.equal(*pairs(width)))
+    trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
+    return cholesky(fisher_PxRxR, damping * trace / (rank * width), width, mesh)
 
 
 def inverse_factors(
