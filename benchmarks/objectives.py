@@ -3,6 +3,7 @@
     python -m benchmarks.objectives steer --workdir=runs/objectives
     python -m benchmarks.objectives groups --workdir=runs/objectives --only=mnist5k
     python -m benchmarks.objectives books --workdir=runs/objectives
+    python -m benchmarks.objectives questions --workdir=runs/pointing
 
 Rows go to `docs/results/objectives.json`. A run's model is made in the workdir's folder of the
 config's name (runs/objectives/mnist5k), or reused; so are the models trained for comparison.
@@ -15,6 +16,7 @@ from absl import logging
 
 from benchmarks.house import ROOT, Row, command, record
 from benchmarks.objectives_books import without_books
+from benchmarks.objectives_questions import questions
 from benchmarks.objectives_steer import steering, without_groups
 from benchmarks.pointing_figures import Note
 from stride_jax.cli.doors import Parser
@@ -25,6 +27,7 @@ WHAT: dict[str, Callable[[pathlib.Path, Note, str], None]] = {
     "steer": steering,
     "groups": without_groups,
     "books": without_books,
+    "questions": questions,
 }
 """Subcommands: `(workdir, note, only)`; `only` is text in the names of the cases wanted."""
 
