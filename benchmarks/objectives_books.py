@@ -46,6 +46,10 @@ def without_books(workdir: pathlib.Path, note: Note, only: str = "") -> None:
     real, predicted = (v[mine].reshape(LEFT_OUT, PASSAGES) for v in (real_GxQ, predicted_GxQ))
     name = "groups, bible_gpt, log-probability of a book's passages without it"
     note(agreement(name, real, predicted, 0.7))
+    note([
+        _first("measured", predicted_GxQ, largest, own_Q, 0.9),
+        _first("really trained", real_GxQ, largest, own_Q),
+    ])  # fmt: skip
     value, interval = correlation(real_GxQ, predicted_GxQ)
     note([Row("groups, bible_gpt, all passages: correlation", value, "higher", interval)])
 
@@ -94,10 +98,21 @@ def _ranks(run: Run, index: stride.Index, held: tuple[Examples, np.ndarray]) -> 
         run.tapped, run.model.params, index, query.inputs, query.labels,
         MeasureSettings("first_order"), ids=query.ids,
     )  # fmt: skip
-    first_Q = found.train_ids[found.scores_QxN.argmax(axis=1)]
+    return _first("measured", found.scores_QxN.T, found.train_ids, own_Q, 0.9)
+
+
+def _first(
+    how: str,
+    rise_GxQ: np.ndarray,
+    books_G: np.ndarray,
+    own_Q: np.ndarray,
+    asked: float | None = None,
+) -> Row:
+    """Share of passages whose loss rises most without their own book."""
+    first_Q = books_G[rise_GxQ.argmax(axis=0)]
     mean, interval = evaluation.bootstrap_mean((first_Q == own_Q).astype(float))
-    name = f"groups, bible_gpt, right book of {len(index.groups)} first: share of passages"
-    return Row(name, mean, "higher", interval, 0.9)
+    name = f"groups, bible_gpt, right book of {len(books_G)} first, {how}: share of passages"
+    return Row(name, mean, "higher", interval, asked)
 
 
 def _rise(run: Run, index: stride.Index, query: Examples, book: str) -> np.ndarray:
