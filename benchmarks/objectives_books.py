@@ -47,8 +47,8 @@ def without_books(workdir: pathlib.Path, note: Note, only: str = "") -> None:
     name = "groups, bible_gpt, log-probability of a book's passages without it"
     note(agreement(name, real, predicted, 0.7))
     note([
-        _first("measured", predicted_GxQ, largest, own_Q, 0.9),
-        _first("really trained", real_GxQ, largest, own_Q),
+        _first("", predicted_GxQ, largest, own_Q, 0.9),
+        _first(", really trained", real_GxQ, largest, own_Q),
     ])  # fmt: skip
     value, interval = correlation(real_GxQ, predicted_GxQ)
     note([Row("groups, bible_gpt, all passages: correlation", value, "higher", interval)])
@@ -98,7 +98,7 @@ def _ranks(run: Run, index: stride.Index, held: tuple[Examples, np.ndarray]) -> 
         run.tapped, run.model.params, index, query.inputs, query.labels,
         MeasureSettings("first_order"), ids=query.ids,
     )  # fmt: skip
-    return _first("measured", found.scores_QxN.T, found.train_ids, own_Q, 0.9)
+    return _first("", found.scores_QxN.T, found.train_ids, own_Q, 0.9)
 
 
 def _first(
@@ -111,7 +111,7 @@ def _first(
     """Share of passages whose loss rises most without their own book."""
     first_Q = books_G[rise_GxQ.argmax(axis=0)]
     mean, interval = evaluation.bootstrap_mean((first_Q == own_Q).astype(float))
-    name = f"groups, bible_gpt, right book of {len(books_G)} first, {how}: share of passages"
+    name = f"groups, bible_gpt, right book of {len(books_G)} first{how}: share of passages"
     return Row(name, mean, "higher", interval, asked)
 
 
