@@ -71,7 +71,7 @@ def retrained(
 def outputs_of(
     run: Run, weights_JxN: np.ndarray, query: Examples, seeds: int, at_once: int
 ) -> np.ndarray:
-    """Mean outputs over seeds under each weighting, at the base model's temperature.
+    """Mean outputs over seeds under each weighting.
 
     The seeds are the same for every weighting, so that what chance does falls out of differences in
     part. Models are written in chunks, and a measurement that was killed resumes.
@@ -84,7 +84,7 @@ def outputs_of(
       at_once: models trained together.
 
     Returns:
-      Logits `[J, Q, C]`; losses of sequences, `[J, Q]`.
+      Logits `[J, Q, C]`; losses of sequences at the base model's temperature, `[J, Q]`.
     """
     train, training = run.train, run.settings.train
     data = {
@@ -111,8 +111,7 @@ def outputs_of(
             write_arrays(path, outputs=np.asarray(own)[: stop - start])
         parts.append(read_arrays(path)["outputs"])
     outputs = np.concatenate(parts).reshape(len(weights_JxN), seeds, *parts[0].shape[1:])
-    mean = outputs.mean(axis=1, dtype=np.float64)
-    return mean / run.model.temperature if train.labels.ndim == 1 else mean
+    return outputs.mean(axis=1, dtype=np.float64)
 
 
 def centred(logits: np.ndarray) -> np.ndarray:

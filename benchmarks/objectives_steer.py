@@ -1,5 +1,8 @@
 """Steered logits against those of models that were really trained with other weights.
 
+The model is steered as it was trained, at no temperature: the weighted loss is that of its own
+logits, and so are the errors that the operators sum.
+
 Letters of its own: J weightings, G groups.
 """
 
@@ -15,11 +18,13 @@ from benchmarks.house import Row
 from benchmarks.objectives_models import agreement, centred, correlation, outputs_of
 from benchmarks.pointing_figures import Note, open_run
 from stride_jax import stride
+from stride_jax.adapters import from_model
 from stride_jax.design import Design
 from stride_jax.index import Index
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.steer import steer
+from stride_jax.taps import TappedModel
 
 
 class Case(NamedTuple):
@@ -68,14 +73,15 @@ def steering(workdir: pathlib.Path, note: Note, only: str = "") -> None:
     """The weight of a random subset doubled: shifts of the queries' logits."""
     for title, case in _chosen(only):
         run = case.open(workdir)
-        index = _fit(run, design=SUBSETS, kept=0)
+        tapped, params = from_model(run.module), run.model.params
+        index = _fit(run, tapped, design=SUBSETS, kept=0)
         member_JxN = np.zeros((SUBSETS.num_subsets, len(run.train)), bool)
         np.put_along_axis(member_JxN.T, index.subsets_Nxd, True, axis=1)
         real = _moved(run, member_JxN, 2.0, case)
         x = jnp.asarray(run.query.inputs)
-        one = lambda k: steer(run.tapped, run.model.params, index, x, subset=k)  # noqa: B023, E731
+        one = lambda k: steer(tapped, params, index, x, subset=k)  # noqa: B023, E731
         steered = jax.lax.map(one, jnp.arange(SUBSETS.num_subsets))
-        predicted = centred(np.asarray(steered - run.tapped(run.model.params, x)[0]))
+        predicted = centred(np.asarray(steered - tapped(params, x)[0]))
         name = f"steer, {title}, weight of a random 5 % doubled"
         note(agreement(name, real, predicted, 0.85))
 
@@ -86,20 +92,27 @@ def without_groups(workdir: pathlib.Path, note: Note, only: str = "") -> None:
         run = case.open(workdir)
         for kind, names in (("styles", styles(run.train.inputs, run.train.labels)),
                             ("random", shuffled(len(run.train)))):  # fmt: skip
-            index = _fit(run, groups=names)
+            tapped, params = from_model(run.module), run.model.params
+            index = _fit(run, tapped, groups=names)
             assert index.groups is not None, "they were named"
             member_GxN = index.groups.names[:, None] == names[None]
             real = _moved(run, member_GxN, 0.0, case)
-            x, params = jnp.asarray(run.query.inputs), run.model.params
-            plain = run.tapped(params, x)[0]
+            x = jnp.asarray(run.query.inputs)
+            plain = tapped(params, x)[0]
             predicted = np.stack([
-                centred(np.asarray(steer(run.tapped, params, index, x, without=name) - plain))
+                centred(np.asarray(steer(tapped, params, index, x, without=name) - plain))
                 for name in index.groups.names.tolist()
             ])  # fmt: skip
             name = f"groups, {title}, without one of 20 ({kind})"
             note(agreement(name, real, predicted, 0.8))
-            logits = centred(np.asarray(plain)) + real
-            note([_losses(f"{name}: correlation of losses", run, index, logits)])
+            query = run.query
+            found = stride.attribute_groups(
+                tapped, params, index, query.inputs, query.labels, ids=query.ids
+            )
+            before = np.asarray(plain, np.float64)
+            rise_GxQ = _loss(before + real, query.labels) - _loss(before, query.labels)
+            value, interval = correlation(rise_GxQ, found.scores_QxN.T.astype(np.float64))
+            note([Row(f"{name}: correlation of losses", value, "higher", interval)])
 
 
 def styles(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -121,19 +134,6 @@ def shuffled(count: int, groups: int = 20) -> np.ndarray:
     return np.array([f"g{i}" for i in np.random.default_rng(0).permutation(count) % groups])
 
 
-def _losses(name: str, run: Run, index: Index, logits_GxQxC: np.ndarray) -> Row:
-    """Measured influence of the groups against the queries' real rise of loss."""
-    query = run.query
-    found = stride.attribute_groups(
-        run.tapped, run.model.params, index, query.inputs, query.labels, ids=query.ids
-    )
-    real_GxQ = _loss(logits_GxQxC, query.labels) - _loss(
-        centred(np.asarray(run.tapped(run.model.params, query.inputs)[0])), query.labels
-    )
-    value, interval = correlation(real_GxQ, found.scores_QxN.T.astype(np.float64))
-    return Row(name, value, "higher", interval)
-
-
 def _loss(logits: np.ndarray, labels_Q: np.ndarray) -> np.ndarray:
     own = logits[..., np.arange(len(labels_Q)), labels_Q]
     return np.logaddexp.reduce(logits, axis=-1) - own
@@ -143,11 +143,11 @@ def _chosen(only: str) -> list[tuple[str, Case]]:
     return [(title, case) for title, case in CASES.items() if only in title]
 
 
-def _fit(run: Run, *, groups: Any = None, **changes: Any) -> Index:
+def _fit(run: Run, tapped: TappedModel, *, groups: Any = None, **changes: Any) -> Index:
     settings = dataclasses.replace(run.settings.index, **changes)
     train = run.train
     return stride.fit(
-        run.tapped, run.model.params, train.inputs, train.labels, settings, ids=train.ids,
+        tapped, run.model.params, train.inputs, train.labels, settings, ids=train.ids,
         groups=groups,
     )  # fmt: skip
 
