@@ -13,6 +13,7 @@ D width of an activation, R features, C classes or vocabulary, O outputs of an o
 
 from stride_jax.adapters import from_equinox, from_haiku, from_linen, from_model, from_nnx
 from stride_jax.attribution import Attribution, ensemble
+from stride_jax.check import Report, check
 from stride_jax.design import Design
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel, freeze
@@ -54,6 +55,7 @@ __all__ = [
     "MeasureSettings",
     "Question",
     "ReadSettings",
+    "Report",
     "SelectionSettings",
     "SelfInfluence",
     "TappedModel",
@@ -64,6 +66,7 @@ __all__ = [
     "attribute",
     "attribute_groups",
     "bars",
+    "check",
     "content_ids",
     "direct",
     "ensemble",

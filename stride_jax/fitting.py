@@ -15,9 +15,12 @@ from stride_jax.index import Index
 from stride_jax.observed import Context, Observed, as_training
 from stride_jax.operators import content as contents
 from stride_jax.operators import kept as stores
+from stride_jax.operators import passes
+from stride_jax.operators.closed_form import solve_program
 from stride_jax.operators.gradients import squared_errors
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.keep import nowhere
+from stride_jax.runtime.programs import Program, shape
 from stride_jax.settings import IndexSettings
 from stride_jax.taps import Params
 
@@ -283,4 +286,43 @@ def solve_operators(frozen: FrozenModel, basis: ops.Basis, moments: Moments) -> 
     return {
         name: dataclasses.replace(own, basis=stored, a_KxRxO=own.a_KxRxO.astype(kind))
         for name, own in made.items()
+    }
+
+
+def fit_programs(
+    frozen: FrozenModel,
+    name: str,
+    basis: ops.Basis,
+    one: Examples,
+    num_train: int,
+    execution: Execution,
+) -> dict[str, Program]:
+    """The compiled steps that fit one site in closed form, from shapes alone.
+
+    Args:
+      frozen: the model; its parameters may be shapes.
+      name: of the site.
+      basis: its shapes, from `operators.basis_shapes`.
+      one: one example.
+      num_train: N.
+      execution: devices, memory.
+
+    Returns:
+      `{"pass": of a batch of the training set, "solve": of all K operators}`.
+    """
+    site, rank, form = frozen.sites[name], basis.rank, frozen.forms[name]
+    design, settings = frozen.settings.design, frozen.settings.closed_form
+    rotation = (shape((rank, rank)), shape((site.width,) * 2)) if form == "eigen" else None
+    content = None
+    if design.kind == "clusters" and name == next(iter(frozen.sites)):
+        content = contents.shapes(design.num_subsets, rank, site.width)
+    one_pass = passes.program(
+        design, site, basis, frozen.source(one, training=True), ops.Curvature(form, rotation),
+        num_train, execution, content,
+        store_of(frozen, basis, name, (num_train, *one.labels.shape[1:])),
+    )  # fmt: skip
+    mesh = execution.mesh_for(design.num_subsets)
+    return {
+        "pass": one_pass,
+        "solve": solve_program(design.num_subsets, rank, site.width, form, settings, mesh),
     }

@@ -1,7 +1,9 @@
 """Is this model safe to attribute? A few forward passes that tell, before the expensive work."""
 
+import dataclasses
 import hashlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,18 +16,39 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.taps import Params, TappedModel
 
+LEVELS = ("ok", "note", "warning", "error")
+"""Of a finding, from good to bad."""
+
 _ROWS = 8
 # Of the largest logit: bfloat16 rounds by .4 %, a batch norm in training mode moves by far more.
 _TOLERANCE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+      name: what.
+      level: `ok`, `note`, `warning` or `error`; with an error every score would be meaningless.
+      measured: what was measured, with its numbers.
+      remedy: what to do about it; empty where all is well.
+    """
+
+    name: str
+    level: str
+    measured: str
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"level={self.level!r}: use one of {LEVELS}")
 
 
 def check_model(
     tapped: TappedModel, params: Params, examples: Examples, execution: Execution = Execution()
 ) -> None:
     """Refuse a model whose logits would make every score meaningless.
-
-    Eight evenly spaced examples run three times: as they are, each at another place of the batch,
-    and half of them beside other examples.
 
     Args:
       tapped, params: the model.
@@ -40,6 +63,27 @@ def check_model(
     Warns:
       UserWarning: logits that are the same for examples that differ.
     """
+    for one in forward_findings(tapped, params, examples, execution):
+        if one.level == "error":
+            raise ValueError(f"{one.measured}; {one.remedy}")
+        if one.level == "warning":
+            warnings.warn(f"{one.measured}; {one.remedy}", stacklevel=3)
+
+
+def forward_findings(
+    tapped: TappedModel, params: Params, examples: Examples, execution: Execution = Execution()
+) -> Iterator[Finding]:
+    """What a few forward passes tell: of eight evenly spaced examples, run four times.
+
+    As they are, twice; each at another place of the batch; and half of them beside other examples.
+
+    Args:
+      tapped, params, examples, execution: as in `check_model`.
+
+    Yields:
+      Findings `finite`, `deterministic`, `place in the batch`, `rest of the batch`, `logits` (not
+      probabilities) and `tells apart`; none after logits that are not finite.
+    """
     mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
     params = meshes.everywhere(params, mesh)
     size = -(-_ROWS // mesh.size) * mesh.size
@@ -52,37 +96,71 @@ def check_model(
 
     order = np.arange(size)
     first = logits(order)
-    refuse_not_finite(first)
+    yield (finite := _finite(first))
+    if finite.level == "error":
+        return
     largest = max(float(np.abs(first).max()), 1e-6)
     others = np.where(order < size // 2, order, 0)
-    for places, compared, what in (
-        (np.roll(order, 1), size, "an example's place in the batch"),
-        (others, size // 2, "the rest of the batch"),
+    for name, places, compared, what in (
+        ("deterministic", order, size, "something other than its inputs"),
+        ("place in the batch", np.roll(order, 1), size, "an example's place in the batch"),
+        ("rest of the batch", others, size // 2, "the rest of the batch"),
     ):
         difference = np.abs(logits(places) - first[places])[:compared].max(initial=0.0)
-        if difference > _TOLERANCE * largest:
-            raise ValueError(
-                f"the model's logits depend on {what}: they change by {difference:.3g} (largest "
-                f"logit {largest:.3g}); switch dropout and batch norm to inference (train=False, "
-                "model.eval()) and give it no random state of its own"
-            )
-    _refuse_probabilities(first)
-    spread = float(np.ptp(first, axis=0).max())
-    if spread <= 1e-7 * largest and np.ptp(inputs_B, axis=0).max(initial=0) > 0:
-        warnings.warn(
-            f"the model's logits are the same for {size} examples that differ: it tells nothing "
-            "apart, and neither will its attributions; check the checkpoint",
-            stacklevel=3,
+        yield _independent(name, what, float(difference), largest)
+    yield _no_probabilities(first)
+    yield _tells_apart(first, inputs_B, largest)
+
+
+def _finite(logits: np.ndarray) -> Finding:
+    try:
+        refuse_not_finite(logits)
+    except ValueError as error:
+        measured, _, remedy = str(error).rpartition("; ")
+        return Finding("finite", "error", measured, remedy)
+    return Finding("finite", "ok", f"the logits of {len(logits)} examples are finite")
+
+
+def _independent(name: str, what: str, difference: float, largest: float) -> Finding:
+    if difference > _TOLERANCE * largest:
+        return Finding(
+            name,
+            "error",
+            f"the model's logits depend on {what}: they change by {difference:.3g} (largest "
+            f"logit {largest:.3g})",
+            "switch dropout and batch norm to inference (train=False, model.eval()) and give it "
+            "no random state of its own",
         )
+    return Finding(
+        name, "ok", f"logits change by {difference:.2g} at most (largest logit {largest:.3g})"
+    )
 
 
-def _refuse_probabilities(logits: np.ndarray) -> None:
+def _no_probabilities(logits: np.ndarray) -> Finding:
     sums = logits.sum(axis=-1)
     if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < 1e-3:
-        raise ValueError(
-            "the model's outputs are probabilities (between 0 and 1, adding up to 1): give logits, "
-            "such as log p, whose softmax they are"
+        return Finding(
+            "logits",
+            "error",
+            "the model's outputs are probabilities (between 0 and 1, adding up to 1)",
+            "give logits, such as log p, whose softmax they are",
         )
+    return Finding("logits", "ok", f"outputs from {logits.min():.3g} to {logits.max():.3g}")
+
+
+def _tells_apart(logits: np.ndarray, inputs_B: np.ndarray, largest: float) -> Finding:
+    spread = float(np.ptp(logits, axis=0).max())
+    if spread <= 1e-7 * largest and np.ptp(inputs_B, axis=0).max(initial=0) > 0:
+        return Finding(
+            "tells apart",
+            "warning",
+            f"the model's logits are the same for {len(logits)} examples that differ: it tells "
+            "nothing apart, and neither will its attributions",
+            "check the checkpoint",
+        )
+    return Finding(
+        "tells apart", "ok", f"a logit differs by up to {spread:.3g} between {len(logits)} examples"
+    )
 
 
 @jax.jit

@@ -1,6 +1,12 @@
 """Steering operators: sites, basis, losses, joint training, closed form."""
 
-from stride_jax.operators.basis import Basis, BasisSettings, example_features, fit_basis
+from stride_jax.operators.basis import (
+    Basis,
+    BasisSettings,
+    basis_shapes,
+    example_features,
+    fit_basis,
+)
 from stride_jax.operators.closed_form import (
     ClosedFormSettings,
     closed_form,
@@ -48,6 +54,7 @@ __all__ = [
     "Store",
     "accumulate",
     "add",
+    "basis_shapes",
     "choose_tap",
     "closed_form",
     "directions",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.runtime.programs import shape
 from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Activations
 
@@ -165,3 +166,20 @@ def fit_basis(activations: Mapping[str, jax.Array | np.ndarray], settings: Basis
         weights["bias"] = np.zeros(settings.hidden, np.float32)
         weights["outer"] = np.zeros((settings.hidden, rank), np.float32)
     return jax.tree.map(jnp.asarray, Basis(mean, scale, weights))
+
+
+def basis_shapes(settings: BasisSettings, widths: Mapping[str, int]) -> Basis:
+    """Shapes of the basis of taps of these widths, of the largest possible rank.
+
+    >>> basis_shapes(BasisSettings(rank=3), {"input": 8}).rank
+    4
+    """
+    depth = sum(widths.values())
+    rank = min(settings.rank, depth)
+    weights = {"projection": shape((depth, rank))}
+    if settings.kind == "mlp":
+        hidden = settings.hidden
+        weights |= {"inner": shape((depth, hidden)), "bias": shape((hidden,))}
+        weights |= {"outer": shape((hidden, rank))}
+    mean = {name: shape((width,)) for name, width in widths.items()}
+    return Basis(mean, {name: shape(()) for name in widths}, weights)

@@ -1,10 +1,11 @@
 """Costs of a run from shapes alone: memory, arithmetic and traffic of its real programs."""
 
 from stride_jax.run.planning.chips import CHIPS, Chip
-from stride_jax.run.planning.costs import StageCost, count_flops, gib
+from stride_jax.run.planning.costs import StageCost, gib
 from stride_jax.run.planning.modules import Work, work_of
 from stride_jax.run.planning.speed import model_speed, with_speed
 from stride_jax.run.planning.stages import Extent, extent_of, index_bytes, plan
+from stride_jax.runtime.flops import count_flops
 
 __all__ = [
     "CHIPS",

@@ -13,7 +13,7 @@ from flax import linen as nn
 from stride_jax.data import Examples
 from stride_jax.models import initial_params
 from stride_jax.run.planning.chips import chip_of
-from stride_jax.run.planning.costs import count_flops
+from stride_jax.runtime.flops import count_flops
 from stride_jax.runtime.metrics import memory_bytes
 
 

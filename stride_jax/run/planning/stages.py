@@ -20,12 +20,10 @@ from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.evaluation import BankSettings, retrain
 from stride_jax.examples import Examples
-from stride_jax.fitting import store_of
+from stride_jax.fitting import fit_programs
 from stride_jax.frozen import FrozenModel, resolve
 from stride_jax.observed import observed_source
-from stride_jax.operators import content as contents
-from stride_jax.operators import joint, passes
-from stride_jax.operators.closed_form import solve_program
+from stride_jax.operators import joint
 from stride_jax.run.planning.costs import StageCost, cost
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import mesh as meshes
@@ -149,7 +147,8 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
         own, design=own.design.resolved((extent.num_train, *labels.shape[1:]), own.fit)
     )
     frozen = resolve(tapped, params, inputs, own)
-    basis = _basis(own, {name: shapes[name].shape for name in own.taps}, labels.size)
+    widths = {name: math.prod(shapes[name].shape) // labels.size for name in own.taps}
+    basis = ops.basis_shapes(own.basis, widths)
     execution = Execution(
         mesh, memory=settings.execution.memory, batch_size=settings.execution.batch_size
     )
@@ -157,36 +156,11 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     return _Scene(settings, extent, execution, frozen, one, basis)
 
 
-def _basis(settings: Any, shapes: dict[str, Any], tokens: int) -> ops.Basis:
-    """Shapes of a basis with the largest possible rank."""
-    widths = {name: math.prod(size) // tokens for name, size in shapes.items()}
-    depth, rank = sum(widths.values()), min(settings.basis.rank, sum(widths.values()))
-    weights = {"projection": shape((depth, rank))}
-    if settings.basis.kind == "mlp":
-        hidden = settings.basis.hidden
-        weights |= {"inner": shape((depth, hidden)), "bias": shape((hidden,))}
-        weights |= {"outer": shape((hidden, rank))}
-    mean = {name: shape((width,)) for name, width in widths.items()}
-    return ops.Basis(mean, {name: shape(()) for name in widths}, weights)
-
-
 def _closed_form(scene: _Scene, name: str) -> list[StageCost]:
-    frozen, site, rank = scene.frozen, scene.frozen.sites[name], scene.basis.rank
-    design, form = frozen.settings.design, frozen.forms[name]
-    rotation = (shape((rank, rank)), shape((site.width,) * 2)) if form == "eigen" else None
-    content = None
-    if design.kind == "clusters" and name == next(iter(frozen.sites)):
-        content = contents.shapes(design.num_subsets, rank, site.width)
-    labels = (scene.extent.num_train, *scene.one.labels.shape[1:])
-    one_pass = passes.program(
-        design, site, scene.basis, frozen.source(scene.one, training=True),
-        ops.Curvature(form, rotation), scene.extent.num_train, scene.execution, content,
-        store_of(frozen, scene.basis, name, labels),
-    )  # fmt: skip
-    solve = solve_program(
-        design.num_subsets, rank, site.width, form, frozen.settings.closed_form, scene.mesh
+    programs = fit_programs(
+        scene.frozen, name, scene.basis, scene.one, scene.extent.num_train, scene.execution
     )
-    return [cost(f"pass, {name}", one_pass), cost(f"solve, {name}", solve)]
+    return [cost(f"{stage}, {name}", program) for stage, program in programs.items()]
 
 
 def _training(scene: _Scene, name: str) -> list[StageCost]:
