@@ -4,6 +4,7 @@
     python -m benchmarks.objectives groups --workdir=runs/objectives --only=mnist5k
     python -m benchmarks.objectives books --workdir=runs/objectives
     python -m benchmarks.objectives questions --workdir=runs/pointing
+    python -m benchmarks.objectives mislabels --workdir=runs/objectives
 
 Rows go to `docs/results/objectives.json`. A run's model is made in the workdir's folder of the
 config's name (runs/objectives/mnist5k), or reused; so are the models trained for comparison.
@@ -16,6 +17,7 @@ from absl import logging
 
 from benchmarks.house import ROOT, Row, command, record
 from benchmarks.objectives_books import without_books
+from benchmarks.objectives_labels import mislabels
 from benchmarks.objectives_questions import questions
 from benchmarks.objectives_steer import steering, without_groups
 from benchmarks.pointing_figures import Note
@@ -28,6 +30,7 @@ WHAT: dict[str, Callable[[pathlib.Path, Note, str], None]] = {
     "groups": without_groups,
     "books": without_books,
     "questions": questions,
+    "mislabels": mislabels,
 }
 """Subcommands: `(workdir, note, only)`; `only` is text in the names of the cases wanted."""
 
