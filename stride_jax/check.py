@@ -234,6 +234,8 @@ def _of_fit(
 def cost_of_fit(frozen: FrozenModel, examples: Examples, execution: Execution) -> Finding:
     """Bytes and seconds of a fit, from the shapes of its programs and the speed of a product.
 
+    Seconds are a lower bound: they leave out samples, transfers and compilation.
+
     Args:
       frozen: the model.
       examples: the training set.
@@ -259,8 +261,8 @@ def cost_of_fit(frozen: FrozenModel, examples: Examples, execution: Execution) -
     total, most = held + execution.memory, _device_bytes()
     said = (
         f"a fit of {len(examples)} examples takes about {total / 2**30:.2f} GiB per device, of "
-        f"which up to {execution.memory / 2**30:.2f} are temporary, about {_time(seconds)} after "
-        f"compilation, and makes an index of {stored / 2**20:.0f} MiB"
+        f"which up to {execution.memory / 2**30:.2f} are temporary, at least {_time(seconds)} "
+        f"after compilation, and makes an index of {stored / 2**20:.0f} MiB"
     )
     if most is not None and total > most:
         return Finding(

@@ -26,10 +26,10 @@ class Command:
 
 COMMANDS = {
     "run": Command("Run a config from data to scores and their evaluation.", ("run",)),
-    "check": Command("Whether a config's model is safe to attribute, in words.", ("run",)),
     "plan": Command("What a config will cost on a mesh, before anything runs.", ()),
     "launch": Command("Run a config on several processes, or hand it to a cluster.", ()),
     "ask": Command("Ask a language model's run which texts made it say so.", ("run", "text")),
+    "check": Command("Whether a config's model is safe to attribute, in words.", ("run",)),
 }
 
 
