@@ -63,6 +63,16 @@ def named(source: str, ids: Any, train_ids: np.ndarray, num_queries: int) -> Can
     return Candidates(source, padded([[place[str(i)] for i in one] for one in wanted]))
 
 
+def as_one(own: Candidates, count: int) -> Candidates:
+    """Candidates of several queries that are asked as one: those that most of them name.
+
+    >>> as_one(Candidates("bm25", np.array([[4, 2], [2, -1], [7, 9]])), 2).row_QxP.tolist()
+    [[2, 4]]
+    """
+    rows, times = np.unique(own.row_QxP[own.row_QxP >= 0], return_counts=True)
+    return Candidates(own.source, rows[np.argsort(-times, kind="stable")][None, :count])
+
+
 def padded(lists: Sequence[Sequence[int]]) -> np.ndarray:
     """Lists of rows as one array, −1 where a list is shorter."""
     width = max((len(one) for one in lists), default=0)

@@ -64,6 +64,11 @@ class IndexSettings:
             raise ValueError(f"precision={self.precision!r}: use 'float32' or 'float16'")
 
 
+BM25, FEATURES = "bm25", "features"
+SOURCES = (BM25, FEATURES)
+"""What can name candidates besides the sketch (`neighbours`)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ExactSettings:
     """How many examples are scored exactly, where the training data are at hand.
@@ -76,12 +81,16 @@ class ExactSettings:
       shrink: quantile of the magnitudes of a row's scores by which all are shrunk towards zero
         (soft thresholding), before the token groups of a query are added up; 0 leaves them as they
         are.
+      sources: what names candidates besides the sketch, each a quarter of the budget at most:
+        `bm25`, sequences that share a query's words; `features`, examples whose activations point
+        the same way, for one forward pass over the training data.
     """
 
     budget: int | None = None
     rounds: int = 3
     control: int = 64
     shrink: float = 0.0
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -92,6 +101,13 @@ class ExactSettings:
             )
         if not 0 <= self.shrink < 1:
             raise ValueError(f"shrink={self.shrink} is a quantile: it must lie in [0, 1)")
+        if not set(self.sources) <= set(SOURCES) or len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"sources={self.sources}: name any of {SOURCES}, each once, or none")
+        if self.sources and self.budget == 0:
+            raise ValueError(
+                f"sources={self.sources} name candidates for exact scores, but budget=0: raise it, "
+                "or leave sources out"
+            )
 
     def allowed(self, num_train: int) -> int:
         """The budget for N examples.

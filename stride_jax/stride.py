@@ -14,7 +14,7 @@ from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.asking import ask, measure_all, wanted
 from stride_jax.attribution import Attribution
-from stride_jax.candidates import named
+from stride_jax.candidates import as_one, named
 from stride_jax.estimate import estimator
 from stride_jax.exact import directions, positions, scored
 from stride_jax.examples import Examples, as_examples
@@ -34,6 +34,7 @@ from stride_jax.groups import Groups, labelled, sizes
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
 from stride_jax.model_checks import parameters_fingerprint
+from stride_jax.neighbours import finder, most_named, refuse_unfit
 from stride_jax.operators import kept as stores
 from stride_jax.reading import Corpus, read
 from stride_jax.runtime.execution import Execution
@@ -315,11 +316,25 @@ def attribute(
             f"candidates {[one.source for one in others]} are scored from the training data: give "
             "train=Examples(…) too"
         )
+    sources = settings.exact.sources
+    if both := set(sources) & set(candidates or {}):
+        raise ValueError(f"candidates {sorted(both)} have the name of a source: give them another")
+    if (count := len(others) + len(sources)) > 6:  # a byte says who named an example
+        raise ValueError(
+            f"{count} sources of candidates: at most 6 can be told apart, so join some"
+        )
+    if sources and train is None:
+        raise ValueError(f"sources={sources} look into the training data: give train=Examples(…)")
+    refuse_unfit(sources, queries)
     if train is not None:
         positions(index, train)  # refuses other data before anything runs
     frozen = frozen_for(index, tapped, params, queries, execution)
     asked, names = ask(frozen, index, queries, settings, what, train is not None, execution)
     corpus = None if train is None else Corpus(frozen, train)
+    if train is not None:
+        most = most_named(settings.exact, len(index.train_ids))
+        found = finder(sources, frozen, index, train, execution)(queries, most)
+        others += found if together is None else [as_one(own, most) for own in found]
     reading = read(estimator(index, settings, execution), index, asked, corpus, others, execution)
     name = ops.named_question(question or settings.measure.question).name
     alone = queries.labels.ndim == 1 and together is None

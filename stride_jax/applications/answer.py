@@ -8,6 +8,7 @@ Letter of its own: G groups of tokens.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ import numpy as np
 
 from stride_jax import asking, reading
 from stride_jax.attribution import found_by
+from stride_jax.candidates import Candidates
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.estimate import Estimator, estimator
 from stride_jax.exact import Directions
 from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
+from stride_jax.neighbours import Find, finder, most_named
 from stride_jax.recovery import SelectionSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.scores import as_dense, top_rows
@@ -35,12 +38,14 @@ class AskSettings:
       new_tokens: largest number of tokens of a continuation.
       temperature: temperature of its draw; 0 takes the likeliest token.
       seed: random seed of its draw.
+      sources: what names candidates besides the sketch, as in `ExactSettings`; None for the run's.
     """
 
     top: int = 3
     new_tokens: int = 16
     temperature: float = 0.7
     seed: int = 0
+    sources: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +164,25 @@ def _estimator(run: Run) -> Estimator:
     return estimator(run.index, dataclasses.replace(run.settings.read, selection=selection))
 
 
+@functools.lru_cache(maxsize=1)
+def _finder(run: Run, sources: tuple[str, ...]) -> Find:
+    """Held, as what it makes of the training data serves every question."""
+    return finder(sources, run.frozen, run.index, run.train)
+
+
+def _candidates(run: Run, questions: Sequence[Examples], settings: AskSettings) -> list[Candidates]:
+    """What the sources name for a question, or for it and the one it is held against."""
+    exact = run.settings.read.exact
+    if settings.sources is not None:
+        exact = dataclasses.replace(exact, sources=settings.sources)
+    count = -(-most_named(exact, len(run.train)) // len(questions))
+    lists = [_finder(run, exact.sources)(own, count) for own in questions]
+    return [
+        Candidates(same[0].source, np.concatenate([own.row_QxP for own in same], axis=1))
+        for same in zip(*lists, strict=True)
+    ]
+
+
 def ask(
     run: Run,
     prompt: str,
@@ -182,13 +206,16 @@ def ask(
     generated = completion is None
     if completion is None:
         completion = continuation(run, prompt, settings)
-    asked, loss = _measure(run, *question(tokenizer, prompt, completion, length))
+    said = [completion] if contrast is None else [completion, contrast]
+    questions = [Examples(*question(tokenizer, prompt, own, length)) for own in said]
+    others = _candidates(run, questions, settings)
+    asked, loss = _measure(run, questions[0])
     if contrast is not None:
-        asked = _rather(asked, _measure(run, *question(tokenizer, prompt, contrast, length))[0])
+        asked = _rather(asked, _measure(run, questions[1])[0])
     asked = _spoken(asked)
     corpus = reading.Corpus(run.frozen, run.train)
     index = dataclasses.replace(run.index, unit=run.measured_unit)
-    own = reading.read(_estimator(run), index, asked, corpus)
+    own = reading.read(_estimator(run), index, asked, corpus, others)
     scores_N = as_dense(own.scores)[0]
     bits_N, y_K = own.exact_QxN.toarray()[0], asked.y_YxK.sum(axis=0)
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
@@ -225,15 +252,15 @@ def _spoken(asked: asking.Asked) -> asking.Asked:
     return asking.Asked(asked.y_YxK[spoken_G], own, 1)
 
 
-def _measure(run: Run, inputs: np.ndarray, labels: np.ndarray) -> tuple[asking.Asked, float]:
+def _measure(run: Run, query: Examples) -> tuple[asking.Asked, float]:
     """Measurements and directions of one question's token groups, and its loss."""
-    query, settings = Examples(inputs, labels), run.settings.read
+    settings = run.settings.read
     y_GxK = asking.measure_all(run.frozen, run.index.operators, query, settings.measure)
     asked = asking.asked_of(run.frozen, run.index, query, y_GxK, settings, has_corpus=True)
-    logits = run.tapped(run.model.params, jnp.asarray(inputs))[0]
+    logits = run.tapped(run.model.params, jnp.asarray(query.inputs))[0]
     log_p = np.asarray(jax.nn.log_softmax(logits))[0]
-    places = np.flatnonzero(labels[0] >= 0)
-    return asked, float(-log_p[places, labels[0, places]].sum())
+    places = np.flatnonzero(query.labels[0] >= 0)
+    return asked, float(-log_p[places, query.labels[0, places]].sum())
 
 
 def _passage(run: Run, row: int, score: float, source: str, y_K: np.ndarray) -> Passage:

@@ -37,8 +37,17 @@ def _parser() -> Parser:
     parser.flag("contrast", "Explain the completion against this one.")
     parser.flag("top", "Proponents, and the same number of opponents.", type=at_least(1), default=3)
     parser.flag("seed", "Seed of the model's own completion.", type=int, default=0)
+    parser.flag(
+        "sources", "Candidates besides the sketch's: bm25,features; the run's by default.",
+        type=_names,
+    )  # fmt: skip
     parser.switch("json", "Print JSON, one line per prompt.")
     return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them; none for an empty text."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def open_run(workdir: pathlib.Path) -> Run:
@@ -133,7 +142,7 @@ def main(words: Sequence[str]) -> int:
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     console = Console(highlight=False)
-    settings = AskSettings(top=given.top, seed=given.seed)
+    settings = AskSettings(top=given.top, seed=given.seed, sources=given.sources)
     keeps_asking = given.prompt is None and sys.stdin.isatty()
     for prompt in prompts(given.prompt, console):
         try:

@@ -34,6 +34,7 @@ from stride_jax.data import (
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
 from stride_jax.model_checks import parameters_fingerprint
+from stride_jax.near_copies import near_copy_keys
 from stride_jax.run import stages
 from stride_jax.run.base_model import restore_base, train_base
 from stride_jax.run.planning import model_speed, with_speed
@@ -46,6 +47,7 @@ from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.scores import Scores
+from stride_jax.sequences import token_lists
 from stride_jax.unit import Unit
 
 STAGES = stages.STAGES
@@ -126,6 +128,10 @@ class Run:
             return load_splits(self.settings.data, self.workdir / "data")
         roles = ("train", "calibration", "query")
         splits = {role: getattr(self.text, role).examples for role in roles}
+        if (near := self.settings.near_copies) is not None:
+            own = splits["train"]
+            keys = near_copy_keys(token_lists(own, "near_copies"), near, ids=own.ids)
+            splits["train"] = dataclasses.replace(own, keys=keys)
         return splits, self.text.tokenizer.vocab_size
 
     @property

@@ -10,6 +10,7 @@ from stride_jax.asking import Asked, asked_of
 from stride_jax.estimate import estimator
 from stride_jax.examples import Examples
 from stride_jax.index import Index
+from stride_jax.neighbours import finder, most_named
 from stride_jax.reading import Corpus, Reading, joined, on_this_process, read
 from stride_jax.run.products import Arrays
 from stride_jax.runtime import processes
@@ -52,15 +53,18 @@ def read_in_blocks(
     own = estimator(index, settings, execution)
     rows, groups = processes.share(len(queries)), len(y_YxK) // len(queries)
     size = max(1, _BLOCK // groups)
+    find = finder(settings.exact.sources, frozen, index, corpus.examples, execution)
+    most = most_named(settings.exact, len(index.train_ids))
     for first in execution.progress(range(0, len(rows), size), desc="recovery"):
         block = rows[first : first + size]
         path = folder / f"{block[0]:09d}-{block[-1]:09d}.npz"
         if path.exists():
             continue
         y = Asked(y_YxK, None, len(queries)).rows(block)
-        asked = asked_of(frozen, index, queries.take(block), y, settings, True, execution)
+        some = queries.take(block)
+        asked = asked_of(frozen, index, some, y, settings, True, execution)
         asked = dataclasses.replace(asked, total=len(queries))
-        reading = read(own, index, asked, corpus, (), execution)
+        reading = read(own, index, asked, corpus, find(some, most), execution)
         write_arrays(path, **to_arrays(reading))
     processes.wait("recovery done")
     return to_arrays(_whole_reading(folder, len(queries)))

@@ -10,13 +10,14 @@ from flax.traverse_util import flatten_dict
 from stride_jax.data import DataSettings, TextSettings, VerseSettings
 from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.models import ModelSettings, TrainSettings
+from stride_jax.near_copies import NearCopySettings
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain, read_json, write_json
 from stride_jax.runtime.keep import KeepSettings
 from stride_jax.runtime.settings import build, check_types
-from stride_jax.settings import IndexSettings, ReadSettings
+from stride_jax.settings import BM25, IndexSettings, ReadSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class RunSettings:
       text: in place of `data`, for language models.
       verses: in place of `text`, for verse retrieval.
       facts: number of invented sentences planted in the text, which replace the queries.
+      near_copies: which training sequences act as one; None for exact copies alone.
       model: architecture.
       train: recipe of the base model and of the bank's models.
       num_checkpoints: checkpoints along the base model's training, the last one the model itself.
@@ -63,6 +65,7 @@ class RunSettings:
     text: TextSettings | None = None
     verses: VerseSettings | None = None
     facts: int = 0
+    near_copies: NearCopySettings | None = None
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     num_checkpoints: int = 5
@@ -80,6 +83,9 @@ class RunSettings:
                 f"num_checkpoints={self.num_checkpoints}, top_k={self.top_k}, facts={self.facts}: "
                 "give at least one checkpoint, and no negative number"
             )
+        if not self.is_text and (self.near_copies or BM25 in self.read.exact.sources):
+            name = "near_copies" if self.near_copies else "read.exact.sources=bm25"
+            raise ValueError(f"{name} reads tokens, but this run has no text: leave it out")
 
     @property
     def is_text(self) -> bool:
@@ -124,6 +130,10 @@ def used(settings: RunSettings) -> dict[str, Any]:
         del index["joint"]
     if settings.read.selection.rule == "fixed":
         del read["selection"]
+    if not settings.read.exact.sources:
+        del read["exact"]["sources"]
+    if settings.near_copies is None:
+        del values["near_copies"]
     # Of the three kinds of data one is used: verses before text before a dataset.
     kinds = {"verses": settings.verses, "text": settings.text, "data": settings.data}
     data = next(name for name, own in kinds.items() if own is not None)

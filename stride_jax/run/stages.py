@@ -35,7 +35,8 @@ class Stage:
 
 
 def _data(values: dict[str, Any]) -> Any:
-    return {name: values[name] for name in ("data", "text", "verses", "facts") if name in values}
+    names = ("data", "text", "verses", "facts", "near_copies")
+    return {name: values[name] for name in names if name in values}
 
 
 def _unit(values: dict[str, Any]) -> Any:
