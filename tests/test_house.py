@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from benchmarks import house
 from stride_jax.data import TextSettings, VerseSettings
 from stride_jax.evaluation import BankSettings, UnitSettings
+from stride_jax.near_copies import NearCopySettings
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.files import plain
 
@@ -42,7 +43,11 @@ def test_structure_is_counted_without_importing(tmp_path, monkeypatch):
 
 def test_settings_leaves_are_those_of_a_run_with_every_section():
     whole = RunSettings(
-        text=TextSettings(), verses=VerseSettings(), unit=UnitSettings(), bank=BankSettings()
+        text=TextSettings(),
+        verses=VerseSettings(),
+        near_copies=NearCopySettings(),
+        unit=UnitSettings(),
+        bank=BankSettings(),
     )
     assert house.settings_leaves(house.ROOT) == len(flatten_dict(plain(whole)))
 
