@@ -55,8 +55,13 @@ def classifier_read() -> dict[str, Any]:
 
 def exact(budget: int | None, rounds: int = 3, shrink: float = 0.0) -> dict[str, Any]:
     """How many examples are scored exactly for a query, and how far scores are shrunk."""
-    own = {"budget": budget, "rounds": rounds, "control": 64, "shrink": shrink}
-    return own | {"sources": ()}
+    return {
+        "budget": budget,
+        "rounds": rounds,
+        "control": 64,
+        "shrink": shrink,
+        "sources": (),
+    }
 
 
 def execution(parameters: str = "replicated", seconds: float = 300.0) -> dict[str, Any]:

@@ -147,10 +147,10 @@ def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
     if silent_Q.any():
         warnings.warn(
             f"{int(silent_Q.sum())} of {len(query_ids)} queries have no measurable signal, first "
-            f"{query_ids[silent_Q.argmax()]}: no operator changes their loss, so their scores are "
-            "all zero; a saturated prediction (p = 1 in float32) does this: calibrate the model "
-            "with taps.with_temperature",
-            stacklevel=3,
+            f"{query_ids[silent_Q.argmax()]}: no operator changes what was asked, so their scores "
+            "are all zero; a saturated prediction (p = 1 in float32) does this to the loss: set "
+            "question='margin', or calibrate the model with taps.with_temperature",
+            stacklevel=4,
         )
 
 

@@ -1,7 +1,7 @@
 """Named groups of training examples, beside the design's subsets: sources, authors, labels, books.
 
 One operator per group is summed in the same pass as the design's K, and kept apart from them:
-recovery never reads it. A group's influence on a query is one measurement (docs/method.md §8.8).
+recovery never reads it. A group's influence on a query is one measurement (docs/method.md §8.9).
 
 Letter of its own: G groups.
 """

@@ -87,7 +87,9 @@ class Index:
     def nbytes(self) -> int:
         """Bytes of what answers a query: operators, curvature, kept examples and, of those that
         grow with N, the clusters and sizes; ids and what `append` needs aside."""
-        parts = (self.operators, self.fisher, self.kept, self.norm_N, self.cluster_N)
+        groups = {} if self.groups is None else self.groups.operators
+        named = [(own.a_KxRxO, own.size_K) for own in groups.values()]  # the basis is the sites'
+        parts = (self.operators, named, self.fisher, self.kept, self.norm_N, self.cluster_N)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
 
     @property

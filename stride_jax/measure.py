@@ -186,7 +186,7 @@ def measure(
     source: Source,
     settings: MeasureSettings = MeasureSettings(),
     execution: Execution = Execution(),
-    question: Question = LOSS,
+    question: Question | None = None,
 ) -> np.ndarray:
     """Measurements of all queries under all operators of one site.
 
@@ -199,9 +199,10 @@ def measure(
       site: where the operators act.
       operators: K of them.
       source: Q queries; `observed_source` for ones that were observed before.
-      settings: form, scale and group; their `question` names the one that is given here.
-      question: what is asked; of the same that the source's forward pass was told.
+      settings: form, scale and group, and the name of what is asked.
       execution: queries are split over all devices, operators over `subset`.
+      question: what is asked, where a name is not enough. The source was told the same
+        (`FrozenModel.source`), since first order reads its gradient.
 
     Returns:
       `[Q, K]` float32 nats; positive: the subset helps the query. With token groups `[Q G, K]`, a
@@ -210,6 +211,7 @@ def measure(
     Raises:
       ValueError: where `auto` chose first order, and a sample of exact measurements disagrees.
     """
+    question = named_question(question or settings.question)
     mesh, count, k = execution.mesh_for(len(operators)), source.num_rows, len(operators)
     params, site = meshes.everywhere((source.params, site), mesh)
     source = source._replace(params=params)

@@ -3,7 +3,7 @@
     w_ii = Σ_sites <g_i, (F + gamma I)^{-1} g_i> / Σ omega
 
 All N from one pass over the training examples, with one factorisation of the curvature: no query,
-no sketch, no recovery (docs/method.md §8.2). An example that the model could predict only because
+no sketch, no recovery (docs/method.md §8.8). An example that the model could predict only because
 it was trained on it has a large one; wrong labels come first.
 
 Letters of its own: n = O R, sides of an exact Fisher.

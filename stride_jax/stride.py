@@ -292,7 +292,8 @@ def attribute(
       execution: as in `fit`.
 
     Returns:
-      `[query, train]` scores in nats; positive = proponent.
+      `[query, train]` scores; positive = proponent. The index' unit is of the loss: scores of other
+      questions are relative.
 
     Raises:
       ValueError: queries that do not fit the model, or parameters other than the index's.
@@ -307,6 +308,12 @@ def attribute(
     queries = as_examples(inputs, labels, ids, weights, what="queries")
     settings.exact.allowed(len(index.train_ids))
     what = wanted(question, against, together, len(queries))
+    said = {
+        "question": ops.named_question(question or settings.measure.question).name,
+        "against": against is not None,
+        "together": together is not None,
+    }
+    index = _in_unit_of(index, said["question"])
     others = [
         named(source, own, index.train_ids, len(queries) if together is None else 1)
         for source, own in (candidates or {}).items()
@@ -336,11 +343,10 @@ def attribute(
         found = finder(sources, frozen, index, train, execution)(queries, most)
         others += found if together is None else [as_one(own, most) for own in found]
     reading = read(estimator(index, settings, execution), index, asked, corpus, others, execution)
-    name = ops.named_question(question or settings.measure.question).name
     alone = queries.labels.ndim == 1 and together is None
     return Attribution(
         names, index.train_ids, reading.scores,
-        plain({"index": index.settings, "read": settings, "question": name}),
+        plain({"index": index.settings, "read": settings, "asked": said}),
         diagnostics=reading.diagnostics, exact=reading.exact_QxN, sources=reading.sources,
         train_keys=index.keys, unit=index.unit,
         query_labels=queries.labels if alone else None,
@@ -378,6 +384,8 @@ def attribute_groups(
     if index.groups is None:
         raise ValueError("this index has no groups: fit it with groups=, a name for each example")
     queries = as_examples(inputs, labels, ids, weights, what="queries")
+    index = _in_unit_of(index, settings.question)
+    assert index.groups is not None, "an index keeps its groups"
     frozen = frozen_for(index, tapped, params, queries, execution)
     whole = dataclasses.replace(settings, group=0)
     y_QxG = measure_all(frozen, index.groups.operators, queries, whole, execution)
@@ -386,6 +394,12 @@ def attribute_groups(
         plain({"index": index.settings, "measure": whole}), unit=index.unit,
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
+
+
+def _in_unit_of(index: Index, question: str) -> Index:
+    """The index without its unit, where another question is asked than the loss it is of."""
+    asks_loss = question == ops.LOSS.name
+    return index if asks_loss or index.unit is None else dataclasses.replace(index, unit=None)
 
 
 def direct(
@@ -431,10 +445,11 @@ def direct(
     frozen = frozen_for(index, tapped, params, asked, execution)
     what = ops.named_question(question)
     v = directions(frozen, index, asked, 0, execution, what)
+    settings = plain({"index": index.settings, "asked": {"question": what.name}})
     total = np.zeros((len(asked), len(trained)), np.float32)
     for rows, w_QxU in scored(frozen, index, v, trained, np.arange(len(trained)), execution):
         total[:, rows] = w_QxU
-    return Attribution(asked.ids, index.train_ids, total, plain({"index": index.settings}))
+    return Attribution(asked.ids, index.train_ids, total, settings)
 
 
 def _same_training_set(index: Index, train: Examples, *, named: bool) -> None:

@@ -1,5 +1,7 @@
 """What is asked of queries: margins, contrasts, functions of one's own, many queries at once."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -129,6 +131,24 @@ def test_a_saturated_classifier_answers_by_its_margin():
     found = ask(question="margin")
     assert np.isfinite(found).all()
     assert (np.abs(found).max(axis=1) > 0).all()
+
+
+def test_an_answer_says_what_was_asked_and_the_unit_is_of_the_loss(trained, fitted):
+    few, train = trained.query.take(slice(6)), trained.train
+    known = dataclasses.replace(fitted, unit=stride_jax.Unit(2.0, (1.5, 2.5)))
+
+    def ask(index, **more):
+        return stride_jax.attribute(
+            trained.tapped, trained.params, index, few.inputs, few.labels, ALL, ids=few.ids,
+            train=train, **more,
+        )  # fmt: skip
+
+    close(ask(known).scores_QxN, 2 * ask(fitted).scores_QxN)
+    margin_asked = ask(known, question="margin", together="mean")
+    assert margin_asked.unit is None
+    asked = {"question": "margin", "against": False, "together": True}
+    assert margin_asked.settings["asked"] == asked
+    close(margin_asked.scores_QxN, ask(fitted, question="margin", together="mean").scores_QxN)
 
 
 def test_wrong_questions_are_refused(trained, fitted):

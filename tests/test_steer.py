@@ -276,6 +276,9 @@ def test_groups_are_kept_in_the_file_and_grow(trained, tmp_path, kind):
     loaded = stride_jax.Index.load(tmp_path / "index.npz")
     assert loaded.groups.names.tolist() == ["a", "b"]
     assert loaded.groups.sizes_G.tolist() == [100, 100]
+    bare = dataclasses.replace(first, groups=None)
+    solved = first.groups.operators["logit"]
+    assert first.nbytes - bare.nbytes == solved.a_KxRxO.nbytes + solved.size_K.nbytes
     x = jnp.asarray(trained.query.inputs[:5])
     for kept in (first, loaded):
         added = shift(trained, kept, x, group="b")

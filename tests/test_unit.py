@@ -76,6 +76,11 @@ def test_left_out_groups_tell_the_unit_whatever_a_smaller_set_costs():
     found = evaluation.unit_of_bank(attribution, bank_of(attribution, 3.0, settings))
     assert found.slope == pytest.approx(3, rel=1e-5)
     assert found.is_known
+    # Asked for margins, models answer with theirs: a margin falls by as much.
+    bank = bank_of(attribution, 3.0, settings)
+    margins = dataclasses.replace(bank, losses_MxExQ=0 * bank.losses_MxExQ,
+                                  margins_MxExQ=-bank.losses_MxExQ)  # fmt: skip
+    assert evaluation.unit_of_bank(attribution, margins, "margin").slope == found.slope
     noisy = evaluation.unit_of_bank(attribution, bank_of(attribution, 0.0, settings, noise=50.0))
     assert not noisy.is_known
     for other in (BankSettings(num_subsets=6), BankSettings("groups", 2)):

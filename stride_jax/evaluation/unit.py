@@ -63,6 +63,7 @@ def measure_unit(
     settings: UnitSettings = UnitSettings(),
     *,
     folder: Folder,
+    target: str = "loss",
     progress: Progress = silent,
     clock: Callable[[], float] | None = None,
 ) -> Unit:
@@ -79,6 +80,7 @@ def measure_unit(
       setup: model, data and recipe.
       settings: number of groups and seeds.
       folder: of the models' outputs; a measurement that was killed resumes there.
+      target: what the queries were asked, `loss` or `margin`.
       progress, clock: as in `fill_bank`.
 
     Raises:
@@ -86,15 +88,16 @@ def measure_unit(
     """
     _check(attribution, len(setup.train), len(setup.query))
     fill_bank(setup, settings.bank, folder, progress=progress, clock=clock)
-    return unit_of_bank(attribution, read_bank(setup, settings.bank, folder))
+    return unit_of_bank(attribution, read_bank(setup, settings.bank, folder), target)
 
 
-def unit_of_bank(attribution: Attribution, bank: Bank) -> Unit:
+def unit_of_bank(attribution: Attribution, bank: Bank, target: str = "loss") -> Unit:
     """The unit of scores from models that exist.
 
     Args:
       attribution: scores of the bank's queries, without a unit.
       bank: of the kind `groups`, three or more.
+      target: what the queries were asked, `loss` or `margin`.
 
     Raises:
       ValueError: another kind of bank, or fewer groups; scores of other examples, or in a unit
@@ -111,7 +114,7 @@ def unit_of_bank(attribution: Attribution, bank: Bank) -> Unit:
     out_MxN = np.ones((len(bank.members_MxS), n), np.float32)
     np.put_along_axis(out_MxN, bank.members_MxS, 0.0, axis=1)
     predicted_QxM = np.asarray(attribution.scores @ out_MxN.T)
-    real_QxM = bank.losses_MxExQ.mean(axis=1).T
+    real_QxM = -bank.target(target)
     return unit_of_effects(*(v - v.mean(axis=1, keepdims=True) for v in (real_QxM, predicted_QxM)))
 
 

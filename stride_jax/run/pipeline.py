@@ -266,7 +266,11 @@ class Run:
             return None
 
         def compute() -> Arrays:
-            own = evaluation.unit_of_bank(self._relative(), self._retrained("unit", settings.bank))
+            bank, asked = (
+                self._retrained("unit", settings.bank),
+                self.settings.read.measure.question,
+            )
+            own = evaluation.unit_of_bank(self._relative(), bank, asked)
             return {"unit": np.array([own.slope, *own.ci95])}
 
         slope, low, high = self.products.arrays("unit", compute, lambda: self.reading)["unit"]
