@@ -87,12 +87,12 @@ def record(
 
 
 def this_command() -> str:
-    """The command line of this process."""
+    """The command line of this process; paths in the checkout are from its root."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = [word.replace(f"{ROOT}{os.sep}", "") for word in sys.argv[1:]]
     if spec is None:
-        return shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
-    name = spec.name.removesuffix(".__main__")
-    return shlex.join(["python", "-m", name, *sys.argv[1:]])
+        return shlex.join([pathlib.Path(sys.argv[0]).name, *words])
+    return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *words])
 
 
 def commit_of(tree: pathlib.Path) -> str:

@@ -73,6 +73,11 @@ def test_rows_are_merged_by_name_whoever_writes_them(tmp_path, monkeypatch):
         house.Row("x", 1.0, "more")  # pyright: ignore[reportArgumentType]
 
 
+def test_a_command_names_no_machine(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", f"--out={house.ROOT / 'docs/x.json'}"])
+    assert house.this_command().endswith(" --out=docs/x.json")
+
+
 def test_imports_are_timed_in_interpreters_of_their_own(tmp_path):
     (tmp_path / "stride_jax.py").write_text("import time\ntime.sleep(0.2)\nfit = 1\n")
     for module in ("jax", "flax", "optax", "jaxopt"):
