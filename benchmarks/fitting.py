@@ -20,7 +20,7 @@ from benchmarks.program import Asked, Program, listed
 from stride_jax import attribution, stride
 from stride_jax.cli.doors import at_least
 from stride_jax.data import Examples
-from stride_jax.models.train import cross_entropy
+from stride_jax.objectives import cross_entropy
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import plain, write_json
 from stride_jax.runtime.progress import bars

@@ -17,7 +17,7 @@ from stride_jax.data.text import load_text
 from stride_jax.data.text_examples import TextExamples
 from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
-from stride_jax.models.train import cross_entropy
+from stride_jax.objectives import cross_entropy
 from stride_jax.run.pipeline import Run
 from stride_jax.steer import steer
 

@@ -23,7 +23,7 @@ from stride_jax import Design, Examples, IndexSettings, models, self_influence, 
 from stride_jax.adapters import from_model
 from stride_jax.baselines import ekfac
 from stride_jax.baselines.model import Model, batches
-from stride_jax.models.train import cross_entropy
+from stride_jax.objectives import cross_entropy
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution

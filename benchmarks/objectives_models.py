@@ -17,11 +17,11 @@ from stride_jax.evaluation.retrain import chunks, model_keys
 from stride_jax.examples import Examples
 from stride_jax.models.train import (
     TrainSettings,
-    cross_entropy,
     initial_params,
     optimizer,
     order_batches,
 )
+from stride_jax.objectives import cross_entropy
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import fingerprint, read_arrays, write_arrays
 

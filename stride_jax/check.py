@@ -143,8 +143,11 @@ def _findings(
     early = list(forward_findings(tapped, params, examples, execution))
     yield from early
     yield outputs.precision(tapped, params, examples.take(slice(0, _FEW)))
-    classes = jax.eval_shape(tapped.forward, params, examples.inputs[:1])[0].shape[-1]
-    yield outputs.labels(examples, classes)
+    if tapped.objective.classes:
+        classes = jax.eval_shape(tapped.forward, params, examples.inputs[:1])[0].shape[-1]
+        yield outputs.labels(examples, classes)
+    else:
+        yield outputs.numbers(examples)
     errors = [one for one in early if one.level == "error"]
     if not any(one.name == "finite" for one in errors):
         try:
@@ -178,6 +181,9 @@ def _of_sample(
         return forward_all(tapped, params, few, execution).without_taps(), few
 
     own, few = observed(examples)
+    if not tapped.objective.classes:
+        yield outputs.against_mean(own)
+        return
     log_p_nxC, labels_n = outputs.log_probabilities(own)
     if len(labels_n) == 0:
         return
@@ -243,7 +249,9 @@ def cost_of_fit(frozen: FrozenModel, examples: Examples, execution: Execution) -
     """
     one, settings = examples.take(slice(0, 1)), frozen.settings
     shapes = jax.eval_shape(frozen.tapped.forward, frozen.params, np.asarray(one.inputs))[1]
-    widths = {name: math.prod(shapes[name].shape) // one.labels.size for name in settings.taps}
+    widths = {
+        name: math.prod(shapes[name].shape) // math.prod(one.token_shape) for name in settings.taps
+    }
     basis = ops.basis_shapes(settings.basis, widths)
     held, flops, stored = 0, 0.0, 0
     for name, site in frozen.sites.items():
@@ -254,7 +262,12 @@ def cost_of_fit(frozen: FrozenModel, examples: Examples, execution: Execution) -
         )
         stored += 4 * settings.design.num_subsets * (basis.rank * site.width + 1)
         sums = programs["solve"].args[0]
-        fisher = jax.eval_shape(lambda v: ops.fisher_of(v, settings.precision), sums)
+        fisher = jax.eval_shape(
+            lambda v: ops.fisher_of(
+                v, settings.precision, invariant=frozen.tapped.objective.invariant
+            ),
+            sums,
+        )
         stored += sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(fisher))
     devices = execution.mesh_for(settings.design.num_subsets).size
     seconds = flops / (devices * _UTILISATION * _speed())

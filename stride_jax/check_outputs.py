@@ -182,6 +182,33 @@ def against_chance(log_p_nxC: np.ndarray, labels_n: np.ndarray) -> Finding:
     return Finding("loss", "ok", said)
 
 
+def numbers(examples: Examples) -> Finding:
+    """The range of targets that are numbers, and whether they vary."""
+    counted = slice(None) if examples.weights is None else np.asarray(examples.weights) > 0
+    own = np.asarray(examples.labels, np.float64)[counted]
+    own = own.reshape(-1, own.shape[-1] if examples.labels.ndim > 1 else 1)
+    said = f"{own.shape[1]} numbers each, {own.min():.3g} to {own.max():.3g}, deviation "
+    said = f"{said}{own.std(axis=0).min():.3g}"
+    if own.std(axis=0).max() <= 1e-6 * max(np.abs(own).max(), 1e-30):
+        return Finding("labels", "warning", said, "give targets that differ between examples")
+    return Finding("labels", "ok", said)
+
+
+def against_mean(observed: Observed) -> Finding:
+    """Whether the model's loss is below that of its own mean output for every example."""
+    w_NxT, o_NxTxC = observed.weights_NxT, observed.logits_NxTxC
+    mean_C = (w_NxT[..., None] * o_NxTxC).sum(axis=(0, 1)) / jnp.maximum(w_NxT.sum(), 1e-30)
+    gain_NxT = observed.objective.drop(o_NxTxC - mean_C, mean_C[None, None], observed.labels_NxT)
+    gain = float((w_NxT * gain_NxT).sum() / jnp.maximum(w_NxT.sum(), 1e-30))
+    said = f"mean loss {gain:.3g} nats below that of the mean output for every example"
+    if gain <= 0:
+        return Finding(
+            "loss", "warning", said.replace("below", "(not) below"),
+            "check that targets are scaled as in training, and with_objective names its loss",
+        )  # fmt: skip
+    return Finding("loss", "ok", said)
+
+
 def shifted_labels(observed: Observed, inputs: np.ndarray) -> Iterator[Finding]:
     """Whether a language model's labels are off by one place: its loss on those beside is lower.
 

@@ -21,9 +21,11 @@ class Examples:
 
     Attributes:
       inputs: `[N, ...]` as the model takes them: numbers, or token ids.
-      labels: `[N]` integer classes, or `[N, T]` next tokens, −1 where one does not count.
+      labels: `[N]` integer classes, or `[N, T]` next tokens, −1 where one does not count; numbers
+        where the model's objective reads them (`taps.with_objective`), floating `[N]`, `[N, C]` or
+        `[N, T, C]`, or bool `[N, C]`.
       ids: `[N]` distinct strings; `content_ids` of inputs and labels by default.
-      weights: token weights omega in [0, 1] like `labels`; None for ones.
+      weights: token weights omega in [0, 1], one per label; None for ones.
       keys: `[N]` strings, one for all examples that must act as one: near copies, pieces of a
         document, a source; exact copies by default. None where every example stands alone.
 
@@ -34,9 +36,9 @@ class Examples:
     >>> examples = Examples([[0.5, 1.0], [2.0, 3.0]], [0, 1], ["a", "b"])
     >>> len(examples), examples.take([1]).ids.tolist()
     (2, ['b'])
-    >>> Examples([[0.5, 1.0]], [0.0])
+    >>> Examples([[0.5, 1.0]], [[0.2], [0.3]])
     Traceback (most recent call last):
-    ValueError: labels of dtype float64 are no classes: use labels.astype(int)
+    ValueError: 1 inputs, 2 labels: lengths differ; give one row of each per example
     """
 
     inputs: np.ndarray
@@ -50,9 +52,9 @@ class Examples:
         weights = None if self.weights is None else _array("weights", self.weights)
         _check_lengths(inputs, labels, self.ids, weights)
         _check_inputs(inputs)
-        labels = _as_classes(labels)
+        labels = _as_targets(labels)
         if weights is not None:
-            weights = _as_weights(weights, labels.shape)
+            weights = _as_weights(weights, token_shape(labels))
         _check_labels(labels, weights)
         ids = content_ids(inputs, labels) if self.ids is None else as_ids("ids", self.ids)
         keys = copy_keys(ids, inputs, labels) if self.keys is None else as_keys(self.keys, ids)
@@ -75,6 +77,11 @@ class Examples:
         examples = object.__new__(cls)
         examples._set(inputs, labels, ids, weights, keys)
         return examples
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """`(N,)`, or `(N, T)` of sequences."""
+        return token_shape(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,6 +108,17 @@ class Examples:
         weights = None if self.weights is None else self.weights[rows]
         keys = None if self.keys is None else self.keys[rows]
         return Examples.trusted(self.inputs[rows], self.labels[rows], ids, weights, keys)
+
+
+def token_shape(labels: np.ndarray) -> tuple[int, ...]:
+    """The shape of the labels as tokens: integers are one each, numbers are a token's last axis.
+
+    >>> token_shape(np.zeros((5, 3), int)), token_shape(np.zeros((5, 3)))
+    ((5, 3), (5,))
+    """
+    if labels.dtype.kind in "iu":
+        return labels.shape
+    return labels.shape[: max(1, labels.ndim - 1)]
 
 
 def as_examples(
@@ -162,9 +180,11 @@ def _check_lengths(
             f"inputs of shape {inputs.shape} with labels of shape {labels.shape}: empty; give at "
             "least one example"
         )
-    if labels.ndim > 2:
+    most = 2 if labels.dtype.kind in "iu" else 3
+    if labels.ndim > most:
         raise ValueError(
-            f"labels of shape {labels.shape}: give classes as [N], or next tokens as [N, T]"
+            f"labels of shape {labels.shape}: give classes as [N], next tokens as [N, T], or "
+            "numbers as [N, C] or [N, T, C]"
         )
 
 
@@ -185,18 +205,18 @@ def _check_inputs(inputs: np.ndarray) -> None:
             )
 
 
-def _as_classes(labels: np.ndarray) -> np.ndarray:
+def _as_targets(labels: np.ndarray) -> np.ndarray:
+    """Integers are classes; others numbers, finite. Bools are either, by their shape."""
     if labels.dtype.kind == "b":
-        return labels.astype(np.int32)
+        return labels.astype(np.int32 if labels.ndim == 1 else np.float32)
     if not jnp.issubdtype(labels.dtype, np.integer):
         for first, (part,) in row_chunks(labels):
             bad = ~np.isfinite(part)
             if bad.any():
                 raise ValueError(
-                    f"labels are not finite in row {first + _first(bad)[0]}: use integers, and −1 "
-                    "where a label does not count"
+                    f"labels are not finite in row {first + _first(bad)[0]}: drop such examples; "
+                    "a class that does not count is the integer −1"
                 )
-        raise ValueError(f"labels of dtype {labels.dtype} are no classes: use labels.astype(int)")
     return labels
 
 
@@ -220,6 +240,9 @@ def _as_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _check_labels(labels: np.ndarray, weights: np.ndarray | None) -> None:
     counts = False
     for first, (part, *omega) in row_chunks(labels, *(() if weights is None else (weights,))):
+        if part.dtype.kind not in "iu":
+            counts = counts or not omega or bool((omega[0] > 0).any())
+            continue
         bad = (part < -1) | (part > np.iinfo(np.int32).max)
         if bad.any():
             at = _first(bad)

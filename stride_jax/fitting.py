@@ -17,11 +17,9 @@ from stride_jax.operators import content as contents
 from stride_jax.operators import kept as stores
 from stride_jax.operators import passes
 from stride_jax.operators.closed_form import solve_program
-from stride_jax.operators.gradients import squared_errors
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.keep import nowhere
 from stride_jax.runtime.programs import Program, shape
-from stride_jax.settings import IndexSettings
 from stride_jax.taps import Params
 
 Operators = dict[str, ops.Operators]
@@ -112,18 +110,23 @@ def fit_operators(
     return Fitted(solve_operators(frozen, basis, passed.moments), passed, content)
 
 
-def made(fitted: Fitted, examples: Examples, settings: IndexSettings, model: str) -> Index:
+def made(fitted: Fitted, examples: Examples, frozen: FrozenModel, model: str) -> Index:
     """The index of what was fitted, without moments."""
-    own = fitted.passed
+    own, settings = fitted.passed, frozen.settings
     return Index(
         fitted.operators, examples.ids, own.residual_N, settings, own.norm_N, own.cluster_N,
-        fishers(own.moments, settings), own.kept, examples.keys, fitted.content, None, model,
+        fishers(own.moments, frozen), own.kept, examples.keys, fitted.content, None, model,
+        objective=frozen.tapped.objective.name,
     )  # fmt: skip
 
 
-def fishers(moments: Moments, settings: IndexSettings) -> dict[str, ops.Fisher]:
+def fishers(moments: Moments, frozen: FrozenModel) -> dict[str, ops.Fisher]:
     """Every site's curvature, in the precision it is kept in."""
-    return {name: ops.fisher_of(sums, settings.precision) for name, sums in moments.items()}
+    invariant = frozen.tapped.objective.invariant
+    return {
+        name: ops.fisher_of(sums, frozen.settings.precision, invariant=invariant)
+        for name, sums in moments.items()
+    }
 
 
 def _train(
@@ -139,9 +142,7 @@ def _train(
         operators[name], _ = ops.train_jointly(
             settings.design, subsets_Nxd, site, basis, source, settings.joint, execution
         )
-    read = as_training(observed, settings.closed_form.doubt)
-    errors = squared_errors(jax.nn.softmax(read.logits_NxTxC), read.labels_NxT)
-    residual_N = np.sqrt((read.weights_NxT * errors).sum(axis=1))
+    residual_N = np.asarray(as_training(observed, settings.closed_form.doubt).residuals())
     return Fitted(operators, Passed({}, residual_N, residual_N, None, {}), None)
 
 
@@ -172,7 +173,7 @@ def _fit_content(
         return _pieces(site, frozen.params, basis, observed, chunk.contexts[name])
 
     norms = np.concatenate([np.ravel(contents.token_norms(*pieces(one))) for one in sample])
-    shape = examples.labels.shape
+    shape = examples.token_shape
     share = store_of(frozen, basis, name, shape).places / math.prod(shape)
     fresh = contents.unfitted(norms, share, site.width, settings.design.seed)
     wanted = min(len(examples), _PER_CLUSTER * settings.design.num_subsets)
@@ -250,7 +251,7 @@ def pass_over(
         made[name] = ops.accumulate(
             design, members, frozen.sites[name], fixed.basis, source,
             ops.Curvature(form, fixed.rotations.get(name)), execution,
-            store_of(frozen, fixed.basis, name, examples.labels.shape), labels,
+            store_of(frozen, fixed.basis, name, examples.token_shape), labels,
         )  # fmt: skip
         if subsets_Nxd is None and members is fixed.content:
             members = made[name].cluster_N[:, None]
@@ -319,7 +320,7 @@ def fit_programs(
     one_pass = passes.program(
         design, site, basis, frozen.source(one, training=True), ops.Curvature(form, rotation),
         num_train, execution, content,
-        store_of(frozen, basis, name, (num_train, *one.labels.shape[1:])),
+        store_of(frozen, basis, name, (num_train, *one.token_shape[1:])),
     )  # fmt: skip
     mesh = execution.mesh_for(design.num_subsets)
     return {

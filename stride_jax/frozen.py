@@ -95,7 +95,7 @@ class FrozenModel:
     def forward(self, *, training: bool = False, question: ops.Question = ops.LOSS) -> Forward:
         """The traced function that runs the model on a batch of a source."""
         doubt = self.settings.closed_form.doubt if training else 0.0
-        return _forward(self.tapped, doubt, question)
+        return _forward(self.tapped, doubt, ops.asked_of(question, self.tapped.objective))
 
     def observe(self, examples: Examples, execution: Execution = Execution()) -> Chunk:
         """One forward pass over all of these examples; what it says is held in memory."""
@@ -123,7 +123,8 @@ class FrozenModel:
         """A chunk as the source of a program at one site; the model is not run again."""
         own, observed, context = self.sites[site], chunk.observed, chunk.contexts[site]
         params = self.params if own.reads_params else None
-        if question != ops.LOSS:
+        question = ops.asked_of(question, self.tapped.objective)
+        if question != ops.asked_of(ops.LOSS, self.tapped.objective):
             gradient = question.gradient(observed.logits_NxTxC, observed.labels_NxT)
             context = context | {"errors": own.pulled(params, gradient, context)}
         return observed_source(observed, context, params)
@@ -168,7 +169,7 @@ def freeze(
         names = tap_names(tapped, params, examples.inputs)
         chosen = _chosen_taps(only(tapped, names), params, examples, execution, names)
         settings = dataclasses.replace(settings, taps=chosen)
-    design = settings.design.resolved(examples.labels.shape, settings.fit)
+    design = settings.design.resolved(examples.token_shape, settings.fit)
     settings = dataclasses.replace(settings, design=design)
     return resolve(tapped, params, one, settings, signs_C=signs_C)
 
@@ -208,7 +209,7 @@ def resolve(
 
 def evenly_spaced(examples: Examples, tokens: int) -> Examples:
     """Evenly spaced examples of about so many tokens altogether; all if there are fewer."""
-    each = math.prod(examples.labels.shape[1:])
+    each = math.prod(examples.token_shape[1:])
     count = min(len(examples), -(-tokens // each))
     return examples.take(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)))
 
@@ -279,7 +280,7 @@ def _forward(tapped: TappedModel, doubt: float, question: ops.Question) -> Forwa
         context: dict[str, Any] = site.context(observed, batch["inputs"])
         if pull_back is not None:
             context["errors"] = pull_back(question.gradient(read.logits_NxTxC, read.labels_NxT))
-        elif question != ops.LOSS:  # the loss' own errors are the site's
+        elif question != ops.asked_of(ops.LOSS, tapped.objective):  # whose errors are the site's
             gradient = question.gradient(read.logits_NxTxC, read.labels_NxT)
             context["errors"] = site.pulled(params, gradient, context)
         return read, context

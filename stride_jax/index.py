@@ -19,6 +19,7 @@ import numpy as np
 from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.groups import Groups
+from stride_jax.objectives import CROSS_ENTROPY
 from stride_jax.runtime.files import UnreadableFileError, plain, read_arrays, write_arrays
 from stride_jax.runtime.settings import build
 from stride_jax.settings import IndexSettings
@@ -29,7 +30,8 @@ FORMAT = 3
 """Version of the file. 1, before versions were written, held other settings and no moments; 2 no
 curvature, and nothing kept."""
 
-_META = ("format", "train_ids", "settings", "model", "version", "unit")
+_META = ("format", "train_ids", "settings", "model", "version", "unit", "objective")
+_LATER = {"version", "model", "unit", "objective"}  # that files may lack
 _ROWS = ("residual_N", "norm_N", "cluster_N")
 
 
@@ -55,6 +57,7 @@ class Index:
       model: fingerprint of the parameters it was made with; empty where nobody knows.
       groups: operators of the sources that the user named; None where none are. Recovery does not
         read them.
+      objective: name of the loss that the model was trained with.
     """
 
     operators: dict[str, ops.Operators]
@@ -71,6 +74,7 @@ class Index:
     model: str = ""
     unit: Unit | None = None
     groups: Groups | None = None
+    objective: str = CROSS_ENTROPY.name
 
     def __repr__(self) -> str:
         design, taps = self.settings.design, ", ".join(self.settings.taps)
@@ -132,6 +136,7 @@ class Index:
             format=FORMAT,
             version=__version__,
             model=self.model,
+            objective=self.objective,
             train_ids=self.train_ids,
             settings=json.dumps(plain(self.settings)),
         )
@@ -146,7 +151,7 @@ class Index:
         arrays = read_arrays(path)
         if "settings" in arrays and "train_ids" in arrays and "format" not in arrays:
             arrays["format"] = np.array(1)
-        if missing := set(_META) - set(arrays) - {"version", "model", "unit"}:
+        if missing := set(_META) - set(arrays) - _LATER:
             raise UnreadableFileError(
                 f"{path} lacks {sorted(missing)}: it was not written by Index.save"
             )
@@ -165,7 +170,13 @@ class Index:
             unit, groups = _unit_from(meta.get("unit")), _groups_from(arrays, index)
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
-        return dataclasses.replace(index, moments=_moments_from(arrays), unit=unit, groups=groups)
+        return dataclasses.replace(
+            index,
+            moments=_moments_from(arrays),
+            unit=unit,
+            groups=groups,
+            objective=str(meta.get("objective", CROSS_ENTROPY.name)),
+        )
 
 
 def _unit_from(stored: np.ndarray | None) -> Unit | None:

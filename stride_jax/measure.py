@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from stride_jax.observed import Context, Forward, Observed, Source
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.gradients import steering_gradients, token_groups
-from stride_jax.operators.questions import LOSS, Question, named_question
+from stride_jax.operators.questions import LOSS, Question, asked_of, named_question
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators, shardings
 from stride_jax.runtime import mesh as meshes
@@ -98,7 +98,7 @@ def _exact(site: Site, a_kxRxO: jax.Array, queries: _Queries, step: Step) -> jax
     """Measurements under a few operators, `[B, k]`, or of token groups, `[B G, k]`."""
     params, b_BxTxR, observed, context = queries
     shift_kxBxTxC = site.shifts(params, a_kxRxO * step.scale, b_BxTxR, context)
-    gain_kxBxT = step.question.gain(
+    gain_kxBxT = asked_of(step.question, observed.objective).gain(
         shift_kxBxTxC, observed.logits_NxTxC[None], observed.labels_NxT[None]
     )
     gain_BxTxk = jnp.moveaxis(gain_kxBxT * observed.weights_NxT[None], 0, -1)

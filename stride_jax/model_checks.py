@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.examples import Examples
+from stride_jax.objectives import OBJECTIVES, SIGMOID, Objective
 from stride_jax.observed import refuse_not_finite
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
@@ -57,8 +58,8 @@ def check_model(
 
     Raises:
       ValueError: logits that are not finite; that depend on an example's place or on the rest of
-        the batch (dropout, batch norm in training mode, a hidden random state); or that are
-        probabilities.
+        the batch (dropout, batch norm in training mode, a hidden random state); that are
+        probabilities; or in which the objective is not convex.
 
     Warns:
       UserWarning: logits that are the same for examples that differ.
@@ -82,7 +83,8 @@ def forward_findings(
 
     Yields:
       Findings `finite`, `deterministic`, `place in the batch`, `rest of the batch`, `logits` (not
-      probabilities) and `tells apart`; none after logits that are not finite.
+      probabilities), `objective` (of one's own: finite and convex) and `tells apart`; none after
+      logits that are not finite.
     """
     mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
     params = meshes.everywhere(params, mesh)
@@ -108,7 +110,9 @@ def forward_findings(
     ):
         difference = np.abs(logits(places) - first[places])[:compared].max(initial=0.0)
         yield _independent(name, what, float(difference), largest)
-    yield _no_probabilities(first)
+    yield _no_probabilities(first, tapped.objective)
+    if tapped.objective not in OBJECTIVES.values():
+        yield _convex(tapped.objective, first, np.asarray(examples.labels[rows_B]))
     yield _tells_apart(first, inputs_B, largest)
 
 
@@ -136,9 +140,16 @@ def _independent(name: str, what: str, difference: float, largest: float) -> Fin
     )
 
 
-def _no_probabilities(logits: np.ndarray) -> Finding:
-    sums = logits.sum(axis=-1)
-    if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < 1e-3:
+def _no_probabilities(logits: np.ndarray, objective: Objective) -> Finding:
+    sums, shares = logits.sum(axis=-1), logits.min() >= 0 and logits.max() <= 1
+    if shares and objective == SIGMOID:
+        return Finding(
+            "logits",
+            "warning",
+            f"all outputs lie between 0 and 1 ({logits.min():.3g} to {logits.max():.3g})",
+            "give logits, such as log p / (1 − p), not the sigmoid's own output",
+        )
+    if shares and objective.invariant and np.abs(sums - 1).max() < 1e-3:
         return Finding(
             "logits",
             "error",
@@ -146,6 +157,29 @@ def _no_probabilities(logits: np.ndarray) -> Finding:
             "give logits, such as log p, whose softmax they are",
         )
     return Finding("logits", "ok", f"outputs from {logits.min():.3g} to {logits.max():.3g}")
+
+
+def _convex(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> Finding:
+    """Whether a loss of one's own is finite and convex where it is read."""
+    if not objective.classes:
+        targets = targets.reshape(*outputs.shape[:-1], -1).astype(np.float32)
+    o, y = jnp.asarray(outputs), jnp.asarray(targets)
+    loss, hessian = objective.loss(o, y), objective.hessian(o, y).flat()
+    one = jnp.ones(len(outputs[..., 0].reshape(-1)))
+    blocks = jax.vmap(lambda w: hessian.total(w))(jnp.diag(one))
+    values = np.linalg.eigvalsh(np.asarray(blocks))
+    if not (np.isfinite(np.asarray(loss)).all() and np.isfinite(values).all()):
+        return Finding(
+            "objective", "error", f"the loss {objective.name!r} or its Hessian is not finite on "
+            f"{len(outputs)} examples", "write it so that JAX can differentiate it twice there",
+        )  # fmt: skip
+    if values.min() < -1e-4 * max(float(np.abs(values).max()), 1e-30):
+        return Finding(
+            "objective", "error", f"the loss {objective.name!r} is not convex in the outputs: its "
+            f"Hessian has the eigenvalue {values.min():.3g} (largest {values.max():.3g})",
+            "use a convex one: operators are its minimum, which it has not",
+        )  # fmt: skip
+    return Finding("objective", "ok", f"{objective.name}: finite and convex")
 
 
 def _tells_apart(logits: np.ndarray, inputs_B: np.ndarray, largest: float) -> Finding:

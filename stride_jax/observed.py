@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.examples import Examples
+from stride_jax.objectives import CROSS_ENTROPY, Hessian, Objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.taps import Activations, Params, TappedModel
@@ -27,18 +28,37 @@ class Observed:
 
     Attributes:
       activations: `{tap: [N, T, D_tap]}`; a classifier has T = 1.
-      logits_NxTxC: logits.
-      labels_NxT: int32 true class or next token.
+      logits_NxTxC: logits, or outputs of whatever kind the objective reads.
+      labels_NxT: int32 true class or next token; float32 `[N, T, M]` where targets are numbers.
       weights_NxT: token weights omega in [0, 1]; a loss is their weighted sum.
+      objective: the loss that the model was trained with.
     """
 
     activations: Activations
     logits_NxTxC: jax.Array
     labels_NxT: jax.Array
     weights_NxT: jax.Array
+    objective: Objective = dataclasses.field(default=CROSS_ENTROPY, metadata={"static": True})
 
     def __len__(self) -> int:
         return self.labels_NxT.shape[0]
+
+    def errors(self) -> jax.Array:
+        """e, minus the gradient of each token's loss in its outputs, `[N, T, C]`."""
+        return self.objective.errors(self.logits_NxTxC, self.labels_NxT)
+
+    def hessian(self) -> Hessian:
+        """Second derivative of each token's loss in its outputs, N T of them."""
+        return self.objective.hessian(self.logits_NxTxC, self.labels_NxT).flat()
+
+    def residuals(self) -> jax.Array:
+        """`||e_i|| = sqrt(Σ_t omega_t ||e_{i,t}||²)`, `[N]`."""
+        squares_NxT = (self.errors() ** 2).sum(axis=-1)
+        return jnp.sqrt((self.weights_NxT * squares_NxT).sum(axis=1))
+
+    def rows(self, rows: jax.Array) -> "Observed":
+        """Some of the examples."""
+        return jax.tree.map(lambda v: v[rows], self)
 
     def without_taps(self) -> "Observed":
         """The same without activations, once features are made of them."""
@@ -96,7 +116,7 @@ def forward_batch(
       tapped, params: the model.
       inputs, labels, weights: as in `Examples`; labels are not checked.
     """
-    return _as_tokens(*tapped.forward(params, inputs), labels, weights)
+    return _as_tokens(tapped.objective, *tapped.forward(params, inputs), labels, weights)
 
 
 def forward_and_pull(
@@ -125,7 +145,8 @@ def forward_and_pull(
         assert tapped.suffix is not None, "a residual site has a suffix"
         rest = functools.partial(tapped.suffix, params, inputs)
         _, pull_back = jax.vjp(lambda z: rest({tap: z}), activations[tap])
-    observed = _as_tokens(logits, activations, batch["labels"], batch["weights"])
+    labels, weights = batch["labels"], batch["weights"]
+    observed = _as_tokens(tapped.objective, logits, activations, labels, weights)
 
     def pulled(errors_NxTxC: jax.Array) -> jax.Array:
         z = pull_back(errors_NxTxC.reshape(logits.shape).astype(logits.dtype))[0]
@@ -169,14 +190,15 @@ def forward_all(
     logits, activations = jax.tree.map(lambda *v: np.concatenate(v)[: len(examples)], *parts)
     refuse_not_finite(logits)
     labels, weights = examples.labels, token_weights(examples)
-    return _as_tokens(*jax.tree.map(jnp.asarray, (logits, activations, labels, weights)))
+    own = jax.tree.map(jnp.asarray, (logits, activations, labels, weights))
+    return _as_tokens(tapped.objective, *own)
 
 
 def token_weights(examples: Examples) -> np.ndarray:
-    """Weights omega like the labels, float32; ones where the examples have none of their own."""
+    """Weights omega of every token, float32; ones where the examples have none of their own."""
     if examples.weights is None:
         # One number that stands for all of them.
-        return np.broadcast_to(np.float32(1), np.shape(examples.labels))
+        return np.broadcast_to(np.float32(1), examples.token_shape)
     return examples.weights
 
 
@@ -199,13 +221,13 @@ def refuse_not_finite(values: np.ndarray) -> None:
 
 
 def check_fit(tapped: TappedModel, params: Params, examples: Examples) -> None:
-    """Refuse examples that do not fit the model, before anything runs.
+    """Refuse examples that do not fit the model or its objective, before anything runs.
 
     Raises:
-      ValueError: inputs that the model can't read, labels of another shape than the logits call
-        for, a single class, or labels outside the classes.
+      ValueError: inputs that the model can't read, labels of another kind or shape than the
+        objective calls for, a single class, or labels outside the classes.
     """
-    one, labels = np.asarray(examples.inputs[:1]), examples.labels
+    one = np.asarray(examples.inputs[:1])
     try:
         shape = jax.eval_shape(tapped.forward, params, one)[0].shape
     except Exception as error:  # each framework raises its own kinds
@@ -214,21 +236,34 @@ def check_fit(tapped: TappedModel, params: Params, examples: Examples) -> None:
             f"the model fails on inputs of shape {examples.inputs.shape} and dtype "
             f"{examples.inputs.dtype} (one row per example): {first}"
         ) from error
-    if len(shape) != labels.ndim + 1 or (1, *labels.shape[1:]) != shape[:-1]:
+    _check_targets(tapped.objective, examples, shape)
+
+
+def _check_targets(objective: Objective, examples: Examples, shape: tuple[int, ...]) -> None:
+    """Refuse labels of another kind or shape than outputs of `shape` for one example call for."""
+    labels, numbers = examples.labels, examples.labels.dtype.kind not in "iu"
+    if objective.classes and numbers:
         raise ValueError(
-            f"logits of shape {shape} for one example do not fit labels of shape {labels.shape}: a "
-            "classifier gives [N, C] and [N], a language model [N, T, C] and [N, T]"
+            f"labels of dtype {labels.dtype} are no classes, and the model's loss is "
+            f"{objective.name}: use labels.astype(int); or say with which loss of numbers it was "
+            "trained: with_objective(model, 'squared_error')"
         )
-    if shape[-1] < 2:
+    if not objective.classes and not numbers:
         raise ValueError(
-            f"the model has {shape[-1]} class: a cross-entropy needs 2 or more; give a binary "
-            "classifier two logits, such as (0, o)"
+            f"labels of dtype {labels.dtype} are classes, and the model's loss, {objective.name}, "
+            "reads numbers: use labels.astype(float)"
         )
-    if (high := int(labels.max())) >= shape[-1]:
+    if (1, *examples.token_shape[1:]) != shape[:-1]:
+        fits = (
+            "a classifier gives [N, C] and [N], a language model [N, T, C] and [N, T]"
+            if objective.classes
+            else "[N, C] goes with [N, C], or [N] where C = 1, and [N, T, C] with [N, T, C]"
+        )
         raise ValueError(
-            f"labels run up to {high}, but the model has {shape[-1]} classes, 0 … {shape[-1] - 1}; "
-            "the last axis of its logits must be the classes"
+            f"logits of shape {shape} for one example do not fit labels of shape {labels.shape}: "
+            f"{fits}"
         )
+    objective.check(labels[:, None] if numbers and labels.ndim == 1 else labels, shape[-1])
 
 
 def as_training(observed: Observed, doubt: float) -> Observed:
@@ -236,7 +271,7 @@ def as_training(observed: Observed, doubt: float) -> Observed:
 
     `p' = (1 − eps) p + eps / C`. A network that fits its training set exactly has residuals
     `e_y − p` of all but a few examples at zero, as if the others had no influence; held-out
-    examples like them are less certain.
+    examples like them are less certain. Losses of unbounded numbers leave outputs as they are.
 
     Args:
       observed: the frozen model on the training examples.
@@ -246,26 +281,30 @@ def as_training(observed: Observed, doubt: float) -> Observed:
       The same with other logits.
     """
     if doubt:
-        p = jax.nn.softmax(observed.logits_NxTxC)
-        p = (1 - doubt) * p + doubt / p.shape[-1]
-        observed = dataclasses.replace(observed, logits_NxTxC=jnp.log(p))
+        doubted = observed.objective.doubted(observed.logits_NxTxC, doubt)
+        observed = dataclasses.replace(observed, logits_NxTxC=doubted)
     return observed
 
 
 def _as_tokens(
-    logits: jax.Array, activations: Activations, labels: jax.Array, weights: jax.Array
+    objective: Objective,
+    logits: jax.Array,
+    activations: Activations,
+    labels: jax.Array,
+    weights: jax.Array,
 ) -> Observed:
-    """Float32, a classifier with its token axis, T = 1, and labels of −1 of weight 0."""
-    logits = logits.astype(jnp.float32)
-    if labels.ndim == 1:
-        logits, labels, weights = logits[:, None], labels[:, None], weights[:, None]
+    """Float32, one output of an example as a token, T = 1, and labels of −1 of weight 0."""
+    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    if logits.ndim == 2:
+        logits, weights = logits[:, None], weights[:, None]
     activations = {
-        name: a.reshape(*labels.shape, -1).astype(jnp.float32) for name, a in activations.items()
+        name: a.reshape(*weights.shape, -1).astype(jnp.float32) for name, a in activations.items()
     }
-    counted = labels != -1
-    return Observed(
-        activations,
-        logits,
-        jnp.where(counted, labels, 0).astype(jnp.int32),
-        weights.astype(jnp.float32) * counted.astype(jnp.float32),
-    )
+    if objective.classes:
+        labels = labels.reshape(weights.shape)
+        counted = labels != -1
+        labels = jnp.where(counted, labels, 0).astype(jnp.int32)
+        weights = weights * counted.astype(jnp.float32)
+    else:
+        labels = labels.reshape(*weights.shape, -1).astype(jnp.float32)
+    return Observed(activations, logits, labels, weights, objective)

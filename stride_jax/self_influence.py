@@ -176,7 +176,7 @@ def self_influence(
         total += own.self_B
     refuse_not_finite(total)
     labels = predicted = None
-    if train.labels.ndim == 1:
+    if frozen.tapped.objective.classes and train.labels.ndim == 1:
         labels, predicted = np.asarray(train.labels[rows], np.int32), sites[0].predicted_B
     return SelfInfluence(index.train_ids, total, sites[0].loss_B, labels, predicted)
 
@@ -295,9 +295,8 @@ def self_batch(
         )
         b_nxTxR = example_features(basis, read.activations)
         e_nxTxO = site.errors(params, read, context) * read.weights_NxT[..., None]
-        log_p = jax.nn.log_softmax(said.logits_NxTxC)
-        own = jnp.take_along_axis(log_p, said.labels_NxT[..., None], axis=2)[..., 0]
-        loss_n = -(said.weights_NxT * own).sum(axis=1)
+        own = said.objective.loss(said.logits_NxTxC, said.labels_NxT)
+        loss_n = (said.weights_NxT * own).sum(axis=1)
         predicted_n = said.logits_NxTxC[:, 0].argmax(axis=1).astype(jnp.int32)
         return Said(squared(root, b_nxTxR, e_nxTxO), loss_n, predicted_n)
 

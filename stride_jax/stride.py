@@ -96,11 +96,11 @@ def fit(
         raise ValueError(f"{given}: joint training has no moments; use fit='closed_form'")
     examples = as_examples(inputs, labels, ids, weights, keys)
     names, own = (None, None) if groups is None else labelled(groups, len(examples))
-    design = settings.design.resolved(examples.labels.shape, settings.fit)
+    design = settings.design.resolved(examples.token_shape, settings.fit)
     subsets_Nxd = designs.known_membership(design, examples.ids, examples.keys)
     frozen = freeze(tapped, params, examples, settings, execution)
     fitted = fit_operators(frozen, examples, subsets_Nxd, execution, own)
-    index = made(fitted, examples, frozen.settings, parameters_fingerprint(params))
+    index = made(fitted, examples, frozen, parameters_fingerprint(params))
     moments = fitted.passed.moments
     if names is not None and own is not None:
         basis = next(iter(fitted.operators.values())).basis
@@ -173,7 +173,7 @@ def append(
     new = pass_over(frozen, examples, subsets_Nxd, fixed, execution, own)
     old = {n: v if own is None else ops.with_groups(v, own.groups) for n, v in moments.items()}
     total = {name: ops.add(sums, new.moments[name]) for name, sums in old.items()}
-    shape = (len(everyone), *examples.labels.shape[1:])
+    shape = (len(everyone), *examples.token_shape[1:])
     kept = {}
     for name, store in new.kept.items():
         store = dataclasses.replace(store, row_H=store.row_H + len(index.train_ids))
@@ -195,7 +195,7 @@ def append(
         residual_N=np.concatenate([index.residual_N, new.residual_N]),
         norm_N=np.concatenate([index.norm_N, new.norm_N]),
         cluster_N=cluster_N,
-        fisher=fishers(total, frozen.settings),
+        fisher=fishers(total, frozen),
         kept=kept,
         keys=all_keys,
         moments=total,
@@ -238,8 +238,13 @@ def frozen_for(
     """The frozen model as the index read it.
 
     Raises:
-      ValueError: parameters other than those the index was fitted on.
+      ValueError: parameters or an objective other than those the index was fitted on.
     """
+    if tapped.objective.name != index.objective:
+        raise ValueError(
+            f"the index was fitted on a model whose loss is {index.objective}, this one's is "
+            f"{tapped.objective.name}: give it the same, with_objective(model, …)"
+        )
     if index.model and (other := parameters_fingerprint(params)) != index.model:
         raise ValueError(
             f"these parameters (fingerprint {other}) are not those the index was fitted on "
@@ -346,7 +351,9 @@ def attribute(
     alone = queries.labels.ndim == 1 and together is None
     return Attribution(
         names, index.train_ids, reading.scores,
-        plain({"index": index.settings, "read": settings, "asked": said}),
+        plain({
+            "index": index.settings, "read": settings, "asked": said, "objective": index.objective,
+        }),
         diagnostics=reading.diagnostics, exact=reading.exact_QxN, sources=reading.sources,
         train_keys=index.keys, unit=index.unit,
         query_labels=queries.labels if alone else None,
@@ -391,7 +398,8 @@ def attribute_groups(
     y_QxG = measure_all(frozen, index.groups.operators, queries, whole, execution)
     return Attribution(
         queries.ids, index.groups.names, y_QxG * np.float32(index.factor),
-        plain({"index": index.settings, "measure": whole}), unit=index.unit,
+        plain({"index": index.settings, "measure": whole, "objective": index.objective}),
+        unit=index.unit,
         query_labels=queries.labels if queries.labels.ndim == 1 else None,
     )  # fmt: skip
 
@@ -445,7 +453,9 @@ def direct(
     frozen = frozen_for(index, tapped, params, asked, execution)
     what = ops.named_question(question)
     v = directions(frozen, index, asked, 0, execution, what)
-    settings = plain({"index": index.settings, "asked": {"question": what.name}})
+    settings = plain({
+        "index": index.settings, "asked": {"question": what.name}, "objective": index.objective,
+    })  # fmt: skip
     total = np.zeros((len(asked), len(trained)), np.float32)
     for rows, w_QxU in scored(frozen, index, v, trained, np.arange(len(trained)), execution):
         total[:, rows] = w_QxU

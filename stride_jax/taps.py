@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stride_jax.objectives import CROSS_ENTROPY, Objective, named_objective
+
 Params = Any
 Activations = dict[str, jax.Array]
 Forward = Callable[[Params, Any], tuple[jax.Array, Activations]]
@@ -36,6 +38,7 @@ class TappedModel:
       suffix: pure, jitted `(params, inputs, {tap: activation}) -> logits`, with the given
         activations in place of the model's own; None where the model has no such form.
       shifted: pure, jitted; `forward` with `{tap: shift}` added to the activations; or None.
+      objective: the loss that the model was trained with.
 
     >>> tapped = from_function(lambda p, x: (x @ p, {"input": x}))
     >>> logits, activations = tapped(jnp.eye(2), jnp.ones((1, 2)))
@@ -46,6 +49,7 @@ class TappedModel:
     forward: Forward
     suffix: Suffix | None = None
     shifted: Shifted | None = None
+    objective: Objective = CROSS_ENTROPY
 
     def __call__(self, params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
         return self.forward(params, inputs)
@@ -85,9 +89,13 @@ def from_function(
 
         return jax.jit(tapped)
 
+    def rest(*args: Any) -> jax.Array:
+        assert suffix is not None, "a model with a suffix"
+        return _with_outputs(suffix(*args))
+
     return TappedModel(
         keeping(function),
-        None if suffix is None else jax.jit(suffix),
+        None if suffix is None else jax.jit(rest),
         None if shifted is None else keeping(shifted),
     )
 
@@ -160,7 +168,26 @@ def only(tapped: TappedModel, taps: tuple[str, ...]) -> TappedModel:
 
     Kept, so that asking again costs no compilation.
     """
-    return from_function(tapped.forward, taps, tapped.suffix, tapped.shifted)
+    kept = from_function(tapped.forward, taps, tapped.suffix, tapped.shifted)
+    return with_objective(kept, tapped.objective)
+
+
+def with_objective(tapped: TappedModel, objective: str | Objective) -> TappedModel:
+    """The same model, said to have been trained with another loss than cross-entropy.
+
+    Args:
+      tapped: the model.
+      objective: `squared_error`, `sigmoid` (several labels, each there or not), `poisson`, or one
+        of `objectives` or of one's own (`objective_of`).
+
+    Raises:
+      ValueError: no objective has that name.
+
+    >>> line = from_function(lambda w, x: (x @ w, {"input": x}))
+    >>> with_objective(line, "squared_error").objective.name
+    'squared_error'
+    """
+    return dataclasses.replace(tapped, objective=named_objective(objective))
 
 
 def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
@@ -183,6 +210,7 @@ def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
         cooled(tapped.forward),
         None if inner is None else jax.jit(suffix),
         None if tapped.shifted is None else cooled(tapped.shifted),
+        tapped.objective,
     )
 
 
@@ -227,4 +255,9 @@ def _checked(output: Any) -> tuple[jax.Array, Mapping[str, Any]]:
     logits, activations = output
     if not isinstance(logits, jax.Array) or logits.ndim < 1:
         raise ValueError(f"the model's logits are {_described(logits)}: an array [N, …, C]")
-    return logits, activations
+    return _with_outputs(logits), activations
+
+
+def _with_outputs(logits: jax.Array) -> jax.Array:
+    """A single number per example as one output, `[N, 1]`."""
+    return logits[:, None] if logits.ndim == 1 else logits

@@ -16,7 +16,7 @@ from stride_jax import evaluation
 from stride_jax.data import Examples
 from stride_jax.evaluation.retrain import model_keys
 from stride_jax.models import MLP, TrainSettings, fit, initial_params
-from stride_jax.models.train import margin
+from stride_jax.objectives import margin
 
 SETTINGS = evaluation.BankSettings(num_subsets=5, num_seeds=2, models_at_once=4)
 GROUPS = evaluation.BankSettings(kind="groups", num_subsets=7, num_seeds=1, models_at_once=4)

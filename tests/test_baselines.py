@@ -17,7 +17,7 @@ from stride_jax.data import Examples
 from stride_jax.evaluation.bank import BankSettings, draw_subsets
 from stride_jax.evaluation.statistics import spearman_rows
 from stride_jax.models import MLP, ResNet9, TrainSettings, initial_params, pretrain
-from stride_jax.models.train import cross_entropy, margin
+from stride_jax.objectives import cross_entropy, margin
 
 
 def cut(examples, count):

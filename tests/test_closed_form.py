@@ -19,11 +19,11 @@ from stride_jax.fitting import store_of
 from stride_jax.frozen import freeze, resolve
 from stride_jax.index import Index, to_arrays
 from stride_jax.measure import MeasureSettings, measure
+from stride_jax.objectives.cross_entropy import loss_drop
 from stride_jax.observed import as_training, forward_all, observed_source
 from stride_jax.operators import content as contents
 from stride_jax.operators.factor import cholesky
 from stride_jax.operators.gradients import steering_gradients
-from stride_jax.operators.losses import loss_drop
 from stride_jax.operators.moments import FORMS
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution

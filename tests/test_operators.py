@@ -13,7 +13,8 @@ from stride_jax import operators as ops
 from stride_jax import taps
 from stride_jax.design import Design, members, membership, subset_sum
 from stride_jax.frozen import resolve
-from stride_jax.observed import forward_all, observed_source
+from stride_jax.objectives.cross_entropy import loss_drop
+from stride_jax.observed import Observed, forward_all, observed_source
 from stride_jax.operators import joint, losses
 from stride_jax.operators.basis import features, standardise
 from stride_jax.runtime import mesh as meshes
@@ -38,6 +39,11 @@ def batch():
     }
 
 
+def observed(batch):
+    shift, logits, labels, weights, mask = (jnp.asarray(v) for v in batch.values())
+    return shift, Observed({}, logits, labels, weights), mask
+
+
 def test_fidelity_is_the_members_mean_cross_entropy(batch):
     total = 0.0
     for i in range(5):
@@ -45,7 +51,7 @@ def test_fidelity_is_the_members_mean_cross_entropy(batch):
             steered = softmax(batch["logits"][i, t] + batch["shift"][i, t])
             weight = batch["mask"][i] * batch["weights"][i, t]
             total -= weight * math.log(steered[batch["labels"][i, t]])
-    found = losses.fidelity(*(jnp.asarray(v) for v in batch.values()))
+    found = losses.fidelity(*observed(batch))
     assert float(found) == pytest.approx(total / 3, rel=1e-5)
 
 
@@ -57,8 +63,7 @@ def test_stability_is_the_mean_divergence_outside(batch):
             q = softmax(batch["logits"][i, t] + batch["shift"][i, t])
             kl = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
             total += batch["mask"][i] * batch["weights"][i, t] * kl
-    arguments = (batch[name] for name in ("shift", "logits", "weights", "mask"))
-    found = losses.stability(*(jnp.asarray(v) for v in arguments))
+    found = losses.stability(*observed(batch))
     assert float(found) == pytest.approx(total / 3, rel=1e-5)
 
 
@@ -91,9 +96,9 @@ def test_loss_drop_against_float64(size):
     log_sum = lambda v: np.log(np.exp(v - v.max(1, keepdims=True)).sum(1)) + v.max(1)  # noqa: E731
     wide, shift = o.astype(np.float64), s.astype(np.float64)
     exact = shift[np.arange(50), y] - (log_sum(wide + shift) - log_sum(wide))
-    found = losses.loss_drop(jnp.asarray(s), jnp.asarray(o), jnp.asarray(y))
+    found = loss_drop(jnp.asarray(s), jnp.asarray(o), jnp.asarray(y))
     np.testing.assert_allclose(found, exact, rtol=2e-5, atol=2e-6 * size)
-    grad = jax.grad(lambda v: losses.loss_drop(v, jnp.asarray(o), jnp.asarray(y)).sum())(s)
+    grad = jax.grad(lambda v: loss_drop(v, jnp.asarray(o), jnp.asarray(y)).sum())(s)
     assert np.isfinite(np.asarray(grad)).all()
 
 

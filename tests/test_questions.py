@@ -11,7 +11,7 @@ from stride_jax import operators as ops
 from stride_jax.design import Design
 from stride_jax.examples import Examples
 from stride_jax.measure import MeasureSettings
-from stride_jax.models.train import margin
+from stride_jax.objectives import margin
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.taps import from_function
 

@@ -10,7 +10,6 @@ from stride_jax import taps
 from stride_jax.adapters import from_linen, from_model
 from stride_jax.examples import Examples
 from stride_jax.observed import forward_all, forward_and_pull, forward_batch
-from stride_jax.operators import logit_errors
 
 
 class Linen(nn.Module):
@@ -59,7 +58,7 @@ def test_pulled_errors_are_gradients_of_the_loss_at_the_tap(trained, params, x):
             return -jax.nn.log_softmax(logits)[jnp.arange(6), labels].sum()
 
         expected = -jax.grad(loss)(alone.activations[name])
-        pulled = pull_back(logit_errors(alone))
+        pulled = pull_back(alone.errors())
         np.testing.assert_allclose(pulled, expected, rtol=1e-5, atol=1e-7)
 
 

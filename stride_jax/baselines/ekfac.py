@@ -13,7 +13,7 @@ import numpy as np
 
 from stride_jax.baselines.model import Layers, Model, batches, layer_gradients
 from stride_jax.data import Examples
-from stride_jax.models.train import cross_entropy
+from stride_jax.objectives import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)

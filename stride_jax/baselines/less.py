@@ -14,7 +14,7 @@ import numpy as np
 from stride_jax.baselines.model import Model, batches, flat_gradients
 from stride_jax.baselines.projection import num_parameters, project, projection_matrix
 from stride_jax.data import Examples
-from stride_jax.models.train import cross_entropy
+from stride_jax.objectives import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)

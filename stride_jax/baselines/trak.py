@@ -19,7 +19,7 @@ from stride_jax.baselines.projection import (
     projection_matrix,
 )
 from stride_jax.data import Examples
-from stride_jax.models.train import cross_entropy, margin
+from stride_jax.objectives import cross_entropy, margin
 
 
 @dataclasses.dataclass(frozen=True)

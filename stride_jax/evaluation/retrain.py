@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.examples import Examples
-from stride_jax.models.train import TrainSettings, cross_entropy, fit, initial_params, margin
+from stride_jax.models.train import TrainSettings, fit, initial_params
+from stride_jax.objectives import cross_entropy, margin
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.progress import Progress, silent

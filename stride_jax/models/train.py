@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from stride_jax.objectives import cross_entropy
+
 Params = Any
 Forward = Callable[[Params, jax.Array], jax.Array]
 """`(params, inputs) -> logits`."""
@@ -76,30 +78,6 @@ def optimizer(settings: TrainSettings, num_steps: int) -> optax.GradientTransfor
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay), optax.sgd(rate, momentum=0.9)
     )
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`−log softmax(o)_y` in nats; logits `[..., C]`, labels and result `[...]`.
-
-    A label of −1 does not count: its loss is 0.
-    """
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    return jnp.where(labels < 0, 0.0, loss)
-
-
-def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Log odds of the true class, `o_y − logsumexp_{c≠y} o_c = log p / (1 − p)`.
-
-    Logits `[..., C]`, labels and result `[...]`; 0 for a label of −1.
-
-    >>> round(float(margin(jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([0]))[0]), 4)  # log 3
-    1.0986
-    """
-    counted = jnp.maximum(labels, 0)
-    true = jax.nn.one_hot(counted, logits.shape[-1], dtype=bool)
-    others = jax.nn.logsumexp(jnp.where(true, -jnp.inf, logits), axis=-1)
-    own = jnp.take_along_axis(logits, counted[..., None], axis=-1)[..., 0]
-    return jnp.where(labels < 0, 0.0, own - others)
 
 
 def fit(

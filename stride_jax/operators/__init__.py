@@ -27,9 +27,9 @@ from stride_jax.operators.moments import (
 )
 from stride_jax.operators.outputs import draw_signs, fold, unfold
 from stride_jax.operators.passes import Labels, Pass, Store, accumulate
-from stride_jax.operators.questions import LOSS, Question, named_question, question_of
+from stride_jax.operators.questions import LOSS, Question, asked_of, named_question, question_of
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
-from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site, logit_errors
+from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site
 from stride_jax.operators.steering import Operators, shardings
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "Store",
     "accumulate",
     "add",
+    "asked_of",
     "basis_shapes",
     "choose_tap",
     "closed_form",
@@ -64,7 +65,6 @@ __all__ = [
     "fisher_of",
     "fit_basis",
     "fold",
-    "logit_errors",
     "named_question",
     "of_groups",
     "question_of",

@@ -9,6 +9,7 @@ Letters of its own: W devices along the mesh axis `data`, n examples of a part o
 subsets of a device, o outputs taken at a time, P pairs of outputs, G named groups.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import gather_add
+from stride_jax.objectives import Hessian
 from stride_jax.observed import Context, Forward, Observed
 from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.content import Content, assign
-from stride_jax.operators.gradients import squared_errors
 from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import Moments, compensated, pairs
 from stride_jax.operators.sites import Site
@@ -65,7 +66,7 @@ class PerExample(NamedTuple):
     """What a pass says of each example.
 
     Attributes:
-      residual_B: `||e_i|| = sqrt(Σ_t omega_t ||e_y − p||²)`.
+      residual_B: `||e_i|| = sqrt(Σ_t omega_t ||e_{i,t}||²)`.
       cluster_B: the subset that its content chose; −1 where a table did.
       norm_B: `||g_i||`.
     """
@@ -117,14 +118,15 @@ class _Curvature(NamedTuple):
     tokens: jax.Array
 
 
-def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array, mesh: Mesh) -> jax.Array:
-    """`Σ w b bᵀ (diag p − p pᵀ)_{cc'}` of the pairs `c <= c'`, `[P, R, R]`."""
-    first, second = (jnp.asarray(i) for i in pairs(p_nxC.shape[1]))
+def _fisher_pairs(
+    b_nxR: jax.Array, w_n: jax.Array, hessian: Hessian, width: int, mesh: Mesh
+) -> jax.Array:
+    """`Σ w b bᵀ H_{cc'}` of the pairs `c <= c'` of C = `width` outputs, `[P, R, R]`."""
+    first, second = (jnp.asarray(i) for i in pairs(width))
 
-    def local(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array) -> jax.Array:
+    def local(b_nxR: jax.Array, w_n: jax.Array, hessian: Hessian) -> jax.Array:
         def block(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            c, other = pair
-            weight_n = w_n * p_nxC[:, c] * ((c == other) - p_nxC[:, other])
+            weight_n = w_n * hessian.entry(*pair)
             return (b_nxR * weight_n[:, None]).T @ b_nxR
 
         # One sum over devices, after the loop: on CPU, XLA runs a loop that waits for other devices
@@ -133,7 +135,7 @@ def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, p_nxC: jax.Array, mesh: Mesh
 
     rows = meshes.over_examples(mesh).spec
     own = jax.shard_map(local, mesh=mesh, in_specs=(rows,) * 3, out_specs=P())
-    return own(b_nxR, w_n, p_nxC)
+    return own(b_nxR, w_n, hessian)
 
 
 def _by_subset(
@@ -240,24 +242,20 @@ def _part(
     b_nxTxR = example_features(basis, observed.activations)
     weights_nxT = observed.weights_NxT * mask_n[:, None]
     errors_nxTxO = site.errors(params, observed, context)
-    p_nxTxC = jax.nn.softmax(observed.logits_NxTxC)
-    w, b, e, p = (
-        v.reshape(weights_nxT.size, -1) for v in (weights_nxT, b_nxTxR, errors_nxTxO, p_nxTxC)
-    )
-    eigenvalues = None
+    w, b, e = (v.reshape(weights_nxT.size, -1) for v in (weights_nxT, b_nxTxR, errors_nxTxO))
+    w_n, hessian, eigenvalues = w[:, 0], observed.hessian(), None
     if total.rotation is not None:
         left, right = total.rotation
         # `Σ w (Q_bᵀ b)² ⊗ (variance of the outputs' errors along Q_o)`
-        eigenvalues = ((b @ left) ** 2 * w).T @ site.variances(right, p, e)
+        eigenvalues = ((b @ left) ** 2 * w).T @ site.variances(right, hessian, e)
     curvature = _Curvature(
         (w * b).T @ b,
-        site.fisher(weights_nxT, p_nxTxC, errors_nxTxO),
-        None if total.fisher_PxRxR is None else _fisher_pairs(b, w[:, 0], p, mesh),
+        site.fisher(w_n, hessian, e),
+        None if total.fisher_PxRxR is None else _fisher_pairs(b, w_n, hessian, site.width, mesh),
         eigenvalues,
-        w.sum(),
+        w_n.sum(),
     )
-    squares_nxT = squared_errors(p_nxTxC, observed.labels_NxT)
-    residual_n = jnp.sqrt((weights_nxT * squares_nxT).sum(axis=1))
+    residual_n = dataclasses.replace(observed, weights_NxT=weights_nxT).residuals()
     return curvature, _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], residual_n)
 
 

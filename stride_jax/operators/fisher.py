@@ -1,10 +1,11 @@
 """The curvature as an index keeps it: what `(F + gamma I)^{-1} v` needs, and no sum by subset.
 
 An exact Fisher is kept without what repeats: blocks `F_{cc'}` of pairs `c <= c'` are symmetric,
-and since probabilities add up to one, `Σ_{c'} F_{cc'} = 0`, so that the last class follows from the
-others.
+and where a constant added to all outputs changes nothing, as with probabilities that add up to one,
+`Σ_{c'} F_{cc'} = 0`, so that the last class follows from the others.
 
-Letters of its own: P pairs of outputs, L pairs without the last one, S = R (R + 1) / 2.
+Letters of its own: P pairs of outputs, L those kept: all, or without the last output's;
+S = R (R + 1) / 2.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ class Fisher:
       exact_LxS: halves of the blocks of the whole Fisher; None for other forms.
       eigenvalues_RxO: its diagonal in the basis `rotation`; None for other forms.
       rotation: eigenvectors of the two factors, `([R, R], [O, O])`; None for other forms.
-      factors: `(E[b bᵀ], E[diag p − p pᵀ])`; None for other forms.
+      factors: `(E[b bᵀ], E[H])`, `H = diag p − p pᵀ` of cross-entropy; None for other forms.
       tokens: `Σ omega` over the training set.
     """
 
@@ -41,15 +42,21 @@ class Fisher:
     tokens: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="precision")
-def fisher_of(moments: Moments, precision: str = "float32") -> Fisher:
-    """The curvature of moments, in the precision it is kept in."""
+@functools.partial(jax.jit, static_argnames=("precision", "invariant"))
+def fisher_of(moments: Moments, precision: str = "float32", *, invariant: bool = False) -> Fisher:
+    """The curvature of moments, in the precision it is kept in.
+
+    Args:
+      moments: sums of a pass.
+      precision: of its arrays.
+      invariant: whether blocks of the last output follow from the others (`Objective.invariant`).
+    """
     tokens = moments.tokens[0]
     exact = eigenvalues = rotation = factors = None
     if moments.fisher_PxRxR is not None:
         blocks_PxRxR = moments.fisher_PxRxR[0] / tokens
         width = moments.outputs_OxO[0].shape[0]
-        kept = np.flatnonzero(pairs(width)[1] < width - 1)
+        kept = np.flatnonzero(pairs(width)[1] < width - invariant)
         exact = blocks_PxRxR[kept][:, *np.triu_indices(blocks_PxRxR.shape[1])]
     elif moments.eigenvalues_RxO is not None:
         eigenvalues, rotation = moments.eigenvalues_RxO[0] / tokens, moments.rotation
@@ -67,6 +74,8 @@ def blocks(exact_LxS: jax.Array, rank: int, width: int) -> jax.Array:
     place_RxR[upper] = place_RxR.T[upper] = np.arange(len(upper[0]))
     own_LxRxR = exact_LxS.astype(jnp.float32)[:, place_RxR]
     first, second = pairs(width)
+    if len(own_LxRxR) == len(first):
+        return own_LxRxR
     kept = {pair: i for i, pair in enumerate(zip(*pairs(width - 1), strict=True))}
     row = {c: [kept[min(c, o), max(c, o)] for o in range(width - 1)] for c in range(width - 1)}
     last = {c: -own_LxRxR[np.array(row[c])].sum(axis=0) for c in row}
@@ -91,7 +100,7 @@ def precondition(
     """`(F + gamma I)^{-1} v` for each of B matrices.
 
     Exact: the whole Fisher. Eigen: `Q (Λ + gamma)^{-1} Qᵀ`, `Q = Q_b ⊗ Q_o`. Kronecker:
-    `F ≈ E[b bᵀ] ⊗ E[diag p − p pᵀ]`, each factor damped relative to its own mean eigenvalue.
+    `F ≈ E[b bᵀ] ⊗ E[H]`, each factor damped relative to its own mean eigenvalue.
 
     Args:
       fisher: the curvature.

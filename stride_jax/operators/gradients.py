@@ -45,12 +45,3 @@ def outer(b_BxTxR: jax.Array, e_BxTxO: jax.Array, group: int = 0) -> jax.Array:
     if group:
         b_BxTxR, e_BxTxO = (token_groups(v, group) for v in (b_BxTxR, e_BxTxO))
     return jnp.einsum("btr,bto->bro", b_BxTxR, e_BxTxO)
-
-
-def squared_errors(p: jax.Array, labels: jax.Array) -> jax.Array:
-    """`||e_y − p||²` of probabilities `[..., C]`, `[...]`.
-
-    >>> float(squared_errors(jnp.array([0.5, 0.5]), jnp.array(0)))
-    0.5
-    """
-    return ((jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype) - p) ** 2).sum(axis=-1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from stride_jax.design import subset_sum
 from stride_jax.observed import Context, Observed
 from stride_jax.operators.basis import features
-from stride_jax.operators.losses import fidelity, linearity, loss_drop, stability
+from stride_jax.operators.losses import fidelity, linearity, stability
 from stride_jax.operators.sites import Site
 from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Params
@@ -100,21 +100,20 @@ def _chunk_losses(
     def member_loss(a: jax.Array, rows: jax.Array, mask: jax.Array) -> jax.Array:
         own = {name: value[rows] for name, value in problem.context.items()}
         shift = site.shift(params, a, b_NxTxR[rows], own)
-        labels, weights = observed.labels_NxT[rows], observed.weights_NxT[rows]
-        return fidelity(shift, observed.logits_NxTxC[rows], labels, weights, mask)
+        return fidelity(shift, observed.rows(rows), mask)
 
     shared = {name: value[batch_B] for name, value in problem.context.items()}
-    logits_BxTxC, weights_BxT = observed.logits_NxTxC[batch_B], observed.weights_NxT[batch_B]
+    batch = observed.rows(batch_B)
     shift_cxBxTxC = site.shifts(params, a_cxRxO, b_NxTxR[batch_B], shared)
     outside_cxB = ~(problem.subsets_Nxd[batch_B][None] == subset_c[:, None, None]).any(axis=-1)
-    kl_c = jax.vmap(lambda s, m: stability(s, logits_BxTxC, weights_BxT, m))(
+    moved_c = jax.vmap(lambda s, m: stability(s, batch, m))(
         shift_cxBxTxC, outside_cxB.astype(jnp.float32)
     )
-    drop_cxBxT = jax.vmap(lambda s: loss_drop(s, logits_BxTxC, observed.labels_NxT[batch_B]))(
-        shift_cxBxTxC
-    )
-    y_cxB = (drop_cxBxT * weights_BxT[None]).sum(axis=-1)
-    return jax.vmap(member_loss)(a_cxRxO, rows_cxS, mask_cxS), kl_c, y_cxB
+    drop_cxBxT = jax.vmap(
+        lambda s: observed.objective.drop(s, batch.logits_NxTxC, batch.labels_NxT)
+    )(shift_cxBxTxC)
+    y_cxB = (drop_cxBxT * batch.weights_NxT[None]).sum(axis=-1)
+    return jax.vmap(member_loss)(a_cxRxO, rows_cxS, mask_cxS), moved_c, y_cxB
 
 
 def total_loss(
@@ -142,14 +141,14 @@ def total_loss(
     args = (a_KxRxO, problem.rows_KxS, problem.mask_KxS, jnp.arange(k))
     run = functools.partial(_chunk_losses, site, problem, b_NxTxR, batch_B)
     if num_chunks == 1:
-        fit_K, kl_K, y_KxB = run(args)
+        fit_K, moved_K, y_KxB = run(args)
     else:
         split = jax.tree.map(lambda v: v.reshape(num_chunks, k // num_chunks, *v.shape[1:]), args)
-        fit_K, kl_K, y_KxB = jax.tree.map(
+        fit_K, moved_K, y_KxB = jax.tree.map(
             lambda v: v.reshape(k, *v.shape[2:]), jax.lax.map(jax.checkpoint(run), split)
         )
     # Sums, so that an operator's training does not depend on the other operators.
-    terms = {"fidelity": fit_K.sum(), "stability": kl_K.sum()}
+    terms = {"fidelity": fit_K.sum(), "stability": moved_K.sum()}
     if settings.linearity:
         sketch = problem.sketch_Kxq
         gamma = settings.gamma * (sketch**2).sum() / sketch.shape[1]

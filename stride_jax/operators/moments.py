@@ -42,10 +42,9 @@ class Moments:
 
     Attributes:
       features_RxR: `Σ omega b bᵀ`.
-      outputs_OxO: `Σ omega Uᵀ (diag p − p pᵀ) U` at the logit site, `Σ omega δ δᵀ` at a residual
-        one.
-      fisher_PxRxR: `Σ omega b bᵀ (diag p − p pᵀ)_{cc'}` for the P pairs `c <= c'`; None for other
-        forms.
+      outputs_OxO: `Σ omega Uᵀ H U` at the logit site, with the objective's Hessian H in the outputs
+        (`diag p − p pᵀ` of cross-entropy); `Σ omega δ δᵀ` at a residual one.
+      fisher_PxRxR: `Σ omega b bᵀ H_{cc'}` for the P pairs `c <= c'`; None for other forms.
       eigenvalues_RxO: the diagonal of the Fisher in the basis `rotation`; None for other forms.
       gradients_KxRxO: `Σ_{i in A_k} g_i`.
       sizes_K: members of each subset.

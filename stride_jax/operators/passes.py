@@ -63,7 +63,7 @@ class Pass(NamedTuple):
 
     Attributes:
       moments: sums over the examples.
-      residual_N: `||e_i|| = sqrt(Σ_t omega_t ||e_y − p||²)`, float32. An example's influence on any
+      residual_N: `||e_i|| = sqrt(Σ_t omega_t ||e_{i,t}||²)`, float32. An example's influence on any
         query is proportional to it, so recovery may use it as a prior.
       cluster_N: int32 subset of each example, where content chose it.
       norm_N: `||g_i||`, float32.

@@ -7,7 +7,8 @@
 
 with `q_c = p_c / (1 − p_y)`, the other classes among themselves. The margin speaks where the loss
 has nothing left to say: at p_y = 1 its gradient is as long as ever. With another class as the label
-it is that class' log odds. A user's own f is read to first order (docs/method.md §6.4).
+it is that class' log odds. Of other objectives `loss` is minus their loss, and there is no margin.
+A user's own f is read to first order (docs/method.md §6.4).
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from stride_jax.operators.losses import log_mean_exp, loss_drop
+from stride_jax.objectives import CROSS_ENTROPY, Objective, log_mean_exp
 
 Gain = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(shift, logits, labels) -> f(o + s) − f(o)`, `[..., C]` and `[...]` to `[...]`."""
@@ -34,17 +35,13 @@ class Question:
       name: says what it is.
       gain: its change under a shift of the logits.
       gradient: its gradient in the logits.
+      classes: whether it needs classes, as cross-entropy has them.
     """
 
     name: str
     gain: Gain
     gradient: Gradient
-
-
-def loss_gradient(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`e_y − p`, minus the gradient of the cross-entropy."""
-    hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return hot - jax.nn.softmax(logits)
+    classes: bool = False
 
 
 def _others(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -71,12 +68,30 @@ def margin_gradient(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 QUESTIONS = {
-    "loss": Question("loss", loss_drop, loss_gradient),
-    "margin": Question("margin", margin_gain, margin_gradient),
+    "loss": Question("loss", CROSS_ENTROPY.drop, CROSS_ENTROPY.errors),
+    "margin": Question("margin", margin_gain, margin_gradient, classes=True),
 }
 """Those that settings name; `loss` is minus the loss, so that a proponent has a positive score."""
 
 LOSS = QUESTIONS["loss"]
+
+
+@functools.lru_cache(maxsize=64)
+def asked_of(question: Question, objective: Objective) -> Question:
+    """A question as it is asked of a model with this objective: `LOSS` is minus its own loss.
+
+    Raises:
+      ValueError: a question about classes, where there are none.
+    """
+    if question.classes and not objective.classes:
+        raise ValueError(
+            f"question={question.name!r} is about classes, but the model's loss is "
+            f"{objective.name}: ask for 'loss', or for question_of(f), such as "
+            "question_of(lambda outputs, targets: outputs[..., 0])"
+        )
+    if question == LOSS and objective != CROSS_ENTROPY:
+        return Question("loss", objective.drop, objective.errors)
+    return question
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,15 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.objectives import CROSS_ENTROPY, Hessian
 from stride_jax.observed import Context, Observed
 from stride_jax.operators.outputs import fold, fold_classes, unfold
-from stride_jax.operators.questions import loss_gradient
 from stride_jax.taps import Params, Suffix
-
-
-def logit_errors(observed: Observed) -> jax.Array:
-    """Minus the gradient of each token's loss in the logits, `e_y − p`, `[B, T, C]`."""
-    return loss_gradient(observed.logits_NxTxC, observed.labels_NxT)
 
 
 def _products(a_KxRxO: jax.Array, b_BxTxR: jax.Array) -> jax.Array:
@@ -72,26 +67,26 @@ class LogitSite:
         return _products(a_KxRxO, b_BxTxR)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """The context's `errors`, or `e_y − p`: minus the gradient of each token's loss in the
-        outputs, `[B, T, O]`."""
+        """The context's `errors`, or minus the gradient of each token's loss in the outputs,
+        `[B, T, O]`; `e_y − p` of cross-entropy."""
         del params
-        return context["errors"] if "errors" in context else logit_errors(observed)
+        return context["errors"] if "errors" in context else observed.errors()
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
         """Gradients in the logits as gradients in the outputs, `[B, T, O]`."""
         del params, context
         return v_BxTxC
 
-    def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
-        """`Σ w (diag p − p pᵀ)`, the outputs' Kronecker factor, `[O, O]`."""
-        del e_nxTxO
-        diagonal_C = jnp.einsum("nt,ntc->c", w_nxT, p_nxTxC)
-        return jnp.diag(diagonal_C) - jnp.einsum("nt,nto,ntu->ou", w_nxT, p_nxTxC, p_nxTxC)
-
-    def variances(self, right_OxO: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array) -> jax.Array:
-        """`q_oᵀ (diag p − p pᵀ) q_o` of the columns q of `right_OxO`, `[n, O]`."""
+    def fisher(self, w_n: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`Σ w H`, the outputs' Kronecker factor, `[O, O]`; `H = diag p − p pᵀ` of
+        cross-entropy."""
         del e_nxO
-        return p_nxC @ right_OxO**2 - (p_nxC @ right_OxO) ** 2
+        return hessian.total(w_n)
+
+    def variances(self, right_OxO: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`q_oᵀ H q_o` of the columns q of `right_OxO`, `[n, O]`."""
+        del e_nxO
+        return hessian.along(right_OxO)
 
 
 @jax.tree_util.register_dataclass
@@ -130,10 +125,12 @@ class FoldedSite:
         return unfold(_products(a_KxRxO, b_BxTxR), self.signs_C)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """The context's `errors`, or `Uᵀ (e_y − p)`, `[B, T, O]`."""
+        """The context's `errors`, or `Uᵀ e`, `[B, T, O]`; `e = e_y − p` of cross-entropy."""
         del params
         if "errors" in context:
             return context["errors"]
+        if observed.objective != CROSS_ENTROPY:
+            return fold(observed.errors(), self.signs_C, self.width)
         # Two terms, so that the curvature can share the second.
         folded = fold(jax.nn.softmax(observed.logits_NxTxC), self.signs_C, self.width)
         return fold_classes(observed.labels_NxT, self.signs_C, self.width) - folded
@@ -143,21 +140,25 @@ class FoldedSite:
         del params, context
         return fold(v_BxTxC, self.signs_C, self.width)
 
-    def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
-        """`Σ w Uᵀ (diag p − p pᵀ) U`, `[O, O]`."""
-        del e_nxTxO
-        diagonal_C = jnp.einsum("nt,ntc->c", w_nxT, p_nxTxC)
-        # Buckets have no class in common, so Uᵀ diag(p) U is diagonal too.
-        diagonal_O = fold(diagonal_C * self.signs_C, self.signs_C, self.width)
-        diagonal_O *= (self.width / self.signs_C.shape[0]) ** 0.5
-        folded = fold(p_nxTxC, self.signs_C, self.width)
-        return jnp.diag(diagonal_O) - jnp.einsum("nt,nto,ntu->ou", w_nxT, folded, folded)
-
-    def variances(self, right_OxO: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array) -> jax.Array:
-        """`q_oᵀ Uᵀ (diag p − p pᵀ) U q_o` of the columns q of `right_OxO`, `[n, O]`."""
+    def fisher(self, w_n: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`Σ w Uᵀ H U`, `[O, O]`."""
         del e_nxO
-        right_CxO = unfold(right_OxO.T, self.signs_C).T
-        return p_nxC @ right_CxO**2 - (p_nxC @ right_CxO) ** 2
+        if hessian.whole is not None:
+            half = fold(hessian.total(w_n), self.signs_C, self.width)
+            return fold(half.T, self.signs_C, self.width)
+        assert hessian.diagonal is not None, "a diagonal, or whole blocks"
+        # Buckets have no class in common, so Uᵀ diag(d) U is diagonal too.
+        diagonal_O = fold((w_n @ hessian.diagonal) * self.signs_C, self.signs_C, self.width)
+        diagonal_O *= (self.width / self.signs_C.shape[0]) ** 0.5
+        if hessian.rank_one is None:
+            return jnp.diag(diagonal_O)
+        folded = fold(hessian.rank_one, self.signs_C, self.width)
+        return jnp.diag(diagonal_O) - jnp.einsum("n,no,nu->ou", w_n, folded, folded)
+
+    def variances(self, right_OxO: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`q_oᵀ Uᵀ H U q_o` of the columns q of `right_OxO`, `[n, O]`."""
+        del e_nxO
+        return hessian.along(unfold(right_OxO.T, self.signs_C).T)
 
 
 @jax.tree_util.register_dataclass
@@ -206,24 +207,24 @@ class ResidualSite:
         return jax.vmap(lambda a: self.shift(params, a, b_BxTxR, context))(a_KxRxO)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`δ = Jᵀ (e_y − p)`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
+        """`δ = Jᵀ e`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
         if "errors" in context:
             return context["errors"]
-        return self.pulled(params, logit_errors(observed), context)
+        return self.pulled(params, observed.errors(), context)
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
         """`Jᵀ v` of the layers after the tap, `[B, T, O]`."""
         _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
         return pull_back(v_BxTxC)[0]
 
-    def fisher(self, w_nxT: jax.Array, p_nxTxC: jax.Array, e_nxTxO: jax.Array) -> jax.Array:
+    def fisher(self, w_n: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
         """`Σ w δ δᵀ`, `[O, O]`."""
-        del p_nxTxC
-        return jnp.einsum("nt,nto,ntu->ou", w_nxT, e_nxTxO, e_nxTxO)
+        del hessian
+        return jnp.einsum("n,no,nu->ou", w_n, e_nxO, e_nxO)
 
-    def variances(self, right_OxO: jax.Array, p_nxC: jax.Array, e_nxO: jax.Array) -> jax.Array:
+    def variances(self, right_OxO: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
         """`(q_oᵀ δ)²` of the columns q of `right_OxO`, `[n, O]`."""
-        del p_nxC
+        del hessian
         return (e_nxO @ right_OxO) ** 2
 
     def _rest(self, params: Params, context: Context, z: jax.Array) -> jax.Array:

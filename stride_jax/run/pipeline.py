@@ -207,7 +207,7 @@ class Run:
             fitted = fitting.fit_operators(
                 frozen, self.train, subsets_Nxd, self.execution("operators")
             )
-            arrays = indices.to_arrays(fitting.made(fitted, self.train, frozen.settings, ""))
+            arrays = indices.to_arrays(fitting.made(fitted, self.train, frozen, ""))
             note = {"seconds": time.monotonic() - began}
             placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
             checkpoint.save(folder, placed, note)

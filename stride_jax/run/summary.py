@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import attribution, evaluation
-from stride_jax.models.train import cross_entropy
+from stride_jax.objectives import cross_entropy
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES, through

@@ -58,7 +58,7 @@ def model_speed(module: nn.Module, examples: Examples, batch_size: int | None) -
     fresh = functools.partial(initial_params, module, inputs=one)
     params = jax.eval_shape(fresh, jax.random.key(0))
     forward = count_flops(module.apply, {"params": params}, one)
-    tokens = math.prod(examples.labels.shape[1:])
+    tokens = math.prod(examples.token_shape[1:])
     return (
         Speed(1, tokens, forward) if batch_size is None else Speed(batch_size, tokens, 3 * forward)
     )

@@ -195,7 +195,7 @@ def _measurement(scene: _Scene, name: str) -> StageCost:
 def _recovery(scene: _Scene) -> StageCost:
     """A round for the queries of one device; queries are divided among devices."""
     settings, group = scene.settings, scene.settings.read.measure.group
-    tokens = math.prod(scene.one.labels.shape[1:])
+    tokens = math.prod(scene.one.token_shape[1:])
     rows = scene.extent.num_queries * (-(-tokens // group) if group else 1)
     program = recovery.program(
         scene.extent.num_train, settings.index.design, -(-rows // scene.mesh.size),

@@ -1,0 +1,64 @@
+"""The second derivative of a token's loss in its outputs, without writing out what has a form.
+
+Letter of its own: n tokens.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Hessian(NamedTuple):
+    """`H = diag(d) − u uᵀ` of each token, or whole blocks.
+
+    Attributes:
+      diagonal: d, `[..., C]`; None where `whole` is given.
+      rank_one: u, `[..., C]`; None for none.
+      whole: H, `[..., C, C]`; None where it has the form above.
+    """
+
+    diagonal: jax.Array | None
+    rank_one: jax.Array | None = None
+    whole: jax.Array | None = None
+
+    def flat(self) -> "Hessian":
+        """With one axis of tokens, `[n, C]`."""
+        diagonal, rank_one, whole = self
+        return Hessian(
+            None if diagonal is None else diagonal.reshape(-1, diagonal.shape[-1]),
+            None if rank_one is None else rank_one.reshape(-1, rank_one.shape[-1]),
+            None if whole is None else whole.reshape(-1, *whole.shape[-2:]),
+        )
+
+    def total(self, w_n: jax.Array) -> jax.Array:
+        """`Σ w H` of flat tokens, `[C, C]`."""
+        if self.whole is not None:
+            return jnp.einsum("n,ncd->cd", w_n, self.whole)
+        assert self.diagonal is not None, "a diagonal, or whole blocks"
+        total = jnp.diag(w_n @ self.diagonal)
+        if self.rank_one is not None:
+            total -= jnp.einsum("n,nc,nd->cd", w_n, self.rank_one, self.rank_one)
+        return total
+
+    def entry(self, c: jax.Array, other: jax.Array) -> jax.Array:
+        """`H_{cc'}` of flat tokens, `[n]`."""
+        if self.whole is not None:
+            return self.whole[:, c, other]
+        assert self.diagonal is not None, "a diagonal, or whole blocks"
+        if self.rank_one is None:
+            return self.diagonal[:, c] * (c == other)
+        return self.diagonal[:, c] * (c == other) - self.rank_one[:, c] * self.rank_one[:, other]
+
+    def along(self, right_CxO: jax.Array) -> jax.Array:
+        """`q_oᵀ H q_o` of the columns q of `right_CxO`, flat tokens, `[n, O]`.
+
+        >>> one = Hessian(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]]))
+        >>> one.along(jnp.eye(2)).tolist()
+        [[0.0, 2.0]]
+        """
+        if self.whole is not None:
+            return jnp.einsum("co,ncd,do->no", right_CxO, self.whole, right_CxO)
+        assert self.diagonal is not None, "a diagonal, or whole blocks"
+        along = self.diagonal @ right_CxO**2
+        return along if self.rank_one is None else along - (self.rank_one @ right_CxO) ** 2
