@@ -161,4 +161,4 @@ def test_wrong_questions_are_refused(trained, fitted):
     with pytest.raises(ValueError, match="together='max'"):
         asked(trained, fitted, together="max")
     with pytest.raises(ValueError, match="queries, against"):
-        asked(trained, fitted, against=trained.query.labels[:6] + 0.5)
+        asked(trained, fitted, against=trained.query.labels[:6] - 50)
