@@ -1,8 +1,8 @@
 """STRIDE in JAX: which training examples made a model behave like this on this query.
 
-Read the rooms in the order of the data flow: `examples`, `design`, `taps`, `frozen`, `operators`,
-`measure`, `recovery`, `attribution`, `index`; `stride` joins them, `evaluation` checks them against
-retraining. docs/method.md has the mathematics.
+Read the rooms in the order of the data flow: `examples`, `objectives`, `design`, `taps`, `frozen`,
+`operators`, `measure`, `recovery`, `attribution`, `index`; `stride` joins them, `evaluation` checks
+them against retraining. docs/method.md has the mathematics.
 
 Everything named here is public; the rest may change without notice.
 
@@ -20,6 +20,7 @@ from stride_jax.frozen import FrozenModel, freeze
 from stride_jax.ids import content_ids
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
+from stride_jax.objectives import Objective, objective_of, squared_error
 from stride_jax.operators import (
     BasisSettings,
     ClosedFormSettings,
@@ -35,7 +36,7 @@ from stride_jax.self_influence import SelfInfluence, self_influence
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.steer import load_operators, operators_pytree, save_operators, steer
 from stride_jax.stride import append, attribute, attribute_groups, direct, fit
-from stride_jax.taps import TappedModel, from_function, with_temperature
+from stride_jax.taps import TappedModel, from_function, with_objective, with_temperature
 from stride_jax.unit import Unit
 from stride_jax.version import __version__
 
@@ -53,6 +54,7 @@ __all__ = [
     "JointSettings",
     "LassoSettings",
     "MeasureSettings",
+    "Objective",
     "Question",
     "ReadSettings",
     "Report",
@@ -79,10 +81,13 @@ __all__ = [
     "from_model",
     "from_nnx",
     "load_operators",
+    "objective_of",
     "operators_pytree",
     "question_of",
     "save_operators",
     "self_influence",
+    "squared_error",
     "steer",
+    "with_objective",
     "with_temperature",
 ]

@@ -66,9 +66,11 @@ def precision(tapped: TappedModel, params: Params, few: Examples) -> Finding:
         return Finding("precision", "ok", f"{said}; {other} changes nothing about its logits")
     largest = max(float(np.abs(own).max()), 1e-6)
     moved = float(np.abs(own - there).max())
-    flipped = float((own.argmax(axis=-1) != there.argmax(axis=-1)).mean())
-    said = f"{said}; {other} moves logits by {moved:.2g} at most (largest {largest:.3g})"
-    said = f"{said} and {flipped:.1%} of predictions"
+    flipped, also = 0.0, ""
+    if tapped.objective.classes:
+        flipped = float((own.argmax(axis=-1) != there.argmax(axis=-1)).mean())
+        also = f" and {flipped:.1%} of predictions"
+    said = f"{said}; {other} moves logits by {moved:.2g} at most (largest {largest:.3g}){also}"
     if half and (moved > 0.05 * largest or flipped > 0.02):
         return Finding(
             "precision",
@@ -198,7 +200,8 @@ def against_mean(observed: Observed) -> Finding:
     """Whether the model's loss is below that of its own mean output for every example."""
     w_NxT, o_NxTxC = observed.weights_NxT, observed.logits_NxTxC
     mean_C = (w_NxT[..., None] * o_NxTxC).sum(axis=(0, 1)) / jnp.maximum(w_NxT.sum(), 1e-30)
-    gain_NxT = observed.objective.drop(o_NxTxC - mean_C, mean_C[None, None], observed.labels_NxT)
+    mean_1x1xC = mean_C[None, None]
+    gain_NxT = observed.objective.drop(o_NxTxC - mean_1x1xC, mean_1x1xC, observed.labels_NxT)
     gain = float((w_NxT * gain_NxT).sum() / jnp.maximum(w_NxT.sum(), 1e-30))
     said = f"mean loss {gain:.3g} nats below that of the mean output for every example"
     if gain <= 0:
