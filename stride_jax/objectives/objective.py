@@ -2,7 +2,7 @@
 
 Operators, measurements, scores, banks and baselines read a loss through what is here: its value,
 minus its gradient in the outputs, its Hessian there, and by how much a shift of the outputs lowers
-it (docs/method.md §4.5).
+it (docs/method.md §3.6).
 """
 
 import dataclasses
