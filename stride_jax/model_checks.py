@@ -1,10 +1,8 @@
 """Is this model safe to attribute? A few forward passes that tell, before the expensive work."""
 
 import dataclasses
-import hashlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,44 +193,3 @@ def _tells_apart(logits: np.ndarray, inputs_B: np.ndarray, largest: float) -> Fi
     return Finding(
         "tells apart", "ok", f"a logit differs by up to {spread:.3g} between {len(logits)} examples"
     )
-
-
-@jax.jit
-def _checksum(leaf: jax.Array) -> jax.Array:
-    """A sum of all bits by place, modulo 2^32: exact, and the same however an array is laid out."""
-    if leaf.dtype == bool:
-        leaf = leaf.astype(jnp.uint8)
-    if not jnp.issubdtype(leaf.dtype, jnp.unsignedinteger):
-        leaf = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
-    words = leaf.reshape(-1).astype(jnp.uint32)
-    if leaf.dtype.itemsize == 8:
-        words = words * jnp.uint32(31) + (leaf.reshape(-1) >> 32).astype(jnp.uint32)
-    place = jax.lax.iota(jnp.uint32, words.shape[0])
-    mixed = (words ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
-    return (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)
-
-
-def parameters_fingerprint(params: Params) -> str:
-    """Hash of a model's parameters, 16 hexadecimal digits: names, shapes, dtypes and bits.
-
-    >>> one = parameters_fingerprint({"w": np.ones(3, np.float32)})
-    >>> one == parameters_fingerprint({"w": jnp.ones(3, jnp.float32)})
-    True
-    >>> one == parameters_fingerprint({"w": np.ones(3, np.float32) * 2})
-    False
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)}".encode())
-        digest.update(_described(leaf).encode())
-    return digest.hexdigest()
-
-
-def _described(leaf: Any) -> str:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if not isinstance(leaf, jax.Array):
-        # In the dtype that the model's programs read it in.
-        leaf = jnp.asarray(leaf)
-    size = f"{leaf.shape}{leaf.dtype}"
-    return f"{size}{int(meshes.fetch(_checksum(leaf)))}" if leaf.size else size

@@ -35,9 +35,9 @@ from jax.core import Tracer
 
 from stride_jax.frozen import resolve
 from stride_jax.index import Index
-from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.observed import forward_batch
 from stride_jax.operators import Operators, example_features
+from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.files import UnreadableFileError, atomic_path, read_arrays, write_arrays
 from stride_jax.taps import Params, TappedModel
 

@@ -33,10 +33,10 @@ from stride_jax.frozen import FrozenModel, freeze
 from stride_jax.groups import Groups, labelled, sizes
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
-from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.neighbours import finder, most_named, refuse_unfit
 from stride_jax.operators import kept as stores
 from stride_jax.reading import Corpus, read
+from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.settings import IndexSettings, ReadSettings

@@ -1,7 +1,6 @@
 """Attributions as tables, answers by name and files: lossless, and readable by others."""
 
 import dataclasses
-import json
 
 import datasets
 import jax
@@ -15,6 +14,7 @@ import scipy.sparse
 
 from stride_jax.attribution import Attribution, ensemble
 from stride_jax.runtime.files import UnreadableFileError
+from stride_jax.runtime.tables import read_table, write_table
 
 
 def ids(letter, count):
@@ -175,15 +175,18 @@ def test_bad_files_are_named_and_left_alone(attribution, tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "foreign.parquet")
     noted = pa.table({"a": [1]}).replace_schema_metadata({b"stride_jax": b'{"x": 1}'})
     pq.write_table(noted, tmp_path / "noted.parquet")
-    newer = pq.read_table(tmp_path / "whole.parquet")
-    note = json.loads(newer.schema.metadata[b"stride_jax"]) | {"format": 99}
-    newer = newer.replace_schema_metadata({b"stride_jax": json.dumps(note)})
-    pq.write_table(newer, tmp_path / "newer.parquet")
+    columns, note = read_table(tmp_path / "whole.parquet")
+    write_table(tmp_path / "newer.parquet", columns, note | {"format": 99})
+    changed = pq.read_table(tmp_path / "whole.parquet")
+    scores = pa.array(changed["score"].to_numpy() + np.float32(1))
+    changed = changed.set_column(changed.column_names.index("score"), "score", scores)
+    pq.write_table(changed, tmp_path / "changed.parquet")
     (tmp_path / "folder.parquet").mkdir()
     expected = {
         "torn": "can't be read as Parquet", "foreign": "holds no attribution",
         "noted": "holds no attribution", "newer": "has format 99, where this library reads 1",
         "folder": "can't be read as Parquet",
+        "changed": "can't be read as Parquet .it is not what was written",
     }  # fmt: skip
     for name, words in expected.items():
         with pytest.raises(UnreadableFileError, match=rf"{name}.parquet {words}") as caught:

@@ -33,7 +33,6 @@ from stride_jax.data import (
     write_splits,
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
-from stride_jax.model_checks import parameters_fingerprint
 from stride_jax.near_copies import near_copy_keys
 from stride_jax.run import stages
 from stride_jax.run.base_model import restore_base, train_base
@@ -43,6 +42,7 @@ from stride_jax.run.recovering import from_arrays, read_in_blocks
 from stride_jax.run.settings import RunSettings, used
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import Progress, silent

@@ -1,14 +1,19 @@
 """Checkpoints by orbax: save a pytree with its settings, restore it onto any sharding.
 
+Orbax keeps no digest of what it writes, so checksums of the arrays travel with the settings, in an
+envelope that has one of its own.
+
 Orbax is imported in the functions: it takes a second, and only runs need it.
 """
 
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import jax
 
+from stride_jax.runtime import digests
 from stride_jax.runtime.files import plain
 
 
@@ -43,7 +48,7 @@ def save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(tree),  # pyright: ignore[reportCallIssue]
-                config=ocp.args.JsonSave(plain(config)),  # pyright: ignore[reportCallIssue]
+                config=ocp.args.JsonSave(_enveloped(tree, config)),  # pyright: ignore[reportCallIssue]
             ),
         )
 
@@ -91,7 +96,11 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
       `(tree, config)` as saved.
 
     Raises:
-      CheckpointError: nothing there, or it does not fit `like`; names the folder and the remedy.
+      CheckpointError: nothing there, it does not fit `like`, or it is not what was written; names
+        the folder and the remedy.
+
+    Warns:
+      UserWarning: an earlier version wrote it, without checksums.
     """
     import orbax.checkpoint as ocp
 
@@ -122,7 +131,37 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
                 f"checkpoint {step} in {folder} can't be restored into the expected shapes "
                 f"({error}); delete the folder to make it again, or restore with its own settings"
             ) from error
-    return out["params"], out["config"]
+    return out["params"], _verified(folder, step, out["params"], out["config"])
+
+
+def _enveloped(tree: Any, config: Any) -> dict[str, Any]:
+    """The settings, and checksums of the arrays that they are of."""
+    return digests.sealed({"config": plain(config), "arrays": digests.by_path(tree)})
+
+
+def _verified(folder: pathlib.Path, step: int, tree: Any, envelope: Any) -> Any:
+    """The settings behind arrays that are what was written."""
+    if not digests.is_sealed(envelope):
+        warnings.warn(
+            f"checkpoint {step} in {folder} was written by an earlier version, without checksums: "
+            "damage to it can't be told",
+            stacklevel=3,
+        )
+        return envelope
+    remedy = "a disk or a copy damaged it; delete the folder to make it again, or copy it anew"
+    try:
+        content = digests.opened(envelope)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the settings of checkpoint {step} in {folder} are damaged ({error}): {remedy}"
+        ) from error
+    written, read = content["arrays"], digests.by_path(tree)
+    if bad := sorted(name for name in written | read if written.get(name) != read.get(name)):
+        raise CheckpointError(
+            f"checkpoint {step} in {folder} is not what was written: {len(bad)} of {len(written)} "
+            f"arrays differ, first {bad[0]}: {remedy}"
+        )
+    return content["config"]
 
 
 def _handlers() -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Parquet tables with a note in their metadata; pyarrow is loaded where one is read or written."""
+"""Parquet tables with a note in their metadata, and a digest of both.
+
+Pyarrow is loaded where a table is read or written.
+"""
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from stride_jax.runtime.files import UnreadableFileError, atomic_path, plain
+from stride_jax.runtime.files import UnreadableFileError, atomic_path, fingerprint, plain
 
 _KEY = b"stride_jax"
 
@@ -25,9 +29,10 @@ def write_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    meta = {_KEY: json.dumps(plain(note)).encode()}
+    table, told = pa.table(dict(columns)), plain(note)
+    meta = {_KEY: json.dumps({"digest": _digest(table, told), "note": told}).encode()}
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(dict(columns)).replace_schema_metadata(meta), temporary)
+        pq.write_table(table.replace_schema_metadata(meta), temporary, write_page_checksum=True)
 
 
 def read_table(
@@ -36,14 +41,19 @@ def read_table(
     """Columns and note of a Parquet file; None for the note if `write_table` did not write it.
 
     Raises:
-      UnreadableFileError: not Parquet, or torn; names the file.
+      UnreadableFileError: not Parquet, torn, or not what was written; names the file.
+
+    Warns:
+      UserWarning: an earlier version wrote it, without a digest.
     """
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
         note = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
+        if isinstance(note, dict):
+            note = _opened(path, table, note)
     except FileNotFoundError:
         raise
     except Exception as error:  # pyarrow raises many kinds
@@ -52,3 +62,37 @@ def read_table(
         ) from error
     columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
     return columns, note
+
+
+def _opened(path: str | os.PathLike[str], table: Any, envelope: dict[str, Any]) -> Any:
+    """The note of a table that is what was written."""
+    if not envelope.keys() & {"digest", "note"}:
+        if "versions" not in envelope:
+            return envelope  # a note of somebody else's
+        warnings.warn(
+            f"{path} was written by an earlier version, without a digest: damage to it can't be "
+            "told",
+            stacklevel=4,
+        )
+        return envelope
+    whole = envelope.keys() == {"digest", "note"}
+    if not whole or _digest(table, envelope["note"]) != envelope["digest"]:
+        raise ValueError("it is not what was written: the digest of its content differs")
+    return envelope["note"]
+
+
+def _digest(table: Any, note: Any) -> str:
+    """Hash of names, types and values of the columns, and of the note."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts: list[Any] = [note]
+    for name in table.column_names:
+        column = table[name]
+        parts += [name, str(column.type), column.null_count]
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            parts.append(pc.binary_length(column).to_numpy())  # pyright: ignore[reportAttributeAccessIssue]
+            parts.append(np.frombuffer("".join(column.to_pylist()).encode(), np.uint8))
+        else:
+            parts.append(column.to_numpy())
+    return fingerprint(*parts)
