@@ -126,3 +126,33 @@ def test_a_flipped_table_is_refused_or_reads_as_it_was_written(tmp_path):
                     np.testing.assert_array_equal(found[name].astype(column.dtype), column)
         path.write_bytes(whole)
     assert told > 200
+
+
+def test_foreign_weights_that_are_damaged_are_named(tmp_path):
+    """JSON that is none, or of something else, and weights that are none: the file is named."""
+    from stride_jax.models import read_huggingface, read_nanochat
+
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 40)
+    for text, words in [
+        (b"{", "config.json can't be read as JSON"),
+        (b"\xff\xfe", "config.json can't be read as JSON"),
+        (b"[1]", "config.json holds no object"),
+        (b'{"model_type": "llama"}', r"config.json lacks \['vocab_size'\]"),
+        (b'{"model_type": "llama", "vocab_size": 9}', "lacks .*hidden_size"),
+    ]:
+        (tmp_path / "config.json").write_bytes(text)
+        with pytest.raises(UnreadableFileError, match=words):
+            read_huggingface(tmp_path)
+    sizes = {
+        "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "rms_norm_eps": 1e-6,
+        "num_attention_heads": 1, "max_position_embeddings": 8,
+    }  # fmt: skip
+    config = {"model_type": "llama", "vocab_size": 9} | sizes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnreadableFileError, match="a.safetensors can't be read as safetensors"):
+        read_huggingface(tmp_path)
+    (tmp_path / "model_000001.pt").write_bytes(b"junk")
+    for text, words in [("[]", "holds no object"), ('{"model_config": 3}', "is no object")]:
+        (tmp_path / "meta_000001.json").write_text(text)
+        with pytest.raises(UnreadableFileError, match=f"meta_000001.json {words}"):
+            read_nanochat(tmp_path)

@@ -177,7 +177,7 @@ def _parquet_rows(file: pathlib.Path, text: str) -> Iterator[tuple[str, dict[str
 
     try:
         table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"{file} can't be read as Parquet ({error}): write it again or remove it"
         ) from error

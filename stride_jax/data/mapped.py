@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 
 from stride_jax.examples import Examples
-from stride_jax.runtime.files import read_json, write_json
+from stride_jax.runtime.files import UnreadableFileError, first_line, read_json, write_json
 
 _COLUMNS = ("inputs", "labels", "ids", "keys")
 
@@ -36,8 +36,14 @@ def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int
     contents = read_json(home / "splits.json")
 
     def column(role: str, name: str) -> np.ndarray:
-        mode = None if name in ("ids", "keys") else "r"
-        return np.load(home / f"{role}-{name}.npy", mmap_mode=mode, allow_pickle=False)
+        mode, file = None if name in ("ids", "keys") else "r", home / f"{role}-{name}.npy"
+        try:
+            return np.load(file, mmap_mode=mode, allow_pickle=False)
+        except Exception as error:  # numpy raises a different error for each kind of tear
+            raise UnreadableFileError(
+                f"{file} can't be read as an array ({first_line(error)}): remove {home} to have it "
+                "written again"
+            ) from error
 
     def examples(role: str) -> Examples:
         keys = column(role, "keys") if (home / f"{role}-keys.npy").exists() else None

@@ -3,7 +3,6 @@
 Needs the extra `torch` (for safetensors; torch itself is not used).
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,8 +11,16 @@ from typing import Any
 import numpy as np
 
 from stride_jax.models.build import ModelSettings
-from stride_jax.models.importing import Imported, Path, WeightsError, fill, param_shapes
+from stride_jax.models.importing import (
+    Imported,
+    Path,
+    WeightsError,
+    fill,
+    param_shapes,
+    read_config,
+)
 from stride_jax.models.llama import LlamaSettings
+from stride_jax.runtime.files import first_line
 
 _LAYERS = {
     "query": "self_attn.q_proj",
@@ -25,6 +32,14 @@ _LAYERS = {
     "down": "mlp.down_proj",
     "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
+}
+_SIZES = {
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
 }
 _OTHERS = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
@@ -46,7 +61,7 @@ def read_huggingface(folder: str | os.PathLike[str], **overrides: Any) -> Import
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} lacks config.json or *.safetensors: give a folder with both")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder / "config.json", ["model_type", "vocab_size"])
     llama = huggingface_settings(config, **overrides)
     settings = ModelSettings("llama", llama=llama)
     tensors = _load(files)
@@ -82,6 +97,8 @@ def huggingface_settings(config: Mapping[str, Any], **overrides: Any) -> LlamaSe
             f"config.json has {', '.join(bad)}: our model is a plain Llama or Qwen2 (SwiGLU, full "
             "attention, unscaled rotary positions)"
         )
+    if missing := sorted(_SIZES - set(config)):
+        raise WeightsError(f"config.json lacks {missing}: is it of these weights?")
     sizes = {
         "depth": config["num_hidden_layers"],
         "width": config["hidden_size"],
@@ -116,8 +133,13 @@ def _load(files: list[pathlib.Path]) -> dict[str, np.ndarray]:
         ) from error
     tensors = {}
     for path in files:
-        with safetensors.safe_open(path, framework="flax") as file:  # numpy has no bfloat16
-            for name in file.keys():  # noqa: SIM118
-                if not name.endswith("rotary_emb.inv_freq"):  # old files store this constant
-                    tensors[name] = np.asarray(file.get_tensor(name), np.float32)
+        try:
+            with safetensors.safe_open(path, framework="flax") as file:  # numpy has no bfloat16
+                for name in file.keys():  # noqa: SIM118
+                    if not name.endswith("rotary_emb.inv_freq"):  # old files store this constant
+                        tensors[name] = np.asarray(file.get_tensor(name), np.float32)
+        except Exception as error:  # safetensors and JAX raise several kinds
+            raise WeightsError(
+                f"{path} can't be read as safetensors ({first_line(error)}): copy it anew"
+            ) from error
     return tensors

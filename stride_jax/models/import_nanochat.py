@@ -14,7 +14,6 @@ are those of the version of nanochat that has these features (its public history
 The softcap was 20 from 2 to 9 March 2026 (aba30cb) and 15 otherwise: give `softcap=20.0` for those.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -25,7 +24,14 @@ import numpy as np
 
 from stride_jax.models.build import ModelSettings
 from stride_jax.models.gpt import GPTSettings
-from stride_jax.models.importing import Imported, Path, WeightsError, fill, param_shapes
+from stride_jax.models.importing import (
+    Imported,
+    Path,
+    WeightsError,
+    fill,
+    param_shapes,
+    read_config,
+)
 
 _SIZES = {
     "sequence_len": "sequence_len",
@@ -74,7 +80,11 @@ def read_nanochat(
     meta_path = folder / f"meta_{step:06d}.json"
     if not meta_path.is_file():
         raise WeightsError(f"{meta_path.name} is missing in {folder}: it holds the model's sizes")
-    config = json.loads(meta_path.read_text(encoding="utf-8")).get("model_config", {})
+    config = read_config(meta_path, ["model_config"])["model_config"]
+    if not isinstance(config, dict):
+        raise WeightsError(
+            f"model_config in {meta_path} is {config!r}, no object: is it nanochat's?"
+        )
     tensors = _load(folder / f"model_{step:06d}.pt")
     settings = ModelSettings("gpt", gpt=nanochat_settings(config, tensors, **overrides))
     params = fill(
@@ -154,5 +164,11 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ImportError(
             "reading nanochat checkpoints needs torch: pip install 'stride-jax[torch]'"
         ) from error
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name.removeprefix("_orig_mod."): v.float().numpy() for name, v in state.items()}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name.removeprefix("_orig_mod."): v.float().numpy() for name, v in state.items()}
+    except Exception as error:  # torch raises many kinds, and advises to switch its safety off
+        raise WeightsError(
+            f"{path} can't be read as a dict of tensors ({type(error).__name__}): it is damaged, or "
+            "holds something else than weights, which is never run; copy it anew"
+        ) from error

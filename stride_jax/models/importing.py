@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import numpy as np
 
 from stride_jax.models.build import ModelSettings, make_model
 from stride_jax.runtime import checkpoint
+from stride_jax.runtime.files import UnreadableFileError, read_json
 
 Path = tuple[str, ...]
 
 
-class WeightsError(ValueError):
+class WeightsError(UnreadableFileError):
     """A foreign checkpoint that does not fit; names what differs and the remedy."""
 
 
@@ -43,6 +45,20 @@ class Imported:
             "source": self.source,
         }
         checkpoint.save(path, self.params, config, step=int(self.source.get("step", 0)))
+
+
+def read_config(path: pathlib.Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file that comes with weights.
+
+    Raises:
+      UnreadableFileError: no JSON, no object, or without one of the keys.
+    """
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} holds no object: is it the file that came with the weights?")
+    if missing := sorted(set(keys) - set(config)):
+        raise WeightsError(f"{path} lacks {missing}: is it the file that came with the weights?")
+    return config
 
 
 def param_shapes(settings: ModelSettings, num_classes: int) -> Any:

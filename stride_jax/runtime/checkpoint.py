@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 from stride_jax.runtime import digests
-from stride_jax.runtime.files import plain
+from stride_jax.runtime.files import UnreadableFileError, plain
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UnreadableFileError):
     """A checkpoint that is missing, unreadable or of another shape."""
 
 

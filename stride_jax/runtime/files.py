@@ -19,7 +19,7 @@ import numpy as np
 
 
 class UnreadableFileError(ValueError):
-    """A file that should hold a product of ours can't be read."""
+    """A file that can't be read for what it should be; names it, what is wrong, and the remedy."""
 
 
 def plain(value: Any) -> Any:
@@ -86,7 +86,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write settings or results as indented JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
+        temporary.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -96,9 +96,20 @@ def read_json(path: str | os.PathLike[str]) -> Any:
       UnreadableFileError: the file is torn or no JSON; the message names it.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text())
-    except ValueError as error:
-        raise UnreadableFileError(f"{path} can't be read as JSON ({error})") from error
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFileError(
+            f"{path} can't be read as JSON ({first_line(error)}): write it again, or copy it anew"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none.
+
+    >>> first_line(KeyError()), first_line(ValueError("a\nb"))
+    ('KeyError', 'a')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
