@@ -149,7 +149,7 @@ def test_foreign_weights_that_are_damaged_are_named(tmp_path):
     }  # fmt: skip
     config = {"model_type": "llama", "vocab_size": 9} | sizes
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnreadableFileError, match="a.safetensors can't be read as safetensors"):
+    with pytest.raises(UnreadableFileError, match=r"a\.safetensors can't be read as safetensors"):
         read_huggingface(tmp_path)
     (tmp_path / "model_000001.pt").write_bytes(b"junk")
     for text, words in [("[]", "holds no object"), ('{"model_config": 3}', "is no object")]:

@@ -82,9 +82,7 @@ def read_nanochat(
         raise WeightsError(f"{meta_path.name} is missing in {folder}: it holds the model's sizes")
     config = read_config(meta_path, ["model_config"])["model_config"]
     if not isinstance(config, dict):
-        raise WeightsError(
-            f"model_config in {meta_path} is {config!r}, no object: is it nanochat's?"
-        )
+        raise WeightsError(f"model_config in {meta_path} is no object: is it nanochat's?")
     tensors = _load(folder / f"model_{step:06d}.pt")
     settings = ModelSettings("gpt", gpt=nanochat_settings(config, tensors, **overrides))
     params = fill(
@@ -169,6 +167,6 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
         return {name.removeprefix("_orig_mod."): v.float().numpy() for name, v in state.items()}
     except Exception as error:  # torch raises many kinds, and advises to switch its safety off
         raise WeightsError(
-            f"{path} can't be read as a dict of tensors ({type(error).__name__}): it is damaged, or "
-            "holds something else than weights, which is never run; copy it anew"
+            f"{path} can't be read as a dict of tensors ({type(error).__name__}): it is damaged, "
+            "or holds something else than weights, which is never run; copy it anew"
         ) from error
