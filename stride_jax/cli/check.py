@@ -18,6 +18,7 @@ from stride_jax.run.settings import check_workdir
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import bars
+from stride_jax.runtime.screen import visible
 
 
 def _parser() -> Parser:
@@ -45,5 +46,5 @@ def main(words: Sequence[str]) -> int:
     workdir = local_folder(given.workdir)
     check_workdir(workdir, settings, given.reuse)
     report = check_run(Run(settings, workdir, bars))
-    print(json.dumps(report.to_dict(), ensure_ascii=False, indent=1) if given.json else report)
+    print(json.dumps(report.to_dict(), indent=1) if given.json else visible(str(report)))
     return USAGE if report.level == "error" else 0

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import dis
+import errno
 import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,21 @@ from typing import Any
 
 USAGE = 2
 """Exit code of a command that was given something it can't work with."""
+
+# What a file system says, and what to do about it.
+_DISK = {
+    errno.ENOSPC: "make room and run the same command again; what was written before stays",
+    errno.EDQUOT: "make room and run the same command again; what was written before stays",
+    errno.EROFS: "give a folder that can be written to",
+    errno.EACCES: "change its permissions, or give another folder",
+    errno.EPERM: "change its permissions, or give another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed: give another name",
+    errno.EISDIR: "a folder stands where a file is needed: give another name",
+    errno.EEXIST: "something else has this name: give another one",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle: mend them, or give another name",
+    errno.ENOENT: "check its name, and that the links in it lead somewhere",
+}
 
 # Modules whose `raise` statements have messages for the user; a benchmark runs as __main__.
 _OURS = ("stride_jax", "benchmarks", "__main__")
@@ -142,6 +158,8 @@ def one_line(error: BaseException, extras: Sequence[str] = ()) -> str | None:
         return missing_package(str(error.name or error), missing[0]) if missing else None
     if isinstance(error, (ValueError, RuntimeError)) and _on_purpose(error):
         return " ".join(str(error).splitlines())
+    if isinstance(error, OSError) and error.errno in _DISK and error.filename is not None:
+        return f"{error.filename}: {error.strerror}: {_DISK[error.errno]}"
     return None
 
 

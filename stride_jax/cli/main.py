@@ -3,11 +3,13 @@
 import dataclasses
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from stride_jax.cli.doors import USAGE, lacking, missing_package, one_line
+from stride_jax.runtime.screen import visible
 from stride_jax.version import __version__
 
 
@@ -43,6 +45,10 @@ def main(words: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 for a mistake in what was given, after one line; a command's own.
     """
     words = sys.argv[1:] if words is None else list(words)
+    for stream in (sys.stdout, sys.stderr):
+        # A locale that lacks a character shows its number instead of failing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     name = words[0] if words else ""
     if name in ("-h", "--help", "help"):
         print(_help())
@@ -76,7 +82,7 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 
 def _refuse(who: str, line: str) -> int:
-    print(f"{who}: {line}", file=sys.stderr)
+    print(f"{who}: {visible(line, kept='')}", file=sys.stderr)
     return USAGE
 
 

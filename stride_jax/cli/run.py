@@ -28,6 +28,7 @@ from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.metrics import MetricsWriter
 from stride_jax.runtime.processes import Cluster, connect, leads, wait
 from stride_jax.runtime.progress import bars
+from stride_jax.runtime.screen import visible
 
 _PROFILED = {
     "operators": "index",
@@ -94,7 +95,7 @@ def leaving_others() -> Iterator[None]:
         if isinstance(error, SystemExit):
             code = error.code
         elif (line := one_line(error)) is not None:
-            print(f"stride-jax run: {line}", file=sys.stderr)
+            print(f"stride-jax run: {visible(line, kept='')}", file=sys.stderr)
             code = USAGE
         else:
             traceback.print_exc()
@@ -113,5 +114,5 @@ def show(run: Run, result: dict[str, Any], until: str | None = None) -> None:
 
             written.append("proponents.png")
             figures.proponents(run, run.workdir / written[-1])
-    print(table(result))
-    print(f"written to {run.workdir}: {', '.join(written)}")
+    print(visible(table(result)))
+    print(visible(f"written to {run.workdir}: {', '.join(written)}", kept=""))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from stride_jax.runtime import digests
-from stride_jax.runtime.files import UnreadableFileError, plain
+from stride_jax.runtime.files import UnreadableFileError, first_line, plain
 
 
 class CheckpointError(UnreadableFileError):
@@ -43,14 +43,19 @@ def save(
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options) as manager:
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(tree),  # pyright: ignore[reportCallIssue]
-                config=ocp.args.JsonSave(_enveloped(tree, config)),  # pyright: ignore[reportCallIssue]
-            ),
-        )
+    args = ocp.args.Composite(
+        params=ocp.args.StandardSave(tree),  # pyright: ignore[reportCallIssue]
+        config=ocp.args.JsonSave(_enveloped(tree, config)),  # pyright: ignore[reportCallIssue]
+    )
+    folder = pathlib.Path(path).absolute()
+    try:
+        with ocp.CheckpointManager(folder, options=options) as manager:
+            manager.save(step, args=args)
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        raise CheckpointError(
+            f"checkpoint {step} can't be written to {folder} ({first_line(error)}): make room or "
+            "give a folder that can be written to, and run the same command again"
+        ) from error
 
 
 def latest(path: str | os.PathLike[str]) -> int | None:

@@ -79,6 +79,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         os.replace(temporary, target)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A full disk says so without a name.
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
