@@ -23,6 +23,7 @@ from stride_jax.cli.doors import USAGE, Parser, at_least, one_line, read_setting
 from stride_jax.run import summary
 from stride_jax.run.pipeline import STAGES, Run
 from stride_jax.run.settings import check_workdir
+from stride_jax.runtime.claim import only_run
 from stride_jax.runtime.durable import StopRequest
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.metrics import MetricsWriter
@@ -70,6 +71,8 @@ def main(words: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         if given.multihost:
             stack.enter_context(leaving_others())
+        if leads():
+            stack.enter_context(only_run(workdir))
         check_workdir(workdir, settings, given.reuse)
         wait("workdir checked")
         report = None

@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+TEMPORARY = r"\..+\.[a-z0-9_]{8}\.part"
+"""What the names of temporary files match."""
+
 
 class UnreadableFileError(ValueError):
     """A file that can't be read for what it should be; names it, what is wrong, and the remedy."""
@@ -69,7 +72,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A temporary path beside `path`, renamed onto it when the block ends without an error."""
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     os.close(handle)
     # mkstemp's own mode is 0600; a product should be as readable as any other file here.
     umask = os.umask(0)
