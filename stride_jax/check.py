@@ -8,7 +8,6 @@ A few forward passes of a sample; nothing is fitted.
 
 import dataclasses
 import math
-import os
 import textwrap
 import time
 import warnings
@@ -30,6 +29,7 @@ from stride_jax.observed import Observed, check_fit, forward_all
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.flops import bytes_held, count_flops
+from stride_jax.runtime.machine import memory_bytes
 from stride_jax.settings import IndexSettings
 from stride_jax.taps import Params, TappedModel, tap_names
 
@@ -315,6 +315,4 @@ def _device_bytes() -> int | None:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    if device.platform != "cpu" or not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes() if device.platform == "cpu" else None

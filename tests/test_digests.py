@@ -3,15 +3,18 @@
 import json
 import shutil
 import warnings
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from stride_jax.runtime import checkpoint, digests
+from stride_jax.runtime import checkpoint, digests, tables
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.files import UnreadableFileError
+from stride_jax.runtime.files import UnreadableFileError, read_arrays
 from stride_jax.runtime.tables import read_table, write_table
 
 RNG = np.random.default_rng(0)
@@ -156,3 +159,29 @@ def test_foreign_weights_that_are_damaged_are_named(tmp_path):
         (tmp_path / "meta_000001.json").write_text(text)
         with pytest.raises(UnreadableFileError, match=f"meta_000001.json {words}"):
             read_nanochat(tmp_path)
+
+
+def test_small_files_that_stand_for_much_are_refused_before_they_are_read(tmp_path):
+    np.savez_compressed(tmp_path / "packed.npz", a=np.zeros(10**6))
+    with pytest.raises(UnreadableFileError, match=r"would unpack to 8000\d* bytes from"):
+        read_arrays(tmp_path / "packed.npz")
+    header = (
+        b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d,)}"
+    )
+    claim = (header % 2**44).ljust(127) + b"\n"  # 128 TiB
+    with zipfile.ZipFile(tmp_path / "claims.npz", "w") as file:
+        file.writestr("a.npy", claim + b"\0" * 64)
+    with pytest.raises(UnreadableFileError, match=r"claims.npz can't be read as arrays"):
+        read_arrays(tmp_path / "claims.npz")
+    for name, value in (("object", np.array([{}], dtype=object)),):
+        np.savez(tmp_path / f"{name}.npz", a=value)
+        with pytest.raises(UnreadableFileError, match="allow_pickle"):
+            read_arrays(tmp_path / f"{name}.npz")
+    rows = pa.RecordBatch.from_pydict({"a": pa.repeat(1.5, 10**6)})
+    with pq.ParquetWriter(tmp_path / "many.parquet", rows.schema) as file:
+        file.write_batch(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "memory_bytes", lambda: 10**7)
+        with pytest.raises(UnreadableFileError, match="1000000 rows would take over"):
+            read_table(tmp_path / "many.parquet")
+    assert len(read_table(tmp_path / "many.parquet")[0]["a"]) == 10**6

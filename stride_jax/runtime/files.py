@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -130,12 +131,28 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read what `write_arrays` wrote.
 
     Raises:
-      UnreadableFileError: the file is torn or no `.npz`; the message names it.
+      UnreadableFileError: the file is torn, no `.npz`, or unpacks to more than it holds; the
+        message names it.
     """
     try:
+        _refuse_packed(path)
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy and zipfile raise a different error for each kind of tear
-        raise UnreadableFileError(f"{path} can't be read as arrays ({error})") from error
+        raise UnreadableFileError(
+            f"{path} can't be read as arrays ({first_line(error)})"
+        ) from error
+
+
+def _refuse_packed(path: str | os.PathLike[str]) -> None:
+    """A small file of another's could unpack to more than the memory; ours are not compressed."""
+    with zipfile.ZipFile(path) as file:
+        packed = [own for own in file.infolist() if own.compress_type != zipfile.ZIP_STORED]
+        whole = sum(own.file_size for own in file.infolist())
+    if packed or whole > os.path.getsize(path):
+        raise ValueError(
+            f"it would unpack to {whole} bytes from {os.path.getsize(path)}; arrays are stored "
+            "uncompressed"
+        )

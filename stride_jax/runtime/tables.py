@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from stride_jax.runtime.files import UnreadableFileError, atomic_path, fingerprint, plain
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    atomic_path,
+    fingerprint,
+    first_line,
+    plain,
+)
+from stride_jax.runtime.machine import memory_bytes
 
 _KEY = b"stride_jax"
 
@@ -50,6 +57,7 @@ def read_table(
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _refuse_huge(file.metadata)
             table = file.read()
         note = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
         if isinstance(note, dict):
@@ -58,10 +66,22 @@ def read_table(
         raise
     except Exception as error:  # pyarrow raises many kinds
         raise UnreadableFileError(
-            f"{path} can't be read as Parquet ({error}): it is torn, or a file of another kind"
+            f"{path} can't be read as Parquet ({first_line(error)}): it is torn, or a file of "
+            "another kind"
         ) from error
     columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
     return columns, note
+
+
+def _refuse_huge(metadata: Any) -> None:
+    """A small file may stand for any number of rows: it is refused before memory is taken."""
+    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    needed, memory = 8 * metadata.num_rows * metadata.num_columns + sum(groups), memory_bytes()
+    if memory is not None and needed > memory // 2:
+        raise ValueError(
+            f"its {metadata.num_rows} rows would take over {needed / 2**30:.1f} GiB, half of this "
+            f"machine's {memory / 2**30:.1f}: read it on a larger one"
+        )
 
 
 def _opened(path: str | os.PathLike[str], table: Any, envelope: dict[str, Any]) -> Any:
