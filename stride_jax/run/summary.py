@@ -17,7 +17,7 @@ from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES, through
 from stride_jax.runtime import processes
 from stride_jax.runtime.files import plain, read_json, write_json
-from stride_jax.runtime.machine import device_name
+from stride_jax.runtime.machine import device_name, rounding
 from stride_jax.scores import as_dense
 from stride_jax.unit import words
 
@@ -104,6 +104,7 @@ def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
         "settings": used(run.resolved if taps_known else run.settings),
         "versions": attribution.versions(),
         "device": device_name(),
+        "rounding": rounding(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
     }

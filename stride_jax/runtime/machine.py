@@ -47,3 +47,15 @@ def memory_bytes() -> int | None:
     if limit != resource.RLIM_INFINITY:
         found.append(limit)
     return min(found, default=None)
+
+
+def rounding() -> dict[str, str | int]:
+    """What decides in which order this machine adds numbers up: the last digits depend on it."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu_model(),
+        "threads": threads or 1,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
