@@ -1,9 +1,11 @@
 """Products of a run's stages: files that are named by everything they depend on.
 
 A product's name is a hash of its stage's settings and of the stages before it, so it is reused
-exactly when its inputs have not changed.
+exactly when its inputs have not changed. Inside, a note says what it is and the digests of what it
+was made from, so a file swapped for another whole one is told.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -36,6 +38,7 @@ class Products:
         self.workdir = pathlib.Path(workdir)
         self.seconds: dict[str, float] = {}
         self._inputs = inputs
+        self._digests: dict[str, str] = {}
 
     def key(self, stage: str) -> str:
         """Hash of a stage's settings and of everything before it."""
@@ -45,6 +48,43 @@ class Products:
     def path(self, stage: str) -> pathlib.Path:
         """Path of a stage's product, without its suffix."""
         return self.workdir / stage / self.key(stage)
+
+    def note(self, stage: str) -> dict[str, Any]:
+        """What a product holds of itself: its stage, its key, and digests of what it is made from.
+
+        Those are of the products in the workdir that this process read or wrote.
+        """
+        needs = self._inputs[stage][1]
+        known = {need: self._digests[need] for need in needs if need in self._digests}
+        return {"stage": stage, "key": self.key(stage), "made_from": known}
+
+    def has(self, stage: str, digest: str) -> None:
+        """Remember the digest of a product that was read or written."""
+        self._digests[stage] = digest
+
+    def check(self, stage: str, stored: Mapping[str, Any]) -> None:
+        """Refuse a product that is another one's, or was made from others than are here.
+
+        Args:
+          stage: name of the stage.
+          stored: the note that was read with it.
+
+        Raises:
+          UnreadableFileError: names the file and the remedy.
+        """
+        own, path = self.note(stage), self.path(stage)
+        remedy = f"remove it to have the stage {stage!r} run again"
+        if (stored["stage"], stored["key"]) != (stage, own["key"]):
+            raise UnreadableFileError(
+                f"{path}* holds the product {stored['stage']}/{stored['key']}: it was moved here; "
+                f"{remedy}"
+            )
+        for need, digest in own["made_from"].items():
+            if stored["made_from"].get(need, digest) != digest:
+                raise UnreadableFileError(
+                    f"{path}* was made from another {need} than {self.path(need)}* holds now: one "
+                    f"of the two was swapped; {remedy}"
+                )
 
     def partial(self, stage: str) -> pathlib.Path:
         """Folder of a stage's unfinished work."""
@@ -88,6 +128,8 @@ class Products:
                     f"{error}; it is the product of the stage {stage!r}: remove it to have the "
                     "stage run again"
                 ) from error
+            if "note" in arrays:  # earlier versions wrote none
+                self.check(stage, json.loads(str(arrays.pop("note"))))
             self.tidy(stage)
         else:
             needs()
@@ -95,8 +137,11 @@ class Products:
             arrays = compute()
             arrays["seconds"] = np.array(time.monotonic() - began)
             if processes.leads():
-                write_arrays(path, **arrays)
+                write_arrays(path, **arrays, note=json.dumps(self.note(stage)))
             if together:
                 self.forget(stage)
         self.seconds[stage] = float(arrays.pop("seconds"))
+        self.has(
+            stage, fingerprint(*(part for name in sorted(arrays) for part in (name, arrays[name])))
+        )
         return arrays
