@@ -11,6 +11,7 @@ import numpy as np
 from stride_jax import operators as ops
 from stride_jax.examples import Examples
 from stride_jax.frozen import Chunk, FrozenModel, evenly_spaced, on_one_device
+from stride_jax.groups import Groups, sizes
 from stride_jax.index import Index
 from stride_jax.observed import Context, Observed, as_training
 from stride_jax.operators import content as contents
@@ -110,13 +111,31 @@ def fit_operators(
     return Fitted(solve_operators(frozen, basis, passed.moments), passed, content)
 
 
-def made(fitted: Fitted, examples: Examples, frozen: FrozenModel, model: str) -> Index:
-    """The index of what was fitted, without moments."""
+def made(
+    fitted: Fitted,
+    examples: Examples,
+    frozen: FrozenModel,
+    model: str,
+    named: tuple[np.ndarray, ops.Labels] | None = None,
+) -> Index:
+    """The index of what was fitted, without moments.
+
+    Args:
+      fitted: from `fit_operators`.
+      examples, frozen: the training set and the model.
+      model: fingerprint of its parameters.
+      named: names of groups, and the group of each example, that `fit_operators` was told.
+    """
     own, settings = fitted.passed, frozen.settings
+    groups = None
+    if named is not None:
+        basis = next(iter(fitted.operators.values())).basis
+        solved = group_operators(frozen, basis, own.moments)
+        groups = Groups(named[0], sizes(named[1]), solved)
     return Index(
         fitted.operators, examples.ids, own.residual_N, settings, own.norm_N, own.cluster_N,
         fishers(own.moments, frozen), own.kept, examples.keys, fitted.content, None, model,
-        objective=frozen.tapped.objective.name,
+        groups=groups, objective=frozen.tapped.objective.name,
     )  # fmt: skip
 
 

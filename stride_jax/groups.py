@@ -34,6 +34,10 @@ class Groups:
     def __len__(self) -> int:
         return len(self.names)
 
+    def named(self) -> dict[str, np.ndarray]:
+        """Names and sizes as a file holds them."""
+        return {"groups": self.names, "group_sizes": self.sizes_G}
+
     def row(self, name: str) -> int:
         """The number of a group.
 

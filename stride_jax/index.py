@@ -123,7 +123,7 @@ class Index:
         """
         arrays = to_arrays(self)
         if self.groups is not None:
-            arrays["groups"], arrays["group_sizes"] = self.groups.names, self.groups.sizes_G
+            arrays |= self.groups.named()
         if self.keys is not None:
             arrays["keys"] = self.keys
         if self.unit is not None:
@@ -167,14 +167,13 @@ class Index:
             keys = arrays.pop("keys", None)
             names = meta["train_ids"], keys
             index = from_arrays(arrays, names, settings, str(meta.get("model", "")))
-            unit, groups = _unit_from(meta.get("unit")), _groups_from(arrays, index)
+            unit = _unit_from(meta.get("unit"))
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(f"{path} is no whole index ({error})") from error
         return dataclasses.replace(
             index,
             moments=_moments_from(arrays),
             unit=unit,
-            groups=groups,
             objective=str(meta.get("objective", CROSS_ENTROPY.name)),
         )
 
@@ -191,8 +190,8 @@ def _unit_from(stored: np.ndarray | None) -> Unit | None:
     return Unit(slope, (low, high))
 
 
-def _groups_from(arrays: Mapping[str, Any], index: Index) -> Groups | None:
-    """The named groups of a file, if it has any."""
+def _groups_from(arrays: Mapping[str, Any], sites: Mapping[str, ops.Operators]) -> Groups | None:
+    """The named groups among arrays, if there are any."""
     if "groups" not in arrays:
         return None
     operators = {
@@ -201,7 +200,7 @@ def _groups_from(arrays: Mapping[str, Any], index: Index) -> Groups | None:
             a_KxRxO=jnp.asarray(arrays[f"{site}:groups:a"]),
             size_K=jnp.asarray(arrays[f"{site}:groups:size"]),
         )
-        for site, own in index.operators.items()
+        for site, own in sites.items()
     }
     return Groups(arrays["groups"], arrays["group_sizes"], operators)
 
@@ -212,7 +211,7 @@ def by_subset(name: str) -> bool:
 
 
 def to_arrays(index: Index) -> dict[str, Any]:
-    """An index without ids and moments as named arrays: `site:a`, `site:mean:tap`, …"""
+    """An index without moments and names as named arrays: `site:a`, `site:mean:tap`, …"""
     arrays: dict[str, Any] = {name: getattr(index, name) for name in _ROWS}
     for site, own in index.operators.items():
         arrays |= {
@@ -264,7 +263,7 @@ def from_arrays(
     """The inverse of `to_arrays`; other arrays are ignored.
 
     Args:
-      arrays: by name.
+      arrays: by name; with those of `Groups.named`, where the index has groups.
       names: ids and keys of the training examples.
       settings, model: of the index.
     """
@@ -279,12 +278,14 @@ def from_arrays(
     def every(kind: str, built: type) -> dict[str, Any]:
         return {s: _from_leaves(built, own[kind]) for s, own in sites.items() if kind in own}
 
+    operators = {site: _operators(own) for site, own in sites.items()}
     return Index(
-        {site: _operators(own) for site, own in sites.items()},
+        operators,
         names[0], np.asarray(rows["residual_N"]), settings, np.asarray(rows["norm_N"]),
         np.asarray(rows["cluster_N"]) if settings.design.kind == "clusters" else None,
         every("fisher", ops.Fisher), every("kept", ops.Kept), names[1],
         None if content is None else _from_leaves(ops.Content, content), None, model,
+        groups=_groups_from(arrays, operators),
     )  # fmt: skip
 
 

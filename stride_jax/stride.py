@@ -95,18 +95,14 @@ def fit(
         given = "keep_moments=True" if keep_moments else "groups"
         raise ValueError(f"{given}: joint training has no moments; use fit='closed_form'")
     examples = as_examples(inputs, labels, ids, weights, keys)
-    names, own = (None, None) if groups is None else labelled(groups, len(examples))
+    named_groups = None if groups is None else labelled(groups, len(examples))
+    own = None if named_groups is None else named_groups[1]
     design = settings.design.resolved(examples.token_shape, settings.fit)
     subsets_Nxd = designs.known_membership(design, examples.ids, examples.keys)
     frozen = freeze(tapped, params, examples, settings, execution)
     fitted = fit_operators(frozen, examples, subsets_Nxd, execution, own)
-    index = made(fitted, examples, frozen, parameters_fingerprint(params))
-    moments = fitted.passed.moments
-    if names is not None and own is not None:
-        basis = next(iter(fitted.operators.values())).basis
-        solved = Groups(names, sizes(own), group_operators(frozen, basis, moments))
-        index = dataclasses.replace(index, groups=solved)
-    return dataclasses.replace(index, moments=moments) if keep_moments else index
+    index = made(fitted, examples, frozen, parameters_fingerprint(params), named_groups)
+    return dataclasses.replace(index, moments=fitted.passed.moments) if keep_moments else index
 
 
 def _of_class(settings: Any, wanted: type) -> None:

@@ -1,7 +1,8 @@
 """From a question to the training texts that made a language model answer as it does.
 
-A question is a prompt and a completion; the loss counts the completion alone. With another
-completion to contrast it with, measurements of the two are read together.
+A question is a prompt and a completion, of which the completion alone counts. With another
+completion to hold it against, measurements of the two are read together; several prompts may be
+one question.
 
 Letter of its own: G groups of tokens.
 """
@@ -15,14 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import asking, reading
+from stride_jax.applications.group_effects import GroupEffect, group_effects
+from stride_jax.applications.question import meaning, question, questions, refuse_absent
 from stride_jax.attribution import found_by
-from stride_jax.candidates import Candidates
-from stride_jax.data.tokens import Tokenizer
+from stride_jax.candidates import Candidates, as_one
 from stride_jax.estimate import Estimator, estimator
 from stride_jax.exact import Directions
 from stride_jax.examples import Examples
+from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
 from stride_jax.neighbours import Find, finder, most_named
+from stride_jax.objectives import cross_entropy
 from stride_jax.recovery import SelectionSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.scores import as_dense, top_rows
@@ -39,6 +43,8 @@ class AskSettings:
       temperature: temperature of its draw; 0 takes the likeliest token.
       seed: random seed of its draw.
       sources: what names candidates besides the sketch, as in `ExactSettings`; None for the run's.
+      question: what is asked of each token, `loss` or `margin`; None for what the run asks.
+      tokens: tokens of the completions that count alone, as in `question.chosen`; all for "".
     """
 
     top: int = 3
@@ -46,6 +52,8 @@ class AskSettings:
     temperature: float = 0.7
     seed: int = 0
     sources: tuple[str, ...] | None = None
+    question: str | None = None
+    tokens: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,54 +84,35 @@ class Answer:
     """A completion, the training texts behind it, and what the answer is worth.
 
     Attributes:
-      prompt, completion, contrast: the question; the completion may be the model's own.
+      prompt, completion, against: the question; the completion may be the model's own. Lists where
+        several prompts are one question.
       generated: whether the completion is the model's own.
-      loss: loss of the completion, nats.
+      loss: loss of the tokens that count, nats; mean over the prompts.
       proponents, opponents: training sequences, strongest first.
+      groups: the groups that help and those that hurt most, in descending order; none where the run
+        has no groups.
       support: number of training sequences with a score.
+      question: name of what was asked of each token.
+      meaning: what a score is, in words.
       scores: what scores are in: nats, where the run measured their unit, or relative.
       verdict: whether the texts behind it were found (`reading.certificate`).
       diagnostics: the numbers behind the verdict, and of the recovery, where there was one.
     """
 
-    prompt: str
-    completion: str
-    contrast: str | None
+    prompt: str | list[str]
+    completion: str | list[str]
+    against: str | None
     generated: bool
     loss: float
     proponents: list[Passage]
     opponents: list[Passage]
+    groups: list[GroupEffect]
     support: int
+    question: str
+    meaning: str
     scores: str
     verdict: str
     diagnostics: dict[str, float]
-
-
-def question(
-    tokenizer: Tokenizer, prompt: str, completion: str, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels of a question, `[1, T]`; labels of the prompt do not count.
-
-    Raises:
-      ValueError: an empty prompt or completion, or more tokens than the model reads.
-    """
-    if not prompt.strip():
-        raise ValueError("the prompt is empty: write some words for the model to continue")
-    if not completion:
-        raise ValueError("the completion is empty: give one, or leave it out for the model's own")
-    before = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
-    after = tokenizer.encode(completion).tolist()
-    tokens = [*before, *after]
-    if len(tokens) - 1 > length:
-        raise ValueError(
-            f"prompt and completion take {len(before)} + {len(after)} tokens, the mark of the "
-            f"start included, but the model reads {length}: shorten them"
-        )
-    inputs = np.full((1, length), tokenizer.bos_id, np.int32)
-    labels = np.full((1, length), -1, np.int32)
-    inputs[0, : len(tokens) - 1] = tokens[:-1]
-    labels[0, len(before) - 1 : len(tokens) - 1] = after
-    return inputs, labels
 
 
 def continuation(run: Run, prompt: str, settings: AskSettings) -> str:
@@ -170,13 +159,14 @@ def _finder(run: Run, sources: tuple[str, ...]) -> Find:
     return finder(sources, run.frozen, run.index, run.train)
 
 
-def _candidates(run: Run, questions: Sequence[Examples], settings: AskSettings) -> list[Candidates]:
+def _candidates(run: Run, asked: Sequence[Examples], settings: AskSettings) -> list[Candidates]:
     """What the sources name for a question, or for it and the one it is held against."""
     exact = run.settings.read.exact
     if settings.sources is not None:
         exact = dataclasses.replace(exact, sources=settings.sources)
-    count = -(-most_named(exact, len(run.train)) // len(questions))
-    lists = [_finder(run, exact.sources)(own, count) for own in questions]
+    count = -(-most_named(exact, len(run.train)) // len(asked))
+    find = _finder(run, exact.sources)
+    lists = [[as_one(one, count) for one in find(own, count)] for own in asked]
     return [
         Candidates(same[0].source, np.concatenate([own.row_QxP for own in same], axis=1))
         for same in zip(*lists, strict=True)
@@ -185,51 +175,72 @@ def _candidates(run: Run, questions: Sequence[Examples], settings: AskSettings) 
 
 def ask(
     run: Run,
-    prompt: str,
+    prompt: str | Sequence[str],
     completion: str | None = None,
-    contrast: str | None = None,
+    against: str | None = None,
     settings: AskSettings = AskSettings(),
 ) -> Answer:
     """The training sequences that made the model complete the prompt like this.
 
     Args:
       run: a finished run of text.
-      prompt: text before the completion.
+      prompt: text before the completion; of several, their mean is one question.
       completion: text that is explained; the model's own continuation for None.
-      contrast: another completion: the answer then explains why the first one and not this one.
-      settings: size of the answer, and draw of a continuation.
+      against: another completion: the answer then explains why the first one and not this one.
+      settings: what is asked, size of the answer, and draw of a continuation.
 
     Raises:
-      ValueError: a question that `question` refuses.
+      ValueError: no prompt, a question that `question.question` refuses, words that no completion
+        has, or a completion that is held against itself.
     """
     tokenizer, length = run.text.tokenizer, run.train.inputs.shape[1]
-    generated = completion is None
-    if completion is None:
-        completion = continuation(run, prompt, settings)
-    said = [completion] if contrast is None else [completion, contrast]
-    questions = [Examples(*question(tokenizer, prompt, own, length)) for own in said]
-    others = _candidates(run, questions, settings)
-    asked, loss = _measure(run, questions[0])
-    if contrast is not None:
-        asked = _rather(asked, _measure(run, questions[1])[0])
-    asked = _spoken(asked)
-    corpus = reading.Corpus(run.frozen, run.train)
-    index = dataclasses.replace(run.index, unit=run.measured_unit)
-    own = reading.read(_estimator(run), index, asked, corpus, others)
-    scores_N = as_dense(own.scores)[0]
-    bits_N, y_K = own.exact_QxN.toarray()[0], asked.y_YxK.sum(axis=0)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("no prompt to ask about: give one")
+    if against == "":
+        raise ValueError("against is empty: give another completion, or leave it out")
+    said = [continuation(run, one, settings) if completion is None else completion
+            for one in prompts]  # fmt: skip
+    if against in said:
+        raise ValueError(f"against is the completion itself, {against!r}: give another one")
+    refuse_absent(settings.tokens, [*said, *([] if against is None else [against])])
+    others = [] if against is None else [[against] * len(prompts)]
+    asked = [questions(tokenizer, prompts, own, length, settings.tokens) for own in (said, *others)]
+    what = settings.question or run.settings.read.measure.question
+    # The unit was measured on what the run asks.
+    known = run.measured_unit if what == run.settings.read.measure.question else None
+    index = dataclasses.replace(run.index, unit=known)
+    own, y_K = _read(run, index, asked, what, _candidates(run, asked, settings))
+    scores_N, bits_N = as_dense(own.scores)[0], own.exact_QxN.toarray()[0]
     picks = [top_rows(sign * scores_N, settings.top) for sign in (1, -1)]
     proponents, opponents = (
         [_passage(run, i, scores_N[i], found_by(bits_N[i], own.sources), y_K) for i in rows]
         for rows in picks
     )
+    alone = isinstance(prompt, str)
     return Answer(
-        prompt, completion, contrast, generated, loss, proponents, opponents,
+        prompts[0] if alone else prompts, said[0] if alone else said, against,
+        completion is None, _loss(run, asked[0]), proponents, opponents,
+        group_effects(run, index, asked, what, settings.top),
         support=int((scores_N != 0).sum()),
+        question=what,
+        meaning=meaning(what, said, against, settings.tokens),
         scores=words(index.unit),
         verdict=reading.VERDICTS[int(own.diagnostics["verdict"][0])],
         diagnostics={n: float(v[0]) for n, v in own.diagnostics.items() if n != "verdict"},
     )  # fmt: skip
+
+
+def _read(
+    run: Run, index: Index, asked: Sequence[Examples], what: str, others: list[Candidates]
+) -> tuple[reading.Reading, np.ndarray]:
+    """The answer to one question, and the measurements that it was read from, `[K]`."""
+    one = _measure(run, asked[0], what)
+    if len(asked) > 1:
+        one = _rather(one, _measure(run, asked[1], what))
+    one = _spoken(one)
+    corpus = reading.Corpus(run.frozen, run.train)
+    return reading.read(_estimator(run), index, one, corpus, others), one.y_YxK.sum(axis=0)
 
 
 def _rather(asked: asking.Asked, than: asking.Asked) -> asking.Asked:
@@ -252,15 +263,21 @@ def _spoken(asked: asking.Asked) -> asking.Asked:
     return asking.Asked(asked.y_YxK[spoken_G], own, 1)
 
 
-def _measure(run: Run, query: Examples) -> tuple[asking.Asked, float]:
-    """Measurements and directions of one question's token groups, and its loss."""
-    settings = run.settings.read
-    y_GxK = asking.measure_all(run.frozen, run.index.operators, query, settings.measure)
-    asked = asking.asked_of(run.frozen, run.index, query, y_GxK, settings, has_corpus=True)
-    logits = run.tapped(run.model.params, jnp.asarray(query.inputs))[0]
-    log_p = np.asarray(jax.nn.log_softmax(logits))[0]
-    places = np.flatnonzero(query.labels[0] >= 0)
-    return asked, float(-log_p[places, query.labels[0, places]].sum())
+def _measure(run: Run, queries: Examples, what: str) -> asking.Asked:
+    """Measurements and directions of one question's token groups."""
+    settings, both = run.settings.read, (run.frozen, run.index)
+    y_YxK = asking.measure_all(
+        run.frozen, run.index.operators, queries, settings.measure, question=what
+    )
+    asked = asking.asked_of(*both, queries, y_YxK, settings, has_corpus=True, question=what)
+    return asking.together(asked, np.full(len(queries), 1 / len(queries)))
+
+
+def _loss(run: Run, queries: Examples) -> float:
+    """Loss of the tokens that count, nats, mean over the queries."""
+    logits = run.tapped(run.model.params, jnp.asarray(queries.inputs))[0]
+    losses = np.asarray(cross_entropy(logits, jnp.asarray(queries.labels)))
+    return float(losses[queries.labels >= 0].sum() / len(queries))
 
 
 def _passage(run: Run, row: int, score: float, source: str, y_K: np.ndarray) -> Passage:

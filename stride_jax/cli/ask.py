@@ -2,9 +2,12 @@
 
     stride-jax ask --workdir=runs/bible_gpt --prompt="And God said, Let there be"
     echo "And God said" | stride-jax ask --workdir=runs/bible_gpt --json
+    stride-jax ask --workdir=runs/bible_gpt --prompt="Let there be" --completion=" light" \\
+        --against=" war"
 
 Without --prompt, prompts are read from the terminal or a pipe, one per line. The run must have its
-model and its operators: stride-jax run --until=operators makes them.
+model and its operators: stride-jax run --until=operators makes them. Where the run's examples have
+groups (--config.groups=book), the answer says what each does besides.
 """
 
 import json
@@ -20,6 +23,7 @@ from rich.text import Text
 
 from stride_jax.applications.answer import Answer, AskSettings, Passage, ask
 from stride_jax.cli.doors import Parser, at_least
+from stride_jax.operators.questions import QUESTIONS
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime import checkpoint
@@ -34,8 +38,19 @@ def _parser() -> Parser:
     parser.flag("workdir", "Folder of a run of text.", required=True)
     parser.flag("prompt", "What the model continues; read from the input without it.")
     parser.flag("completion", "What to explain; the model's own by default.")
-    parser.flag("contrast", "Explain the completion against this one.")
-    parser.flag("top", "Proponents, and the same number of opponents.", type=at_least(1), default=3)
+    parser.flag("against", "Explain the completion against this one.")
+    parser.flag("contrast", "Another name of --against.")
+    parser.flag("question", "What is asked of each token; what the run asks by default.",
+        choices=tuple(QUESTIONS))  # fmt: skip
+    parser.flag(
+        "tokens", "Ask about these alone: words of the completion, or a slice such as 0:2.",
+        default="",
+    )  # fmt: skip
+    parser.switch("together", "All prompts of the input are one question, their mean.")
+    parser.flag(
+        "top", "Proponents, and the same number of opponents; groups alike.", type=at_least(1),
+        default=3,
+    )  # fmt: skip
     parser.flag("seed", "Seed of the model's own completion.", type=int, default=0)
     parser.flag(
         "sources", "Candidates besides the sketch's: bm25,features; the run's by default.",
@@ -91,16 +106,28 @@ def _shown(passage: Passage) -> Text:
 
 def show(answer: Answer, console: Console) -> None:
     """Print an answer for reading."""
-    said = Text(answer.prompt, style="bold")
-    said.append(answer.completion, style="bold blue")
-    console.print(said)
-    if answer.contrast is not None:
-        console.print(Text(f"rather than: {answer.contrast}", style="dim"))
-    console.print(Text(f"scores: {answer.scores}", style="dim"))
+    alone = isinstance(answer.prompt, str)
+    pairs = [(answer.prompt, answer.completion)]
+    if not alone:
+        pairs = zip(answer.prompt, answer.completion, strict=True)
+    for prompt, completion in pairs:
+        said = Text(str(prompt), style="bold")
+        said.append(str(completion), style="bold blue")
+        console.print(said)
+    if answer.against is not None:
+        console.print(Text(f"rather than: {answer.against}", style="dim"))
+    console.print(Text(f"scores: {answer.meaning}; {answer.scores}", style="dim"))
     for title, passages in (("proponents", answer.proponents), ("opponents", answer.opponents)):
         console.print(Text(f"\n{title}", style="underline"))
         for passage in passages:
             console.print(_shown(passage), soft_wrap=False)
+    if answer.groups:
+        console.print(Text("\nwithout each of these groups it would fall by", style="underline"))
+    for group in answer.groups:
+        colour = "green" if group.score > 0 else "red"
+        text = Text(f"{group.score:+.4f}  ", style=f"bold {colour}")
+        text.append(group.name)
+        console.print(text.append(f"  {group.examples} sequences", style="dim"))
     numbers = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in answer.diagnostics.items())
     console.print(Text(f"\n{answer.verdict}", style="bold"))
     said = f"loss {answer.loss:.2f} nats; {answer.support} sequences with a score; {numbers}"
@@ -135,6 +162,8 @@ def prompts(given: str | None, console: Console) -> Iterator[str]:
 def main(words: Sequence[str]) -> int:
     """Answer one prompt, or one after the other."""
     given, _ = _parser().read(words)
+    if given.against is not None and given.contrast is not None:
+        raise ValueError("--contrast is another name of --against: give one of them")
     logging.set_verbosity(logging.WARNING)
     workdir = pathlib.Path(given.workdir)
     run = open_run(workdir)
@@ -142,11 +171,17 @@ def main(words: Sequence[str]) -> int:
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     console = Console(highlight=False)
-    settings = AskSettings(top=given.top, seed=given.seed, sources=given.sources)
-    keeps_asking = given.prompt is None and sys.stdin.isatty()
-    for prompt in prompts(given.prompt, console):
+    settings = AskSettings(
+        top=given.top, seed=given.seed, sources=given.sources, question=given.question,
+        tokens=given.tokens,
+    )  # fmt: skip
+    against = given.contrast if given.against is None else given.against
+    typed = prompts(given.prompt, console)
+    asked = [list(typed)] if given.together else typed
+    keeps_asking = given.prompt is None and sys.stdin.isatty() and not given.together
+    for prompt in asked:
         try:
-            answer = ask(run, prompt, given.completion, given.contrast, settings)
+            answer = ask(run, prompt, given.completion, against, settings)
         except ValueError as error:
             if not keeps_asking:
                 raise

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+# Groups at either end of the list.
+_SHOWN = 5
+
 
 def table(summary: Mapping[str, Any]) -> str:
     """A summary for reading; figures that were not computed are left out.
@@ -13,6 +16,7 @@ def table(summary: Mapping[str, Any]) -> str:
     seconds: data 0.5
     """
     lines = [*_methods(summary.get("methods") or {}), *_bank(summary), *_recovery(summary)]
+    lines += _groups(summary.get("groups") or {})
     data = _figures(
         summary,
         {"num_train": "{} train", "num_queries": "{} queries", "accuracy": "accuracy {:.3f}",
@@ -66,6 +70,29 @@ def _recovery(summary: Mapping[str, Any]) -> list[str]:
     scores = summary.get("scores")
     lines = [f"answers: {', '.join(said)}"] if said else []
     return [*lines, f"scores: {scores}"] if scores else lines
+
+
+def _groups(groups: Mapping[str, Any]) -> list[str]:
+    """By how much the queries' losses would rise without the strongest groups.
+
+    >>> row = {"name": "Ruth", "examples": 40, "mean": 0.5, "first": 0.25}
+    >>> print("\n".join(_groups({"by": "book", "count": 2, "rows": [row]})))
+    without (of 2 by book)           examples    mean score   first for
+    Ruth                                   40       +0.5000         25%
+    """
+    if not groups:
+        return []
+    title = f"without (of {groups['count']} by {groups['by']})"
+    rows = groups["rows"]
+    if len(rows) > 2 * _SHOWN:
+        rows = [*rows[:_SHOWN], *rows[-_SHOWN:]]
+    return [
+        f"{title:<29}{'examples':>12}{'mean score':>14}{'first for':>12}",
+        *(
+            f"{row['name'][:28]:<29}{row['examples']:>12}{row['mean']:>+14.4f}{row['first']:>12.0%}"
+            for row in rows
+        ),
+    ]
 
 
 def _figures(values: Mapping[str, Any], forms: Mapping[str, str]) -> list[str]:

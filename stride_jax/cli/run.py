@@ -112,6 +112,8 @@ def show(run: Run, result: dict[str, Any], until: str | None = None) -> None:
     written = ["summary.json"]
     if until is None or STAGES.index(until) >= STAGES.index("attribution"):
         written.append("attribution.parquet")
+        if run.settings.groups:
+            written.append("groups.parquet")
         if run.query.inputs.ndim == 4:  # images
             from stride_jax.cli import figures
 

@@ -1,6 +1,7 @@
 """Real data: TFDS builders, loading through grain, tokens and packing."""
 
 from stride_jax.data.bible import BOOKS, TRANSLATIONS
+from stride_jax.data.bible import FIELDS as BIBLE_FIELDS
 from stride_jax.data.mapped import map_splits, write_splits
 from stride_jax.data.planted import pack_completions, plant, planted_facts
 from stride_jax.data.source import DataSettings, load_splits
@@ -12,6 +13,7 @@ from stride_jax.examples import Examples
 from stride_jax.ids import content_ids
 
 __all__ = [
+    "BIBLE_FIELDS",
     "BOOKS",
     "TRANSLATIONS",
     "DataSettings",

@@ -38,6 +38,9 @@ BOOKS = (
 )
 # fmt: on
 
+FIELDS = ("translation", "book", "chapter")
+"""Metadata of a chapter."""
+
 # Stands in a wheel for a verse without text.
 _PLACEHOLDER = "empty verses content"
 
@@ -136,7 +139,7 @@ def chapters(verses: Iterable[Verse]) -> list[Document]:
             id=f"{name} {book} {chapter}",
             key=f"{book} {chapter}",
             labels=tuple(str(row.verse) for row in rows),
-            metadata={"translation": name, "book": book, "chapter": chapter},
+            metadata=dict(zip(FIELDS, (name, book, chapter), strict=True)),
         )
         documents.append(joined(source, [row.text for row in rows]))
     return documents

@@ -91,6 +91,38 @@ class TextExamples:
             names.append(f"{source.id}:{ends}" if ends else source.id)
         return names
 
+    def origins(self, field: str) -> np.ndarray:
+        """What most of each sequence's tokens come from, `[N]` strings; empty for nothing known.
+
+        Args:
+          field: `document` for the document's name, or a name in the sources' metadata, such as
+            `book`.
+
+        Raises:
+          ValueError: no training text has it; the message lists those there are.
+        """
+        own = [self.sources[i] for i in np.unique(self.spans.document_P).tolist()]
+        known = dict.fromkeys(["document", *(name for s in own for name in s.metadata)])
+        if field not in known:
+            raise ValueError(
+                f"groups={field!r}, but these texts have no such column: use one of "
+                f"{', '.join(known)}"
+            )
+        names = [s.id if field == "document" else s.metadata.get(field) for s in self.sources]
+        values, code_J = np.unique(
+            ["" if name is None else str(name) for name in names], return_inverse=True
+        )
+        spans = self.spans
+        cell_P = spans.row_P.astype(np.int64) * len(values) + code_J[spans.document_P]
+        cells, place_P = np.unique(cell_P, return_inverse=True)
+        tokens = np.bincount(place_P, spans.stop_P - spans.start_P)
+        rows, codes = np.divmod(cells, len(values))
+        # In ascending order of tokens, so that each row's largest is written last.
+        order = np.argsort(tokens, kind="stable")
+        origin_N = np.full(len(self), "", values.dtype)
+        origin_N[rows[order]] = values[codes[order]]
+        return origin_N
+
     def texts(self, tokenizer: Tokenizer) -> list[str]:
         """Text of each sequence's inputs without padding; each document starts a new line."""
         rows = zip(self.inputs_NxT, self.sizes_N, strict=True)

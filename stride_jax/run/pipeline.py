@@ -34,7 +34,7 @@ from stride_jax.data import (
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
 from stride_jax.near_copies import near_copy_keys
-from stride_jax.run import stages
+from stride_jax.run import grouping, stages
 from stride_jax.run.base_model import restore_base, train_base
 from stride_jax.run.planning import model_speed, with_speed
 from stride_jax.run.products import Arrays, Products
@@ -155,6 +155,7 @@ class Run:
         folder = self.products.path("model")
         if checkpoint.latest(folder) is None:
             self._refuse_unknown_taps()
+            _ = self.groups  # refused before anything is trained
             params, config = train_base(
                 self.module, self.data[0], self.settings, self.execution("model")
             )
@@ -196,6 +197,13 @@ class Run:
         return freeze(self.tapped, params, self.train, self.settings.index, execution)
 
     @functools.cached_property
+    def groups(self) -> grouping.Named | None:
+        """Names of the groups of training examples, and the group of each; None without."""
+        by = self.settings.groups
+        text = self.text.train if by and self.settings.is_text else None
+        return grouping.named(by, self.train, text) if by else None
+
+    @functools.cached_property
     def index(self) -> indices.Index:
         """The index, whose K matrices are laid out by subset, in memory and on disk."""
         folder = self.products.path("operators")
@@ -204,11 +212,13 @@ class Run:
             subsets_Nxd = designs.known_membership(
                 frozen.settings.design, self.train.ids, self.train.keys
             )
+            labels = None if self.groups is None else self.groups[1]
             fitted = fitting.fit_operators(
-                frozen, self.train, subsets_Nxd, self.execution("operators")
+                frozen, self.train, subsets_Nxd, self.execution("operators"), labels
             )
-            arrays = indices.to_arrays(fitting.made(fitted, self.train, frozen, ""))
-            note = {"seconds": time.monotonic() - began}
+            made = fitting.made(fitted, self.train, frozen, "", self.groups)
+            arrays = indices.to_arrays(made)
+            note = {"seconds": time.monotonic() - began, "groups": grouping.note(made.groups)}
             placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
             checkpoint.save(folder, placed, note)
             processes.wait("operators written")
@@ -221,6 +231,7 @@ class Run:
         self.products.seconds["operators"] = note["seconds"]
         fingerprint = parameters_fingerprint(self.frozen.params)
         names = self.train.ids, self.train.keys
+        arrays |= grouping.from_note(note.get("groups"))
         return indices.from_arrays(arrays, names, self.frozen.settings, fingerprint)
 
     def _where(self, name: str) -> NamedSharding:
@@ -237,6 +248,20 @@ class Run:
             return {"y": asking.measure_all(self.frozen, operators, self.query, measure, execution)}
 
         return self.products.arrays("measurements", compute, lambda: self.index)["y"]
+
+    @functools.cached_property
+    def group_measurements(self) -> np.ndarray | None:
+        """What each group does to each query, `y_QxG`, nats; None without groups."""
+        if not self.settings.groups:
+            return None
+
+        def compute() -> Arrays:
+            groups, execution = self.index.groups, self.execution("groups")
+            assert groups is not None, "operators of a run with groups have them"
+            measure = self.settings.read.measure
+            return {"y": grouping.measured(self.frozen, groups, self.query, measure, execution)}
+
+        return self.products.arrays("groups", compute, lambda: self.index)["y"]
 
     @functools.cached_property
     def reading(self) -> reading.Reading:
@@ -290,6 +315,17 @@ class Run:
             diagnostics=self.reading.diagnostics, exact=self.reading.exact_QxN,
             sources=self.reading.sources, train_keys=self.train.keys,
         )  # fmt: skip
+
+    def group_attribution(self) -> attribution.Attribution | None:
+        """By how much queries' losses would rise without each group, in the unit of the scores."""
+        y_QxG, groups = self.group_measurements, self.index.groups
+        if y_QxG is None or groups is None:
+            return None
+        relative = attribution.Attribution(
+            self.query.ids, groups.names, y_QxG, used(self.resolved),
+            query_labels=self.query.labels if self.query.labels.ndim == 1 else None,
+        )  # fmt: skip
+        return relative if self.unit is None else relative.in_unit(self.unit)
 
     def attribution(self) -> attribution.Attribution:
         """STRIDE's scores in their unit, with ids, labels and settings."""

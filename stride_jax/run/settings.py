@@ -7,7 +7,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from stride_jax.data import DataSettings, TextSettings, VerseSettings
+from stride_jax.data import BIBLE_FIELDS, DataSettings, TextSettings, VerseSettings
 from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.near_copies import NearCopySettings
@@ -54,6 +54,8 @@ class RunSettings:
       train: recipe of the base model and of the bank's models.
       num_checkpoints: checkpoints along the base model's training, the last one the model itself.
       index: settings of the index.
+      groups: what training examples are grouped by, one operator for each group besides: `label` of
+        a classifier; `document` of a text, or a name in its metadata, such as `book`; none for "".
       read: settings of its reading.
       unit: the trainings that tell what scores are in; None leaves scores relative.
       bank: ground truth; None for a run without evaluation.
@@ -70,6 +72,7 @@ class RunSettings:
     train: TrainSettings = TrainSettings()
     num_checkpoints: int = 5
     index: IndexSettings = IndexSettings()
+    groups: str = ""
     read: ReadSettings = ReadSettings()
     unit: UnitSettings | None = None
     bank: BankSettings | None = None
@@ -86,6 +89,25 @@ class RunSettings:
         if not self.is_text and (self.near_copies or BM25 in self.read.exact.sources):
             name = "near_copies" if self.near_copies else "read.exact.sources=bm25"
             raise ValueError(f"{name} reads tokens, but this run has no text: leave it out")
+        if self.groups:
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Refuse names that the data are known to lack; own files are asked when they are read."""
+        known = ("label",)
+        if self.verses is not None or self.text is not None:
+            known = ("document", *BIBLE_FIELDS)
+        files = self.verses is None and self.text is not None and self.text.name == "files"
+        if self.groups not in known and not files:
+            raise ValueError(
+                f"groups={self.groups!r}: examples of this run can be grouped by "
+                f"{', '.join(known)}; leave it empty for no groups"
+            )
+        if self.index.fit == "joint":
+            raise ValueError(
+                f"groups={self.groups!r}: joint training has no moments; use "
+                "index.fit='closed_form'"
+            )
 
     @property
     def is_text(self) -> bool:
@@ -132,6 +154,8 @@ def used(settings: RunSettings) -> dict[str, Any]:
         del read["selection"]
     if not settings.read.exact.sources:
         del read["exact"]["sources"]
+    if not settings.groups:
+        del values["groups"]
     if settings.near_copies is None:
         del values["near_copies"]
     # Of the three kinds of data one is used: verses before text before a dataset.

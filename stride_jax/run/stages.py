@@ -39,6 +39,10 @@ def _data(values: dict[str, Any]) -> Any:
     return {name: values[name] for name in names if name in values}
 
 
+def _operators(values: dict[str, Any]) -> Any:
+    return (values["index"], values["groups"]) if "groups" in values else values["index"]
+
+
 def _unit(values: dict[str, Any]) -> Any:
     own = values["unit"]
     return own and {name: value for name, value in own.items() if name != "models_at_once"}
@@ -47,8 +51,9 @@ def _unit(values: dict[str, Any]) -> Any:
 PRODUCTS = {
     "data": Stage((), _data, together=False),
     "model": Stage(("data",), lambda v: (v["model"], v["train"], v["num_checkpoints"])),
-    "operators": Stage(("model",), lambda v: v["index"]),
+    "operators": Stage(("model",), _operators),
     "measurements": Stage(("operators",), lambda v: v["read"]["measure"]),
+    "groups": Stage(("operators",), lambda v: v["read"]["measure"]),
     "recovery": Stage(
         ("measurements",), lambda v: {n: own for n, own in v["read"].items() if n != "measure"}
     ),

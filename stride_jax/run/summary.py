@@ -12,6 +12,7 @@ import numpy as np
 
 from stride_jax import attribution, evaluation
 from stride_jax.objectives import cross_entropy
+from stride_jax.run import grouping
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES, through
@@ -59,10 +60,10 @@ def _without_nan(value: Any) -> Any:
 def _work(run: Run, wanted: tuple[str, ...]) -> None:
     """Every stage that all processes work on, and the files that the first one writes."""
     read = {
-        "data": lambda: run.data,
+        "data": lambda: (run.data, run.groups),
         "model": lambda: run.model,
         "operators": lambda: run.index,
-        "measurements": lambda: run.measurements,
+        "measurements": lambda: (run.measurements, run.group_measurements),
         "recovery": lambda: run.reading,
         "unit": lambda: run.unit,
         "attribution": lambda: _write_attribution(run),
@@ -76,6 +77,11 @@ def _write_attribution(run: Run) -> None:
     if processes.leads():
         path = run.workdir / "attribution.parquet"
         run.attribution().save(path, run.settings.top_k or None)
+        path = run.workdir / "groups.parquet"
+        if (own := run.group_attribution()) is not None:
+            own.save(path)
+        else:
+            path.unlink(missing_ok=True)  # of settings that were taken over with --reuse
 
 
 def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
         "held_out_loss": model.get("held_out_loss"),
         "temperature": model.get("temperature"),
         "recovery": _recovery(run) if "recovery" in wanted else None,
+        "groups": _groups(run) if "attribution" in wanted else None,
         "unit": run.unit if "unit" in wanted else None,
         "scores": words(run.unit) if "unit" in wanted else None,
         "until": wanted[-1],
@@ -171,6 +178,14 @@ def _recovery(run: Run) -> dict[str, float]:
     return said | {name: float((own["verdict"] == i).mean()) for i, name in enumerate(names)}
 
 
+def _groups(run: Run) -> dict[str, Any] | None:
+    """What each group does to the queries; None without groups."""
+    own, groups = run.group_attribution(), run.index.groups
+    if own is None or groups is None:
+        return None
+    return {"by": run.settings.groups, **grouping.table(groups, own.scores_QxN)}
+
+
 def _products(run: Run, wanted: tuple[str, ...]) -> dict[str, str]:
     """Path of each stage's product, relative to the workdir."""
     products = {}
@@ -180,6 +195,8 @@ def _products(run: Run, wanted: tuple[str, ...]) -> dict[str, str]:
         elif stage in ("measurements", "recovery") or (stage == "unit" and run.settings.unit):
             products[stage] = run.products.path(stage).with_suffix(".npz")
         elif stage == "attribution":
+            if run.settings.groups:
+                products["groups"] = run.workdir / "groups.parquet"
             products[stage] = run.workdir / "attribution.parquet"
         elif stage == "evaluation" and run.settings.bank is not None:
             products["bank"] = run.workdir / "bank"
