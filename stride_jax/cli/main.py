@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": Command("What a config will cost on a mesh, before anything runs.", ()),
     "launch": Command("Run a config on several processes, or hand it to a cluster.", ()),
     "ask": Command("Ask a language model's run which texts made it say so.", ("run", "text")),
+    "verify": Command("Whether a run's files are what was written, or two runs agree.", ("run",)),
     "check": Command("Whether a config's model is safe to attribute, in words.", ("run",)),
 }
 

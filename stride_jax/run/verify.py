@@ -1,0 +1,136 @@
+"""Whether what a run wrote is still what it wrote, stage by stage; and whether two runs agree."""
+
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from stride_jax import attribution, evaluation
+from stride_jax import index as indices
+from stride_jax.model_checks import Finding
+from stride_jax.run.pipeline import Run
+from stride_jax.run.stages import BASELINES
+from stride_jax.runtime import checkpoint
+from stride_jax.scores import as_dense
+
+Values = dict[str, np.ndarray]
+
+
+def verify(run: Run) -> Iterator[Finding]:
+    """Read every product that is there, with its digests; nothing is computed.
+
+    Yields:
+      A finding for each stage: `ok`; `note` where it is not there; `error` with what is wrong.
+    """
+    for stage, (there, read) in _stages(run).items():
+        if not there():
+            yield Finding(stage, "note", "not there: run the config to have it made")
+            continue
+        try:
+            arrays = read()
+        except ValueError as error:
+            measured, _, remedy = str(error).rpartition("; ")
+            yield Finding(stage, "error", measured or str(error), remedy)
+        else:
+            size = sum(v.nbytes for v in arrays.values())
+            yield Finding(stage, "ok", f"{len(arrays)} arrays, {size / 2**20:.1f} MiB, as written")
+
+
+def compare(run: Run, other: Run, tolerance: float) -> Iterator[Finding]:
+    """Products of two runs side by side, each array's largest difference over its largest value.
+
+    Args:
+      run, other: of the same settings, on two machines, say.
+      tolerance: above it a stage is an `error`.
+    """
+    theirs = _stages(other)
+    for stage, (there, read) in _stages(run).items():
+        if not (there() and theirs[stage][0]()):
+            yield Finding(stage, "note", "not in both runs")
+            continue
+        own, own_other = read(), theirs[stage][1]()
+        if own.keys() != own_other.keys() or any(own[n].shape != own_other[n].shape for n in own):
+            yield Finding(stage, "error", "other arrays or shapes", "compare runs of one config")
+            continue
+        worst = max((_difference(v, own_other[name]), name) for name, v in own.items())
+        said = f"differs by {worst[0]:.2g} of its size at most, in {worst[1]}"
+        if worst[0] > tolerance:
+            yield Finding(stage, "error", said, f"above tolerance={tolerance:g}")
+        else:
+            yield Finding(stage, "ok", said)
+
+
+def set_aside(run: Run, stage: str) -> list[pathlib.Path]:
+    """Rename a stage's product, so that the next run makes it again; where it is now.
+
+    Args:
+      run: its run.
+      stage: name of the stage.
+    """
+    path = run.products.path(stage)
+    mark = time.strftime(".bad-%Y%m%d-%H%M%S")
+    found = [p for p in (path, path.with_suffix(".npz")) if p.exists()]
+    return [p.rename(p.with_name(p.name + mark)) for p in found]
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    if a.dtype.kind not in "fiub":
+        return float((a != b).any())
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-30))
+
+
+def _stages(run: Run) -> dict[str, tuple[Callable[[], bool], Callable[[], Values]]]:
+    """Whether each stage's product is there, and what reads it."""
+
+    def checkpointed(stage: str) -> Callable[[], bool]:
+        return lambda: checkpoint.latest(run.products.path(stage)) is not None
+
+    def filed(stage: str) -> Callable[[], bool]:
+        return run.products.path(stage).with_suffix(".npz").exists
+
+    def baseline(name: str) -> Callable[[], Values]:
+        return lambda: {"scores": run.baseline(name)}
+
+    stages = {
+        "data": (lambda: True, lambda: _data(run)),
+        "model": (checkpointed("model"), lambda: _leaves(run.model.checkpoints)),
+        "operators": (checkpointed("operators"), lambda: _leaves(indices.to_arrays(run.index))),
+        "measurements": (filed("measurements"), lambda: {"y": run.measurements}),
+        "recovery": (filed("recovery"), lambda: {"scores": as_dense(run.influences)}),
+    }
+    stages |= {name: (filed(name), baseline(name)) for name in BASELINES}
+    if run.settings.groups:
+        stages["groups"] = (filed("groups"), lambda: {"y": np.asarray(run.group_measurements)})
+    if run.settings.unit is not None:
+        stages["unit"] = (filed("unit"), lambda: {"unit": np.array(run.unit)})
+    if run.settings.bank is not None:
+        stages["bank"] = (lambda: any((run.workdir / "bank").glob("*/*.npz")), lambda: _bank(run))
+    file = run.workdir / "attribution.parquet"
+    stages["attribution"] = (file.exists, lambda: _attribution(file))
+    return stages
+
+
+def _data(run: Run) -> Values:
+    splits = run.data[0].items()
+    return {f"{role}.{name}": v for role, own in splits for name, v in
+            (("labels", np.asarray(own.labels)), ("ids", own.ids))}  # fmt: skip
+
+
+def _leaves(tree: Any) -> Values:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _bank(run: Run) -> Values:
+    assert run.settings.bank is not None, "asked where there is one"
+    setup = evaluation.Retraining(run.module, run.train, run.query, run.settings.train)
+    bank = evaluation.read_bank(setup, run.settings.bank, run.workdir / "bank")
+    return {"losses": bank.losses_MxExQ, "margins": bank.margins_MxExQ}
+
+
+def _attribution(file: pathlib.Path) -> Values:
+    return {"scores": as_dense(attribution.Attribution.load(file).scores)}
