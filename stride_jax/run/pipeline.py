@@ -163,7 +163,7 @@ class Run:
             processes.wait("model written")
         self.products.tidy("model")
         model, self.products.seconds["model"] = restore_base(
-            folder, self.module, self.train.inputs[:1], self.settings.num_checkpoints, self.mesh
+            folder, self.module, self.train.inputs[:1], self.settings, self.mesh
         )
         return model
 
@@ -172,7 +172,8 @@ class Run:
         one = self.train.inputs[:1]
         fresh = functools.partial(models.initial_params, self.module, inputs=jnp.asarray(one))
         params = jax.eval_shape(fresh, jax.random.key(0))
-        resolve(from_model(self.module), params, one, self.settings.index)
+        tapped = taps.with_objective(from_model(self.module), self.settings.train.objective)
+        resolve(tapped, params, one, self.settings.index)
 
     def another(self, i: int) -> "Run":
         """The same run with a base model of another seed, the i-th."""
@@ -185,7 +186,7 @@ class Run:
     @functools.cached_property
     def tapped(self) -> taps.TappedModel:
         """The calibrated base model with its taps, which every method reads."""
-        return taps.with_temperature(from_model(self.module), self.model.temperature)
+        return self.model.tapped
 
     @functools.cached_property
     def frozen(self) -> FrozenModel:
@@ -307,7 +308,7 @@ class Run:
         return self.unit if self.products.path("unit").with_suffix(".npz").exists() else None
 
     def _relative(self) -> attribution.Attribution:
-        classes = self.query.labels.ndim == 1
+        classes = self.query.labels.ndim == 1 and self.model.objective.classes
         return attribution.Attribution(
             self.query.ids, self.train.ids, self.influences, used(self.resolved),
             query_labels=self.query.labels if classes else None,
