@@ -33,7 +33,9 @@ from stride_jax.data import (
     write_splits,
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
+from stride_jax.models.train import refuse_kind
 from stride_jax.near_copies import near_copy_keys
+from stride_jax.objectives import named_objective
 from stride_jax.run import grouping, stages
 from stride_jax.run.base_model import restore_base, train_base
 from stride_jax.run.planning import model_speed, with_speed
@@ -107,12 +109,22 @@ class Run:
 
     @functools.cached_property
     def data(self) -> tuple[dict[str, Examples], int]:
-        """The splits by role, and the number of classes."""
+        """The splits by role, and the number of classes, or of numbers in a label."""
         began = time.monotonic()
         with processes.leader_first("data"):
             data = self._read_data()
+        self._refuse_labels(*data)
         self.products.seconds["data"] = time.monotonic() - began
         return data
+
+    def _refuse_labels(self, splits: dict[str, Examples], width: int) -> None:
+        """Labels that the objective can't read, before a model is trained on them."""
+        objective = named_objective(self.settings.train.objective)
+        for role, examples in splits.items():
+            refuse_kind(objective, examples.labels, f"labels of the split {role!r}")
+            if not objective.classes:
+                rows = np.asarray(examples.labels, np.float32).reshape(len(examples), -1)
+                objective.check(rows, width)
 
     def _read_data(self) -> tuple[dict[str, Examples], int]:
         """In memory; for several processes, memory-mapped files that the first of them writes."""
