@@ -32,22 +32,22 @@ class Diabetes(Packaged):
 
 
 class LinearNumbers(Packaged):
-    """`y = <x, w> + noise`: normal x and w of 20 numbers, noise of a half; drawn from seed 0."""
+    """`y = <x, w> + noise`: normal x and w of 10 numbers, noise of a half; drawn from seed 0."""
 
-    SIZES = {"train": 1000, "calibration": 100, "query": 200}  # noqa: RUF012
-    TEXT = "A linear model with normal inputs and noise: 1,000 train, 100 calibration, 200 query."
+    SIZES = {"train": 4000, "calibration": 200, "query": 200}  # noqa: RUF012
+    TEXT = "A linear model with normal inputs and noise: 4,000 train, 200 calibration, 200 query."
     LABEL = tfds.features.Tensor(shape=(), dtype=np.float32)
     COLUMN = "features"
-    FEATURE = tfds.features.Tensor(shape=(20,), dtype=np.float32)
+    FEATURE = tfds.features.Tensor(shape=(10,), dtype=np.float32)
 
     strata = staticmethod(_by_rank)
 
     @staticmethod
     def arrays() -> tuple[np.ndarray, np.ndarray]:
-        """Rows `[1300, 20]` and numbers `[1300]`, float32."""
+        """Rows `[4400, 10]` and numbers `[4400]`, float32."""
         rng = np.random.default_rng(0)
-        rows, weights = rng.normal(size=(1300, 20)), rng.normal(size=20) / np.sqrt(20)
-        labels = rows @ weights + 0.5 * rng.normal(size=1300)
+        rows, weights = rng.normal(size=(4400, 10)), rng.normal(size=10) / np.sqrt(10)
+        labels = rows @ weights + 0.5 * rng.normal(size=4400)
         return rows.astype(np.float32), labels.astype(np.float32)
 
 
