@@ -1,7 +1,8 @@
 """Rows about losses of numbers: linear regression against its exact influence, networks, labels.
 
-Of every board the bank's first half of subsets chooses the opponents' settings (damping, six each)
-and the second half judges; STRIDE's own are not tuned. A linear model is trained with all examples
+Of every board the bank's first half of subsets chooses settings, six for each method, and the
+second half judges. STRIDE is there untuned too; `stride-tuned` chooses among three dampings, its
+features those of the chosen tap or of all. A linear model is trained with all examples
 in a batch until it is the closed-form ridge regression, of which a row tells the distance.
 
 Letters of its own: D columns of a table.
@@ -15,7 +16,7 @@ import numpy as np
 
 from benchmarks.house import Row
 from benchmarks.leaderboard import contest
-from benchmarks.methods import Method, Stride, changed, contestants
+from benchmarks.methods import Method, Stride, changed, contestants, fit_stride, score_stride
 from benchmarks.pointing_figures import Note, lds_row, open_run
 from stride_jax import evaluation
 from stride_jax.baselines import trak
@@ -118,7 +119,7 @@ def exact_influence(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression with its intercept, and how much each example lowers each query's loss.
 
-    `theta = (XᵀX / N + decay)^{-1} Xᵀy / N`, `w_{q,i} = e_q x_qᵀ (XᵀX / N + decay)^{-1} x_i e_i / N`
+    `theta = C^{-1} Xᵀy / N`, `w_{q,i} = e_q x_qᵀ C^{-1} x_i e_i / N`, `C = XᵀX / N + decay`.
 
     Returns:
       `[D + 1]` and `[Q, N]`.
@@ -138,26 +139,39 @@ def exact_influence(
 # ── boards ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def _tuned(base: Stride, taps: Sequence[str]) -> Method:
+    """STRIDE with as many settings to choose from as its opponents have."""
+    grid = [
+        [changed(base, {"index.taps": own, "index.closed_form.damping": damping})]
+        for own in ((), tuple(taps))
+        for damping in (0.1, 0.3, 1.0)
+    ]
+    return Method("stride-tuned", fit_stride, score_stride, grid)
+
+
 def _summed_margins() -> Method:
     """TRAK of the sum of an example's margins."""
     grid = [trak.TrakSettings(damping=d, each=False) for d in (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)]
     return Method("trak-margins", trak.fit, trak.score, [grid])
 
 
-def _board(
-    case: str, run: Run, asked: Sequence[str], besides: Sequence[Method] = ()
-) -> list[Row]:
+def _board(case: str, run: Run, asked: Sequence[str], besides: Sequence[Method] = ()) -> list[Row]:
     """LDS of every method on the second half of the bank, and ours less the others'."""
     halves = run.bank.halves()
     names = ("stride", "stride-direct", "grad-dot", "grad-cos", "trak", "logra", "ekfac", "less",
              "feature-cosine")  # fmt: skip
+    taps = sorted(run.tapped(run.model.params, run.train.inputs[:1])[1])
+    besides = (_tuned(Stride.of(run.settings), taps), *besides)
     scores = _scores(run, halves, names, besides)
     made = {name: evaluation.lds(own, halves[1]) for name, own in scores.items()}
     rows = [lds_row(f"{case}: LDS of {name}", own, halves[1]) for name, own in scores.items()]
-    for other in made.keys() - {"stride", "stride-direct"}:
-        value, interval = evaluation.lds_difference(made["stride"], made[other])
-        name = f"{case}: LDS of stride less that of {other}"
-        rows.append(Row(name, value, "higher", interval, 0.0 if other in asked else None))
+    ours = ("stride-tuned", "stride")
+    for own in ours:
+        for other in [name for name in made if name not in (*ours, "stride-direct")]:
+            value, interval = evaluation.lds_difference(made[own], made[other])
+            wanted = 0.0 if own == "stride-tuned" and other in asked else None
+            name = f"{case}: LDS of {own} less that of {other}"
+            rows.append(Row(name, value, "higher", interval, wanted))
     return [*rows, _ceiling(case, halves[1])]
 
 

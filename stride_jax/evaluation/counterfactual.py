@@ -144,9 +144,7 @@ def counterfactual_reference(
       The reference, for `counterfactual_removal` of any method.
     """
     num_train, sizes = len(setup.train), _sizes(len(setup.train), settings)
-    full_Q = _goodness(setup, settings, np.arange(num_train, dtype=np.int32)[None], progress)[
-        0
-    ]
+    full_Q = _goodness(setup, settings, np.arange(num_train, dtype=np.int32)[None], progress)[0]
     rng = np.random.default_rng(settings.seed)
     drops = []
     for k in sizes:
@@ -165,8 +163,9 @@ def counterfactual_removal(
 ) -> CounterfactualResult:
     """Drop of the true class's probability when a query's top k proponents are removed.
 
-    (Of a loss without classes: the rise of the loss.) For query q and size k: `p_q(all) − p_q(all but the k highest scores of q)`, each the mean over
+    For query q and size k: `p_q(all) − p_q(all but the k highest scores of q)`, each the mean over
     the same seeds of models trained by the same recipe; one program is compiled per size.
+    Of a loss without classes it is the rise of the loss.
 
     Args:
       setup: model, training examples, chosen queries and recipe; Z x Q x seeds models are trained.

@@ -133,6 +133,7 @@ def calibrate(objective: str, outputs: np.ndarray, labels: np.ndarray) -> Calibr
     flat = outputs.reshape(-1, outputs.shape[-1])
     if objective == "cross_entropy":
         return Calibration(fit_temperature(flat, labels.reshape(-1)))
+    _refuse(flat)
     targets = labels.reshape(len(flat), -1)
     if objective == "sigmoid":
         return Calibration(fit_sigmoid_temperature(flat, targets))
@@ -169,6 +170,5 @@ def _best_temperature(loss: Callable[[np.ndarray], float], logits: np.ndarray) -
         return loss(logits * np.exp(-log_tau))
 
     bound = np.log(20.0)
-    minimum = scipy.optimize.minimize_scalar(
-        scaled_loss, bounds=(-bound, bound), method="bounded")
+    minimum = scipy.optimize.minimize_scalar(scaled_loss, bounds=(-bound, bound), method="bounded")
     return float(np.exp(minimum.x))  # pyright: ignore[reportAttributeAccessIssue]

@@ -22,7 +22,7 @@ from stride_jax.runtime.execution import Execution
 def train_base(
     module: Any, splits: dict[str, Examples], settings: RunSettings, execution: Execution
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Train the base model and fit its temperature, or the noise's variance, on the split `calibration`.
+    """Train the base model and calibrate it on the split `calibration`.
 
     Returns:
       Parameters of the checkpoints, the model itself last; and the config to store beside them.
@@ -34,9 +34,7 @@ def train_base(
     )  # fmt: skip
     forward = jax.jit(lambda params, x: module.apply({"params": params}, x)[0])
     logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
-    calibration = models.calibrate(
-        settings.train.objective, logits, np.asarray(held_out.labels)
-    )
+    calibration = models.calibrate(settings.train.objective, logits, np.asarray(held_out.labels))
     return checkpoints, {
         "model": settings.model,
         "train": settings.train,
