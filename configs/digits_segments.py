@@ -1,6 +1,12 @@
 """STRIDE on the 8x8 digits with seven labels each, a display's segments, and a small MLP.
 
-TODO
+MLP 64-64-32-7 of sigmoid cross-entropy, N = 1,347, 300 queries, K = 1000, d = 10.
+
+    python -m experiments.run --config=configs/digits_segments.py --workdir=runs/digits_segments
+    python -m benchmarks.objectives multilabel --workdir=runs/objectives
+
+LDS .420 [.401, .438] on 100 subsets of five models, where a perfect predictor has .85, gradient dot
+.175 and TRAK .349.
 """
 
 from ml_collections import ConfigDict
