@@ -90,7 +90,7 @@ class Model:
             logits = _with_outputs(logits) / self.temperature
             f = self.objective.loss if of is None else of
             targets = None if labels is None else self.objective.targets(labels, logits)
-            return f(logits, targets).sum(), layers
+            return f(logits, targets).sum(), layers  # pyright: ignore[reportArgumentType]
 
         _, shapes = jax.eval_shape(run, {})
         zeros = {name: jnp.zeros(out.shape, out.dtype) for name, (_, out) in shapes.items()}
