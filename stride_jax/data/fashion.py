@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from stride_jax.data.builders import Row, Packaged
+from stride_jax.data.builders import Packaged, Row
 
 PACKAGE = "dataset-fashion-mnist"
 """Name of the Debian package."""
