@@ -5,6 +5,8 @@
     python -m benchmarks.objectives books --workdir=runs/objectives
     python -m benchmarks.objectives questions --workdir=runs/pointing
     python -m benchmarks.objectives mislabels --workdir=runs/objectives
+    python -m benchmarks.objectives regression --workdir=runs/objectives
+    python -m benchmarks.objectives multilabel --workdir=runs/objectives
 
 Rows go to `docs/results/objectives.json`. A run's model is made in the workdir's folder of the
 config's name (runs/objectives/mnist5k), or reused; so are the models trained for comparison.
@@ -19,6 +21,7 @@ from benchmarks.house import ROOT, Row, command, record
 from benchmarks.objectives_books import without_books
 from benchmarks.objectives_labels import mislabels
 from benchmarks.objectives_questions import questions
+from benchmarks.objectives_regression import multilabel, regression
 from benchmarks.objectives_steer import steering, without_groups
 from benchmarks.pointing_figures import Note
 from stride_jax.cli.doors import Parser
@@ -31,6 +34,8 @@ WHAT: dict[str, Callable[[pathlib.Path, Note, str], None]] = {
     "books": without_books,
     "questions": questions,
     "mislabels": mislabels,
+    "regression": regression,
+    "multilabel": multilabel,
 }
 """Subcommands: `(workdir, note, only)`; `only` is text in the names of the cases wanted."""
 

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -110,7 +111,7 @@ class Examples:
         return Examples.trusted(self.inputs[rows], self.labels[rows], ids, weights, keys)
 
 
-def token_shape(labels: np.ndarray) -> tuple[int, ...]:
+def token_shape(labels: np.ndarray | jax.Array) -> tuple[int, ...]:
     """The shape of the labels as tokens: integers are one each, numbers are a token's last axis.
 
     >>> token_shape(np.zeros((5, 3), int)), token_shape(np.zeros((5, 3)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from stride_jax.baselines.model import Layers, Model, batches, layer_gradients
 from stride_jax.data import Examples
-from stride_jax.objectives import cross_entropy
+from stride_jax.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,47 @@ Factors = dict[str, tuple[jax.Array, jax.Array]]
 @functools.partial(jax.jit, static_argnames="model")
 def _drawn_pass(model: Model, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Layers:
     """Layers' inputs and errors for labels drawn from the model; −1 stays −1."""
-    labels = jax.random.categorical(key, model.logits(params, x))
-    return model.layer_pass(params, x, jnp.where(y < 0, -1, labels), cross_entropy)
+    labels = draw_labels(model.objective, model.logits(params, x), key)
+    if model.objective.classes:
+        labels = jnp.where(y < 0, -1, labels)
+    return model.layer_pass(params, x, labels)
+
+
+def draw_labels(objective: Objective, outputs: jax.Array, key: jax.Array) -> jax.Array:
+    """Labels from the likelihood whose negative logarithm the loss is; traceable.
+
+    | loss | label |
+    |---|---|
+    | cross-entropy | a class with probabilities softmax(o) |
+    | squared error | normal about o, with the noise's variance, one over the loss's Hessian |
+    | sigmoid | each 1 with probability `1 / (1 + exp −o)` |
+    | Poisson | a count with mean `exp o` |
+
+    Args:
+      objective: the loss.
+      outputs: `[..., C]`.
+      key: random key.
+
+    Returns:
+      `[...]` int classes, or `[..., C]` numbers.
+
+    Raises:
+      ValueError: a loss of the user's own, whose likelihood nobody knows.
+    """
+    if objective.name == "cross_entropy":
+        return jax.random.categorical(key, outputs)
+    if objective.name == "squared_error":
+        precision = objective.hessian(outputs, outputs).diagonal
+        assert precision is not None, "a squared error has a diagonal"
+        return outputs + jax.random.normal(key, outputs.shape) / jnp.sqrt(precision)
+    if objective.name == "sigmoid":
+        return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
+    if objective.name == "poisson":
+        return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
+    raise ValueError(
+        f"EK-FAC draws labels from the likelihood of the loss, and that of {objective.name!r} is "
+        "not known: use another baseline, or squared_error, SIGMOID or POISSON"
+    )
 
 
 @jax.jit
@@ -108,7 +147,7 @@ def _preconditioned(
     model: Model, params: Any, state: Any, x: jax.Array, y: jax.Array, damping: jax.Array
 ) -> dict[str, jax.Array]:
     """`(F + lambda I)^{-1} G` of each query, layer by layer, `{layer: [B, I, J]}`."""
-    grads = layer_gradients(model.layer_pass(params, x, y, cross_entropy))
+    grads = layer_gradients(model.layer_pass(params, x, y))
     out = {}
     for name, g in grads.items():
         left, right = state["bases"][name]
@@ -122,7 +161,7 @@ def _preconditioned(
 def _against(
     model: Model, params: Any, held: dict[str, jax.Array], x: jax.Array, y: jax.Array
 ) -> jax.Array:
-    layers = model.layer_pass(params, x, y, cross_entropy)
+    layers = model.layer_pass(params, x, y)
     total: Any = 0.0
     for name, v in held.items():
         g = jnp.einsum("bti,bto->bio", *layers[name])

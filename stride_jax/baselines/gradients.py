@@ -13,7 +13,6 @@ import numpy as np
 
 from stride_jax.baselines.model import Layers, Model, batches
 from stride_jax.data import Examples
-from stride_jax.objectives import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ def fit(model: Model, train: Examples, settings: GradientSettings) -> None:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _pass(model: Model, params: Any, x: jax.Array, y: jax.Array) -> Layers:
-    return model.layer_pass(params, x, y, cross_entropy)
+    return model.layer_pass(params, x, y)
 
 
 @jax.jit

@@ -14,7 +14,6 @@ import numpy as np
 from stride_jax.baselines.model import Model, batches, flat_gradients
 from stride_jax.baselines.projection import num_parameters, project, projection_matrix
 from stride_jax.data import Examples
-from stride_jax.objectives import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class LessSettings:
 def _moments(
     model: Model, params: Any, x: jax.Array, y: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    grads = flat_gradients(model.layer_pass(params, x, y, cross_entropy)) * mask[:, None]
+    grads = flat_gradients(model.layer_pass(params, x, y)) * mask[:, None]
     return grads.sum(axis=0), (grads**2).sum(axis=0)
 
 
@@ -73,7 +72,7 @@ def fit(model: Model, train: Examples, settings: LessSettings) -> dict[str, np.n
     phi = [
         _unit(
             project(
-                model, params, train, matrix, cross_entropy, batch_size=settings.batch_size,
+                model, params, train, matrix, batch_size=settings.batch_size,
                 transform=adam_transform(model, params, train, settings),
             )
         )
@@ -99,6 +98,6 @@ def score(
     for params, rate, phi in zip(
         model.checkpoints, model.learning_rates, state["phi"], strict=True
     ):
-        own = project(model, params, query, matrix, cross_entropy, batch_size=settings.batch_size)
+        own = project(model, params, query, matrix, batch_size=settings.batch_size)
         total += rate * _unit(own) @ phi.T
     return total

@@ -14,7 +14,6 @@ import numpy as np
 from stride_jax.baselines.model import Layers, Model, batches
 from stride_jax.baselines.projection import damped_inverse_rows
 from stride_jax.data import Examples
-from stride_jax.objectives import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ Sides = dict[str, tuple[jax.Array, jax.Array]]
 def _second_moments(
     model: Model, params: Any, x: jax.Array, y: jax.Array, mask: jax.Array
 ) -> Sides:
-    layers = model.layer_pass(params, x, y, cross_entropy)
+    layers = model.layer_pass(params, x, y)
     weighted = mask[:, None, None]
     return {
         name: (
@@ -62,7 +61,7 @@ def _second_moments(
 
 @functools.partial(jax.jit, static_argnames="model")
 def _project(model: Model, params: Any, sides: Sides, x: jax.Array, y: jax.Array) -> Any:
-    layers: Layers = model.layer_pass(params, x, y, cross_entropy)
+    layers: Layers = model.layer_pass(params, x, y)
     out = {}
     for name, (a, d) in layers.items():
         left, right = sides[name]

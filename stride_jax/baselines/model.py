@@ -18,12 +18,13 @@ import numpy as np
 from flax import linen as nn
 
 from stride_jax.adapters import from_model
-from stride_jax.taps import TappedModel, with_temperature
+from stride_jax.objectives import CROSS_ENTROPY, Objective
+from stride_jax.taps import TappedModel, with_objective, with_temperature
 
 Layers = dict[str, tuple[jax.Array, jax.Array]]
 """`{layer: (a_BxTxI, δ_BxTxJ)}`; a has a column of ones where the layer has a bias."""
 
-Objective = Callable[[jax.Array, jax.Array], jax.Array]
+OfOutputs = Callable[[jax.Array, Any], jax.Array]
 """`(logits, labels) -> [B]`, or `[B, T]` for tokens, whose gradient a method uses."""
 
 
@@ -36,12 +37,14 @@ class Model:
       checkpoints: parameters along training, the base model last.
       learning_rates: learning rate of the optimiser at each checkpoint.
       temperature: number that the logits are divided by, for every method alike.
+      objective: the loss that it was trained with; for squared error with the noise's variance.
     """
 
     module: nn.Module
     checkpoints: tuple[Any, ...]
     learning_rates: tuple[float, ...] = (1.0,)
     temperature: float = 1.0
+    objective: Objective = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
         if len(self.checkpoints) != len(self.learning_rates) or not self.checkpoints:
@@ -58,10 +61,13 @@ class Model:
     @property
     def tapped(self) -> TappedModel:
         """The calibrated model with all its taps."""
-        return with_temperature(from_model(self.module), self.temperature)
+        cooled = with_temperature(from_model(self.module), self.temperature)
+        return with_objective(cooled, self.objective)
 
-    def layer_pass(self, params: Any, inputs: Any, labels: Any, objective: Objective) -> Layers:
-        """Inputs and errors of every linear layer, `∂ objective / ∂ output`. Traceable.
+    def layer_pass(
+        self, params: Any, inputs: Any, labels: Any, of: OfOutputs | None = None
+    ) -> Layers:
+        """Inputs and errors of every linear layer, `∂ f / ∂ output`, f the loss or `of`. Traceable.
 
         Dense layers have T = 1; a convolution has a token per output pixel, its input the patch.
         Scales and offsets of normalisations are left out, as K-FAC methods leave them.
@@ -81,7 +87,10 @@ class Model:
 
             with nn.intercept_methods(intercept):
                 logits, _ = self.module.apply({"params": params}, inputs)  # pyright: ignore[reportGeneralTypeIssues]
-            return objective(logits / self.temperature, labels).sum(), layers
+            logits = _with_outputs(logits) / self.temperature
+            f = self.objective.loss if of is None else of
+            targets = None if labels is None else self.objective.targets(labels, logits)
+            return f(logits, targets).sum(), layers  # pyright: ignore[reportArgumentType]
 
         _, shapes = jax.eval_shape(run, {})
         zeros = {name: jnp.zeros(out.shape, out.dtype) for name, (_, out) in shapes.items()}
@@ -93,7 +102,17 @@ class Model:
 
     def logits(self, params: Any, inputs: Any) -> jax.Array:
         """Calibrated logits, `[B, C]`. Traceable."""
-        return self.module.apply({"params": params}, inputs)[0] / self.temperature
+        return _with_outputs(self.module.apply({"params": params}, inputs)[0]) / self.temperature
+
+    def losses(self, params: Any, inputs: Any, labels: Any) -> jax.Array:
+        """Calibrated losses, `[B]` or `[B, T]`. Traceable."""
+        logits = self.logits(params, inputs)
+        return self.objective.loss(logits, self.objective.targets(labels, logits))
+
+
+def _with_outputs(logits: jax.Array) -> jax.Array:
+    """A single number per example as one output."""
+    return logits[:, None] if logits.ndim == 1 else logits
 
 
 def _layer_inputs(layer: nn.Dense | nn.Conv, x: jax.Array) -> jax.Array:

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.baselines.model import Model, Objective, batches, flat_gradients
+from stride_jax.baselines.model import Model, OfOutputs, batches, flat_gradients
 from stride_jax.data import Examples
 
 
 def num_parameters(model: Model, inputs: np.ndarray) -> int:
     """P: parameters of the linear layers."""
-    objective = lambda o, y: o  # noqa: E731
+    every = lambda o, y: o  # noqa: E731
     shape = jax.eval_shape(
-        lambda x: flat_gradients(model.layer_pass(model.params, x, jnp.zeros(1, int), objective)),
+        lambda x: flat_gradients(model.layer_pass(model.params, x, None, every)),
         jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype),
     )
     return shape.shape[1]
@@ -31,7 +31,7 @@ def projection_matrix(num: int, dim: int, seed: int) -> jax.Array:
     return signs.astype(jnp.float32) / jnp.sqrt(jnp.float32(dim))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "objective"))
+@functools.partial(jax.jit, static_argnames=("model", "of"))
 def _project(
     model: Model,
     params: Any,
@@ -39,9 +39,9 @@ def _project(
     y: jax.Array,
     matrix_PxH: jax.Array,
     transform: tuple[jax.Array, jax.Array] | None,
-    objective: Objective,
+    of: OfOutputs | None,
 ) -> jax.Array:
-    grads_BxP = flat_gradients(model.layer_pass(params, x, y, objective))
+    grads_BxP = flat_gradients(model.layer_pass(params, x, y, of))
     if transform is not None:
         shift_P, scale_P = transform
         grads_BxP = (grads_BxP + shift_P[None]) * scale_P[None]
@@ -53,7 +53,7 @@ def project(
     params: Any,
     examples: Examples,
     matrix_PxH: jax.Array,
-    objective: Objective,
+    of: OfOutputs | None = None,
     *,
     batch_size: int,
     transform: tuple[jax.Array, jax.Array] | None = None,
@@ -64,7 +64,7 @@ def project(
       model, params: model, and the parameters at which gradients are taken.
       examples: examples whose gradients are projected.
       matrix_PxH: projection.
-      objective: function of logits and labels whose gradient is taken.
+      of: function of logits and labels whose gradient is taken; the model's loss for None.
       batch_size: gradients held at once.
       transform: `(shift_P, scale_P)`, applied as `(g + shift) * scale` before projecting.
 
@@ -72,7 +72,7 @@ def project(
       `[N, H]` float32.
     """
     out = [
-        np.asarray(_project(model, params, x, y, matrix_PxH, transform, objective))
+        np.asarray(_project(model, params, x, y, matrix_PxH, transform, of))
         for _, x, y, _ in batches(examples.inputs, examples.labels, batch_size)
     ]
     return np.concatenate(out)[: len(examples)]

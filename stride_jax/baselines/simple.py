@@ -53,8 +53,10 @@ class CosineSettings:
 def _unit_features(model: Model, params: Any, x: jax.Array, y: jax.Array, tap: str) -> jax.Array:
     activations: Any = model.module.apply({"params": params}, x)[1]
     h = activations[tap or list(activations)[-1]]
-    if y.ndim == 2:  # a sequence is the mean of its tokens
+    if y.ndim == 2 and model.objective.classes:  # a sequence is the mean of its tokens
         h = (h * (y >= 0)[..., None]).sum(axis=1)
+    elif y.ndim == 3:
+        h = h.sum(axis=1)
     h = h.reshape(x.shape[0], -1)
     return h / jnp.maximum(jnp.linalg.norm(h, axis=1, keepdims=True), 1e-12)
 

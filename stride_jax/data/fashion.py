@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from stride_jax.data.builders import Row, _Packaged
+from stride_jax.data.builders import Packaged, Row
 
 PACKAGE = "dataset-fashion-mnist"
 """Name of the Debian package."""
@@ -79,7 +79,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
-class FashionMnist50k(_Packaged):
+class FashionMnist50k(Packaged):
     """70,000 FashionMNIST images: 50,000 + 10,000 of the training set, and the test set."""
 
     SIZES = {"train": 50_000, "calibration": 10_000, "query": 10_000}  # noqa: RUF012

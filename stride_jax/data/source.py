@@ -15,8 +15,14 @@ _OURS = {
     "digits8x8": ("builders", "Digits8x8"),
     "breast_cancer": ("builders", "BreastCancer"),
     "fashion_mnist50k": ("fashion", "FashionMnist50k"),
+    "diabetes": ("numeric", "Diabetes"),
+    "linear_numbers": ("numeric", "LinearNumbers"),
+    "digit_segments": ("numeric", "DigitSegments"),
 }
 """Names of our datasets; module and class of their builders. The modules import TFDS and Pillow."""
+
+_NUMBERS = ("diabetes", "linear_numbers", "digit_segments")
+"""Those of them whose labels are numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +31,9 @@ class DataSettings:
 
     Attributes:
       name: `mnist5k`, `digits8x8`, `breast_cancer`, `fashion_mnist50k` (fetched by `make data`), or
-        any TFDS name with features `label` and `image` or `features` (a table's row).
+        any TFDS name with features `label` and `image` or `features` (a table's row). With numbers
+        as labels: `diabetes`, `linear_numbers`, `digit_segments` (seven labels of each image), or
+        a TFDS name whose `label` is a Tensor.
       train, calibration, query: TFDS split of each role, or a slice such as `test[:400]`.
     """
 
@@ -33,6 +41,11 @@ class DataSettings:
     train: str = "train"
     calibration: str = "calibration"
     query: str = "query"
+
+    @property
+    def has_numbers(self) -> bool | None:
+        """Whether labels are numbers; None for data sets that are not ours."""
+        return self.name in _NUMBERS if self.name in _OURS else None
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -61,21 +74,41 @@ def _read(builder: Any, split: str, column: str) -> Examples:
         ) from error
     batches = list(grain.MapDataset.source(source).batch(512))
     inputs = np.concatenate([batch[column] for batch in batches])
-    labels = np.concatenate([batch["label"] for batch in batches]).astype(np.int32)
-    return Examples(inputs, labels)
+    labels = np.concatenate([batch["label"] for batch in batches])
+    return Examples(inputs, labels.astype(np.int32) if labels.dtype.kind in "iu" else labels)
 
 
 def _scaled(splits: dict[str, Examples]) -> dict[str, Examples]:
-    """Bytes to [0, 1]; a table's columns to mean 0 and deviation 1 over the training split."""
-    raw = splits["train"].inputs
-    if raw.dtype == np.uint8:
-        shift, scale = np.float32(0), np.float32(255)
-    else:
-        shift, scale = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-12)
+    """Bytes to [0, 1]; columns and numbers to mean 0 and deviation 1 over the training split.
+
+    Labels that are all 0 or 1 are there or not, and stay as they are.
+    """
+    train = splits["train"]
+    inputs = (0.0, 255.0) if train.inputs.dtype == np.uint8 else _moments(train.inputs)
+    classes, labels = train.labels.dtype.kind in "iu", (0.0, 1.0)
+    if not classes and not np.isin(train.labels, (0, 1)).all():
+        labels = _moments(train.labels)
+
+    def scaled(values: np.ndarray, shift: Any, scale: Any) -> np.ndarray:
+        return ((values - np.float32(shift)) / np.float32(scale)).astype(np.float32)
+
     return {
-        role: dataclasses.replace(e, inputs=((e.inputs - shift) / scale).astype(np.float32))
+        role: dataclasses.replace(
+            e,
+            inputs=scaled(e.inputs, *inputs),
+            labels=e.labels if classes else scaled(e.labels, *labels),
+        )
         for role, e in splits.items()
     }
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return values.mean(axis=0), np.maximum(values.std(axis=0), 1e-12)
+
+
+def _width(label: Any) -> int:
+    """Classes, or numbers of a label."""
+    return getattr(label, "num_classes", None) or int(np.prod(label.shape))
 
 
 def load_splits(
@@ -88,8 +121,8 @@ def load_splits(
       data_dir: folder of prepared datasets.
 
     Returns:
-      `{"train", "calibration", "query"}`, images scaled to [0, 1] and tables standardised, and the
-      number of classes.
+      `{"train", "calibration", "query"}`, images scaled to [0, 1], tables and numbers standardised,
+      and the number of classes, or of numbers in a label: the model's outputs.
 
     Raises:
       ValueError: unknown dataset or split, or without `label` and `image` or `features`; files of
@@ -109,4 +142,4 @@ def load_splits(
             role: _read(builder, getattr(settings, role), column)
             for role in ("train", "calibration", "query")
         }
-    return _scaled(splits), features["label"].num_classes
+    return _scaled(splits), _width(features["label"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stride_jax.models.train import TrainSettings
+from stride_jax.objectives import named_objective
 from stride_jax.runtime.files import plain
 
 
@@ -78,8 +79,9 @@ class Bank:
 
     Attributes:
       members_MxS: training rows of each subset.
-      losses_MxExQ: cross-entropy of each query under the model of each subset and seed, nats.
-      margins_MxExQ: log odds of the true class, `o_y − logsumexp_{c≠y} o_c`.
+      losses_MxExQ: loss of each query under the model of each subset and seed, nats.
+      margins_MxExQ: log odds of the true class, `o_y − logsumexp_{c≠y} o_c`; nan where the loss is
+        not of classes.
       settings: settings that the subsets were drawn with.
       origin: model, recipe and data.
       seconds: time spent on training.
@@ -116,10 +118,19 @@ class Bank:
         """What a score should predict, for each model, `[M, E, Q]`.
 
         Args:
-          target: `loss` (minus the cross-entropy) or `margin`; both grow when training helps.
+          target: `loss` (minus the loss) or `margin`; both grow when training helps.
+
+        Raises:
+          ValueError: another target, or margins of a loss without classes.
         """
         if target not in ("loss", "margin"):
             raise ValueError(f"target={target!r}: use 'loss' or 'margin'")
+        objective = named_objective(self.origin.training.objective)
+        if target == "margin" and not objective.classes:
+            raise ValueError(
+                f"target='margin' is about classes, but these models' loss is {objective.name}: "
+                "use target='loss'"
+            )
         return -self.losses_MxExQ if target == "loss" else self.margins_MxExQ
 
     def target(self, name: str = "loss") -> np.ndarray:
@@ -160,7 +171,9 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     >>> differences({"alpha": 0.5, "model": "MLP"}, {"alpha": 0.9, "model": "MLP"})
     'alpha: 0.5 and 0.9'
     """
-    return "; ".join(f"{name}: {a[name]!r} and {b[name]!r}" for name in a if a[name] != b[name])
+    names = dict.fromkeys([*a, *b])  # a setting at its default may be written in one alone
+    unequal = [name for name in names if a.get(name) != b.get(name)]
+    return "; ".join(f"{name}: {a.get(name)!r} and {b.get(name)!r}" for name in unequal)
 
 
 def merge(banks: Sequence[Bank]) -> Bank:

@@ -9,6 +9,7 @@ import numpy as np
 
 from stride_jax.evaluation.retrain import Retraining, model_keys, retrain
 from stride_jax.evaluation.statistics import bootstrap_mean, ranking
+from stride_jax.objectives import named_objective
 from stride_jax.runtime.files import fingerprint
 from stride_jax.runtime.progress import Progress, silent
 
@@ -48,7 +49,7 @@ class CounterfactualResult:
     Attributes:
       top_k: numbers of examples removed, Z sizes.
       drop_Z: drop of the true class's probability, mean over queries and seeds; positive: the
-        removed examples helped.
+        removed examples helped. Of a loss without classes it is the rise of the loss, in nats.
       drop_ci95: bootstrap interval over queries for each size.
       drop_ZxQ: drop per size and query, mean over seeds.
     """
@@ -64,7 +65,8 @@ class CounterfactualReference:
     """What every method is compared with, computed once.
 
     Attributes:
-      full_Q: probability of the true class under models of all training examples, mean over seeds.
+      full_Q: probability of the true class under models of all training examples, mean over seeds;
+        minus the loss where there are no classes.
       random: effect of random removals.
       key: hash of everything that it depends on.
     """
@@ -86,13 +88,16 @@ def _key(setup: Retraining, settings: CounterfactualSettings) -> str:
     return fingerprint(repr(setup.module), setup.training, matters, *data)
 
 
-def _probabilities(
+def _goodness(
     setup: Retraining,
     settings: CounterfactualSettings,
     members_JxS: np.ndarray,
     progress: Progress,
 ) -> np.ndarray:
-    """True class's probability on every query after each removal, mean over seeds, `[J, Q]`."""
+    """True class's probability on every query after each removal, mean over seeds, `[J, Q]`.
+
+    Of a loss without classes it is minus the loss.
+    """
     seeds = settings.num_seeds
     seed_J = np.tile(np.arange(seeds), len(members_JxS))
     chunks = retrain(
@@ -109,7 +114,9 @@ def _probabilities(
             "retrained models diverged: lower the recipe's learning_rate="
             f"{setup.training.learning_rate}"
         )
-    return np.exp(-losses).reshape(-1, seeds, len(setup.query)).mean(axis=1)
+    classes = named_objective(setup.training.objective).classes
+    good = np.exp(-losses) if classes else -losses
+    return good.reshape(-1, seeds, len(setup.query)).mean(axis=1)
 
 
 def _without(removed_JxG: np.ndarray, num_train: int) -> np.ndarray:
@@ -137,14 +144,12 @@ def counterfactual_reference(
       The reference, for `counterfactual_removal` of any method.
     """
     num_train, sizes = len(setup.train), _sizes(len(setup.train), settings)
-    full_Q = _probabilities(setup, settings, np.arange(num_train, dtype=np.int32)[None], progress)[
-        0
-    ]
+    full_Q = _goodness(setup, settings, np.arange(num_train, dtype=np.int32)[None], progress)[0]
     rng = np.random.default_rng(settings.seed)
     drops = []
     for k in sizes:
         removed = np.stack([rng.permutation(num_train)[:k] for _ in range(settings.num_controls)])
-        p_JxQ = _probabilities(setup, settings, _without(removed, num_train), progress)
+        p_JxQ = _goodness(setup, settings, _without(removed, num_train), progress)
         drops.append(full_Q - p_JxQ.mean(axis=0))
     return CounterfactualReference(full_Q, _result(sizes, np.stack(drops)), _key(setup, settings))
 
@@ -160,6 +165,7 @@ def counterfactual_removal(
 
     For query q and size k: `p_q(all) − p_q(all but the k highest scores of q)`, each the mean over
     the same seeds of models trained by the same recipe; one program is compiled per size.
+    Of a loss without classes it is the rise of the loss.
 
     Args:
       setup: model, training examples, chosen queries and recipe; Z x Q x seeds models are trained.
@@ -188,6 +194,6 @@ def counterfactual_removal(
     drops = []
     for k in reference.random.top_k:
         members_QxS = _without(order_QxN[:, :k], num_train)
-        p_QxQ = _probabilities(setup, settings, members_QxS, progress)
+        p_QxQ = _goodness(setup, settings, members_QxS, progress)
         drops.append(reference.full_Q - np.diagonal(p_QxQ))
     return _result(reference.random.top_k, np.stack(drops))

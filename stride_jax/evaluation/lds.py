@@ -75,7 +75,7 @@ def lds(
     Args:
       scores_QxN: `[query, train]`, positive = proponent.
       bank: retrained models.
-      target: `loss` (minus the cross-entropy) or `margin`.
+      target: `loss` (minus it) or `margin`, of classes alone.
       correlation: `spearman` or `pearson`.
 
     Raises:

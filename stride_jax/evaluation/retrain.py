@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.examples import Examples
-from stride_jax.models.train import TrainSettings, fit, initial_params
-from stride_jax.objectives import cross_entropy, margin
+from stride_jax.models.train import TrainSettings, fit, initial_params, losses
+from stride_jax.objectives import margin, named_objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.progress import Progress, silent
@@ -42,9 +42,9 @@ class Outputs(NamedTuple):
     """Outputs of retrained models on the queries.
 
     Attributes:
-      losses_BxQ: cross-entropy in nats, summed over a sequence's tokens.
+      losses_BxQ: the recipe's loss in nats, summed over a sequence's tokens.
       margins_BxQ: `o_y − logsumexp_{c≠y} o_c`, the log odds `log p/(1 − p)` of the true class,
-        summed likewise.
+        summed likewise; nan where the loss is not of classes.
     """
 
     losses_BxQ: jax.Array | np.ndarray
@@ -99,9 +99,10 @@ def train_and_score(
             forward, params, data["inputs"], data["labels"], members_S, order_key, training
         )
         logits = forward(params, data["query_inputs"])
-        labels = data["query_labels"]
-        both = cross_entropy(logits, labels), margin(logits, labels)
-        return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in both))
+        labels, objective = data["query_labels"], named_objective(training.objective)
+        loss = losses(objective, logits, labels)
+        own = margin(logits, labels) if objective.classes else jnp.full_like(loss, jnp.nan)
+        return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in (loss, own)))
 
     own = P(mesh.axis_names)
     return jax.shard_map(

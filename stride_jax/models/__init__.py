@@ -1,7 +1,13 @@
 """Models that return `(logits, activations)`, their training and calibration."""
 
 from stride_jax.models.build import ModelSettings, make_model
-from stride_jax.models.calibrate import fit_temperature
+from stride_jax.models.calibrate import (
+    Calibration,
+    calibrate,
+    fit_sigmoid_temperature,
+    fit_temperature,
+    fit_variance,
+)
 from stride_jax.models.gpt import GPT, GPTSettings
 from stride_jax.models.import_huggingface import read_huggingface
 from stride_jax.models.import_nanochat import read_nanochat
@@ -15,6 +21,7 @@ from stride_jax.models.train import TrainSettings, fit, initial_params
 __all__ = [
     "GPT",
     "MLP",
+    "Calibration",
     "GPTSettings",
     "Imported",
     "Llama",
@@ -23,8 +30,11 @@ __all__ = [
     "ResNet9",
     "TrainSettings",
     "WeightsError",
+    "calibrate",
     "fit",
+    "fit_sigmoid_temperature",
     "fit_temperature",
+    "fit_variance",
     "initial_params",
     "make_model",
     "param_shapes",

@@ -18,9 +18,11 @@ from stride_jax.models.train import (
     initial_params,
     optimizer,
     order_batches,
+    refuse_kind,
     schedule,
     training_step,
 )
+from stride_jax.objectives import named_objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.keep import Keep, nowhere
 from stride_jax.runtime.progress import Progress, silent
@@ -44,7 +46,7 @@ def pretrain(
     Args:
       module: linen model whose call returns `(logits, activations)`.
       inputs, labels: the examples, as in `train.fit`.
-      settings: recipe and seed.
+      settings: recipe, with the loss, and seed.
       num_checkpoints: number of equal stretches of training, each of which ends in a checkpoint.
       progress: wraps the pieces.
       keep: where parameters, optimiser and checkpoints are saved between pieces.
@@ -54,8 +56,9 @@ def pretrain(
       stretch.
 
     Raises:
-      ValueError: more checkpoints than steps.
+      ValueError: more checkpoints than steps, or labels that do not fit the settings' objective.
     """
+    refuse_kind(named_objective(settings.objective), labels)
     inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
     rows_sxB = jax.jit(order_batches, static_argnames="settings")(

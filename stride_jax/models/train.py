@@ -4,6 +4,7 @@ Letter of its own: s steps.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from stride_jax.objectives import cross_entropy
+from stride_jax.examples import token_shape
+from stride_jax.objectives import Objective, named_objective
+from stride_jax.runtime.files import added
 
 Params = Any
 Forward = Callable[[Params, jax.Array], jax.Array]
@@ -33,6 +36,7 @@ class TrainSettings:
       weight_decay: weight decay of adamw and muon, or share of the parameters added to the gradient
         of sgd.
       seed: random seed of the initial parameters and the order of examples.
+      objective: the loss, by its name in `objectives`.
     """
 
     epochs: int = 20
@@ -43,8 +47,10 @@ class TrainSettings:
     warmup: float = 0.0
     accumulation: int = 1
     seed: int = 0
+    objective: str = added("cross_entropy")
 
     def __post_init__(self) -> None:
+        named_objective(self.objective)
         if self.optimizer not in ("sgd", "adamw", "muon"):
             raise ValueError(f"optimizer={self.optimizer!r}: use 'sgd', 'adamw' or 'muon'")
         if self.epochs < 1 or self.batch_size < 1:
@@ -98,7 +104,8 @@ def fit(
       forward: `(params, inputs) -> logits`.
       params: initial parameters.
       inputs: inputs of all examples, `[N, ...]`.
-      labels_N: `[N]` classes or `[N, T]` next tokens; −1 does not count.
+      labels_N: `[N]` classes or `[N, T]` next tokens, −1 does not count; or numbers, as in
+        `Examples`, where the settings' objective reads them.
       members_S: `[S]` rows to train on.
       key: key of the order.
       settings: optimiser and schedule; the seed is not used here.
@@ -143,16 +150,20 @@ def training_step(
       forward: `(params, inputs) -> logits`.
       inputs, labels_N: all examples, as in `fit`.
       num_steps: steps of the whole training, for the schedule.
-      settings: optimiser and schedule.
+      settings: optimiser, schedule and objective.
+
+    Raises:
+      ValueError: labels of another kind or width than the objective calls for.
     """
     inputs, labels_N = jnp.asarray(inputs), jnp.asarray(labels_N)
-    tx = optimizer(settings, num_steps)
+    tx, objective = optimizer(settings, num_steps), named_objective(settings.objective)
+    refuse_kind(objective, labels_N)
 
     def total(params: Params, rows_B: jax.Array) -> jax.Array:
-        return cross_entropy(forward(params, inputs[rows_B]), labels_N[rows_B]).sum()
+        return losses(objective, forward(params, inputs[rows_B]), labels_N[rows_B]).sum()
 
     def gradient(params: Params, rows_B: jax.Array) -> tuple[jax.Array, Params]:
-        count = jnp.maximum((labels_N[rows_B] >= 0).sum(), 1)
+        count = _count(objective, labels_N[rows_B])
         grad = jax.value_and_grad(total)
         if settings.accumulation == 1 or len(rows_B) % settings.accumulation:  # or a small last set
             total_and_grads = grad(params, rows_B)
@@ -169,6 +180,53 @@ def training_step(
         return (optax.apply_updates(params, updates), moments), loss
 
     return step
+
+
+def losses(objective: Objective, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Losses of a batch, `[B]` or `[B, T]` nats; traceable.
+
+    Args:
+      objective: the loss.
+      outputs: `[B, …, C]`, or `[B]` of a model that returns one number.
+      labels: as in `Examples`.
+
+    Raises:
+      ValueError: numbers that are not one for each output.
+    """
+    outputs = outputs[:, None] if outputs.ndim == 1 else outputs
+    targets = objective.targets(labels, outputs)
+    if not objective.classes and targets.shape != outputs.shape:
+        raise ValueError(
+            f"labels of shape {labels.shape} do not fit outputs of shape {outputs.shape}: give one "
+            "number for each output"
+        )
+    return objective.loss(outputs, targets)
+
+
+def refuse_kind(objective: Objective, labels: ArrayLike, what: str = "labels") -> None:
+    """Refuse numbers for a loss of classes, and classes for one of numbers.
+
+    Raises:
+      ValueError: names the setting to change.
+    """
+    classes = jnp.issubdtype(jnp.asarray(labels[:1]).dtype, jnp.integer)  # pyright: ignore[reportIndexIssue]
+    if classes and not objective.classes:
+        raise ValueError(
+            f"{what} are integer classes, but objective={objective.name!r} reads numbers: set "
+            "objective='cross_entropy', or give labels.astype(float)"
+        )
+    if objective.classes and not classes:
+        raise ValueError(
+            f"{what} are numbers, but objective={objective.name!r} reads integer classes: set "
+            "objective='squared_error', 'sigmoid' or 'poisson'"
+        )
+
+
+def _count(objective: Objective, labels: jax.Array) -> jax.Array | int:
+    """What a batch's loss is divided by: labels that count, or tokens of numbers."""
+    if objective.classes:
+        return jnp.maximum((labels >= 0).sum(), 1)
+    return math.prod(token_shape(labels))
 
 
 def initial_params(module: Any, key: jax.Array, inputs: jax.Array) -> Params:

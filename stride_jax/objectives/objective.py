@@ -59,6 +59,12 @@ class Objective:
     doubted: Callable[[jax.Array, float], jax.Array] = _as_they_are
     check: Callable[[np.ndarray, int], None] = _any_target
 
+    def targets(self, labels: jax.Array, outputs: jax.Array) -> jax.Array:
+        """Labels as `Examples` has them, `[N]` numbers too, as the targets of these outputs."""
+        if self.classes:
+            return labels
+        return labels.reshape(*outputs.shape[:-1], -1).astype(outputs.dtype)
+
     def divergence(self, shift: jax.Array, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """What a shift costs to second order and beyond: `<e, s> − drop(s)`, `[...]`.
 

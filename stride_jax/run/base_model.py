@@ -22,7 +22,7 @@ from stride_jax.runtime.execution import Execution
 def train_base(
     module: Any, splits: dict[str, Examples], settings: RunSettings, execution: Execution
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Train the base model and fit its temperature on the split `calibration`.
+    """Train the base model and calibrate it on the split `calibration`.
 
     Returns:
       Parameters of the checkpoints, the model itself last; and the config to store beside them.
@@ -34,19 +34,18 @@ def train_base(
     )  # fmt: skip
     forward = jax.jit(lambda params, x: module.apply({"params": params}, x)[0])
     logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
-    logits = logits.reshape(-1, logits.shape[-1])
-    temperature = models.fit_temperature(logits, np.asarray(held_out.labels).reshape(-1))
+    calibration = models.calibrate(settings.train.objective, logits, np.asarray(held_out.labels))
     return checkpoints, {
         "model": settings.model,
         "train": settings.train,
-        "temperature": temperature,
+        **calibration._asdict(),
         "learning_rates": rates,
         "seconds": time.monotonic() - began,
     }
 
 
 def restore_base(
-    folder: pathlib.Path, module: Any, one: np.ndarray, num_checkpoints: int, mesh: Mesh
+    folder: pathlib.Path, module: Any, one: np.ndarray, settings: RunSettings, mesh: Mesh
 ) -> tuple[Model, float]:
     """The stored base model with its checkpoints, and the seconds of its training.
 
@@ -54,16 +53,19 @@ def restore_base(
       folder: folder of the checkpoint.
       module: linen module.
       one: inputs of one example, as a batch.
-      num_checkpoints: number of stored checkpoints.
+      settings: those of the run: number of stored checkpoints, and the objective.
       mesh: devices that the checkpoint is read onto.
     """
     fresh = functools.partial(models.initial_params, module, inputs=jnp.asarray(one))
     whole = meshes.replicated(mesh)
     like = jax.tree.map(
         lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=whole),
-        [jax.eval_shape(fresh, jax.random.key(0))] * num_checkpoints,
+        [jax.eval_shape(fresh, jax.random.key(0))] * settings.num_checkpoints,
     )
     params, config = checkpoint.restore(folder, like)
     params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
     rates = tuple(config["learning_rates"])
-    return Model(module, tuple(params), rates, config["temperature"]), config["seconds"]
+    calibration = models.Calibration(config["temperature"], config.get("variance"))
+    objective = calibration.objective(settings.train.objective)
+    model = Model(module, tuple(params), rates, calibration.temperature, objective)
+    return model, config["seconds"]

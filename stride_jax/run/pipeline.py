@@ -33,7 +33,9 @@ from stride_jax.data import (
     write_splits,
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
+from stride_jax.models.train import refuse_kind
 from stride_jax.near_copies import near_copy_keys
+from stride_jax.objectives import named_objective
 from stride_jax.run import grouping, stages
 from stride_jax.run.base_model import restore_base, train_base
 from stride_jax.run.planning import model_speed, with_speed
@@ -107,12 +109,22 @@ class Run:
 
     @functools.cached_property
     def data(self) -> tuple[dict[str, Examples], int]:
-        """The splits by role, and the number of classes."""
+        """The splits by role, and the number of classes, or of numbers in a label."""
         began = time.monotonic()
         with processes.leader_first("data"):
             data = self._read_data()
+        self._refuse_labels(*data)
         self.products.seconds["data"] = time.monotonic() - began
         return data
+
+    def _refuse_labels(self, splits: dict[str, Examples], width: int) -> None:
+        """Labels that the objective can't read, before a model is trained on them."""
+        objective = named_objective(self.settings.train.objective)
+        for role, examples in splits.items():
+            refuse_kind(objective, examples.labels, f"labels of the split {role!r}")
+            if not objective.classes:
+                rows = np.asarray(examples.labels, np.float32).reshape(len(examples), -1)
+                objective.check(rows, width)
 
     def _read_data(self) -> tuple[dict[str, Examples], int]:
         """In memory; for several processes, memory-mapped files that the first of them writes."""
@@ -163,7 +175,7 @@ class Run:
             processes.wait("model written")
         self.products.tidy("model")
         model, self.products.seconds["model"] = restore_base(
-            folder, self.module, self.train.inputs[:1], self.settings.num_checkpoints, self.mesh
+            folder, self.module, self.train.inputs[:1], self.settings, self.mesh
         )
         return model
 
@@ -172,7 +184,8 @@ class Run:
         one = self.train.inputs[:1]
         fresh = functools.partial(models.initial_params, self.module, inputs=jnp.asarray(one))
         params = jax.eval_shape(fresh, jax.random.key(0))
-        resolve(from_model(self.module), params, one, self.settings.index)
+        tapped = taps.with_objective(from_model(self.module), self.settings.train.objective)
+        resolve(tapped, params, one, self.settings.index)
 
     def another(self, i: int) -> "Run":
         """The same run with a base model of another seed, the i-th."""
@@ -185,7 +198,7 @@ class Run:
     @functools.cached_property
     def tapped(self) -> taps.TappedModel:
         """The calibrated base model with its taps, which every method reads."""
-        return taps.with_temperature(from_model(self.module), self.model.temperature)
+        return self.model.tapped
 
     @functools.cached_property
     def frozen(self) -> FrozenModel:
@@ -307,7 +320,7 @@ class Run:
         return self.unit if self.products.path("unit").with_suffix(".npz").exists() else None
 
     def _relative(self) -> attribution.Attribution:
-        classes = self.query.labels.ndim == 1
+        classes = self.query.labels.ndim == 1 and self.model.objective.classes
         return attribution.Attribution(
             self.query.ids, self.train.ids, self.influences, used(self.resolved),
             query_labels=self.query.labels if classes else None,

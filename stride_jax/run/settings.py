@@ -11,6 +11,7 @@ from stride_jax.data import BIBLE_FIELDS, DataSettings, TextSettings, VerseSetti
 from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.near_copies import NearCopySettings
+from stride_jax.objectives import named_objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
@@ -91,6 +92,7 @@ class RunSettings:
             raise ValueError(f"{name} reads tokens, but this run has no text: leave it out")
         if self.groups:
             self._check_groups()
+        self._check_objective()
 
     def _check_groups(self) -> None:
         """Refuse names that the data are known to lack; own files are asked when they are read."""
@@ -107,6 +109,23 @@ class RunSettings:
             raise ValueError(
                 f"groups={self.groups!r}: joint training has no moments; use "
                 "index.fit='closed_form'"
+            )
+
+    def _check_objective(self) -> None:
+        """Refuse a loss that the data or the question are not made for, before anything runs."""
+        objective = named_objective(self.train.objective)
+        numbers = False if self.is_text else self.data.has_numbers
+        source = "text" if self.is_text else f"data.name={self.data.name!r}"
+        if numbers is not None and numbers == objective.classes:
+            fitting = "squared_error', 'sigmoid' or 'poisson" if numbers else "cross_entropy"
+            raise ValueError(
+                f"train.objective={objective.name!r} does not fit {source}, whose labels are "
+                f"{'numbers' if numbers else 'classes'}: set it to '{fitting}'"
+            )
+        if self.read.measure.question == "margin" and not objective.classes:
+            raise ValueError(
+                "read.measure.question='margin' is about classes, but "
+                f"train.objective={objective.name!r}: ask for 'loss'"
             )
 
     @property

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import attribution, evaluation
-from stride_jax.objectives import cross_entropy
 from stride_jax.run import grouping
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import used
@@ -97,7 +96,9 @@ def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
         "noise": figures.get("noise"),
         "accuracy": model.get("accuracy"),
         "held_out_loss": model.get("held_out_loss"),
+        "explained_variance": model.get("explained_variance"),
         "temperature": model.get("temperature"),
+        "noise_variance": model.get("noise_variance"),
         "recovery": _recovery(run) if "recovery" in wanted else None,
         "groups": _groups(run) if "attribution" in wanted else None,
         "unit": run.unit if "unit" in wanted else None,
@@ -156,16 +157,31 @@ def too_small(num_subsets: int, num_queries: int) -> str | None:
 
 
 def _held_out(run: Run) -> dict[str, float]:
-    """The base model on the queries: share of correct labels, nats per label."""
-    logits = run.tapped(run.model.params, jnp.asarray(run.query.inputs))[0]
-    labels = run.query.labels
-    right = np.asarray(logits.argmax(axis=-1)) == labels
-    loss = np.asarray(cross_entropy(logits, jnp.asarray(labels)))
-    return {
-        "accuracy": float(right[labels >= 0].mean()),
-        "held_out_loss": float(loss[labels >= 0].mean()),
-        "temperature": run.model.temperature,
-    }
+    """The base model on the queries: nats per label, and what its objective has besides.
+
+    That is the share of correct labels, or the share of the numbers' variance that is explained,
+    and what was fitted to calibrate it.
+    """
+    model, labels = run.model, run.query.labels
+    logits = np.asarray(run.tapped(model.params, jnp.asarray(run.query.inputs))[0])
+    loss = np.asarray(model.losses(model.params, jnp.asarray(run.query.inputs), labels))
+    if model.objective.classes:
+        right = logits.argmax(axis=-1) == labels
+        return {
+            "accuracy": float(right[labels >= 0].mean()),
+            "held_out_loss": float(loss[labels >= 0].mean()),
+            "temperature": model.temperature,
+        }
+    targets, own = labels.reshape(logits.shape), {"held_out_loss": float(loss.mean())}
+    if model.objective.name == "sigmoid":
+        right = (logits > 0) == (targets > 0.5)
+        return own | {"accuracy": float(right.mean()), "temperature": model.temperature}
+    if model.objective.name == "squared_error":
+        precision = model.objective.hessian(jnp.ones(1), jnp.ones(1)).diagonal
+        own["noise_variance"] = 1 / float(np.asarray(precision)[0])
+        spread = ((targets - targets.mean(axis=0)) ** 2).sum()
+        own["explained_variance"] = 1 - float(((targets - logits) ** 2).sum() / spread)
+    return own
 
 
 def _recovery(run: Run) -> dict[str, float]:

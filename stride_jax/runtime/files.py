@@ -29,11 +29,16 @@ class UnreadableFileError(ValueError):
 def plain(value: Any) -> Any:
     """Settings as JSON values: dataclasses and mappings become dicts, tuples lists.
 
+    A field declared by `added` is left out at its default: products that are older than the field
+    keep their hashes.
+
     >>> plain({"a": (1, 2.5), "b": None})
     {'a': [1, 2.5], 'b': None}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: f for f in dataclasses.fields(value)}
+        own = {name: getattr(value, name) for name in fields}
+        return {n: plain(v) for n, v in own.items() if not _left_out(fields[n], v)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -41,6 +46,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value
+
+
+def added(default: Any) -> Any:
+    """A dataclass' field that came after products were written, none of which are invalidated."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def _left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    return bool(field.metadata.get("added")) and value == field.default
 
 
 def fingerprint(*parts: Any) -> str:

@@ -19,9 +19,10 @@ from stride_jax import measure, models, recovery, taps
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.evaluation import BankSettings, retrain
-from stride_jax.examples import Examples
+from stride_jax.examples import Examples, token_shape
 from stride_jax.fitting import fit_programs
 from stride_jax.frozen import FrozenModel, resolve
+from stride_jax.objectives import named_objective
 from stride_jax.observed import observed_source
 from stride_jax.operators import joint
 from stride_jax.run.planning.costs import StageCost, cost
@@ -40,7 +41,7 @@ class Extent:
       num_train: N.
       num_queries: Q.
       input_shape: shape of an example's inputs; `(T,)` for a language model.
-      num_classes: C, classes or size of the vocabulary.
+      num_classes: C, classes, size of the vocabulary, or numbers of a label.
     """
 
     num_train: int
@@ -130,24 +131,28 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     module = models.make_model(settings.model, extent.num_classes)
     tokens = settings.model.kind in ("gpt", "llama")
     inputs = np.zeros((1, *extent.input_shape), np.int32 if tokens else np.float32)
+    objective = named_objective(settings.train.objective)
     labels = np.zeros((1, *extent.input_shape) if tokens else (1,), np.int32)
+    if not objective.classes:
+        labels = np.zeros((*labels.shape, extent.num_classes), np.float32)
+    token_rows = token_shape(labels)
     fresh = functools.partial(models.initial_params, module, inputs=jnp.asarray(inputs))
     params = jax.eval_shape(fresh, jax.eval_shape(lambda: jax.random.key(0)))
     rule = meshes.sharded_parameters(params, mesh)
     if settings.execution.mesh.parameters == "replicated":
         rule = jax.tree.map(lambda _: meshes.replicated(mesh), params)
     params = jax.tree.map(lambda v, where: shape(v.shape, v.dtype, where), params, rule)
-    tapped = taps.with_temperature(from_model(module), 1.0)
+    tapped = taps.with_objective(taps.with_temperature(from_model(module), 1.0), objective)
     shapes = jax.eval_shape(tapped.forward, params, inputs)[1]
     own = settings.index
     if not own.taps:  # the choice depends on the weights: the widest tap costs most
         widest = max(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
         own = dataclasses.replace(own, taps=(widest,))
     own = dataclasses.replace(
-        own, design=own.design.resolved((extent.num_train, *labels.shape[1:]), own.fit)
+        own, design=own.design.resolved((extent.num_train, *token_rows[1:]), own.fit)
     )
     frozen = resolve(tapped, params, inputs, own)
-    widths = {name: math.prod(shapes[name].shape) // labels.size for name in own.taps}
+    widths = {name: math.prod(shapes[name].shape) // math.prod(token_rows) for name in own.taps}
     basis = ops.basis_shapes(own.basis, widths)
     execution = Execution(
         mesh, memory=settings.execution.memory, batch_size=settings.execution.batch_size
