@@ -46,8 +46,8 @@ def train_base(
 
 def restore_base(
     folder: pathlib.Path, module: Any, one: np.ndarray, settings: RunSettings, mesh: Mesh
-) -> tuple[Model, float]:
-    """The stored base model with its checkpoints, and the seconds of its training.
+) -> tuple[Model, dict[str, Any]]:
+    """The stored base model with its checkpoints, and the config beside them.
 
     Args:
       folder: folder of the checkpoint.
@@ -68,4 +68,4 @@ def restore_base(
     calibration = models.Calibration(config["temperature"], config.get("variance"))
     objective = calibration.objective(settings.train.objective)
     model = Model(module, tuple(params), rates, calibration.temperature, objective)
-    return model, config["seconds"]
+    return model, config

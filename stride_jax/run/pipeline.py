@@ -171,12 +171,14 @@ class Run:
             params, config = train_base(
                 self.module, self.data[0], self.settings, self.execution("model")
             )
+            config["note"] = self.products.note("model")
             checkpoint.save(folder, meshes.everywhere(params, self.mesh), config)
             processes.wait("model written")
         self.products.tidy("model")
-        model, self.products.seconds["model"] = restore_base(
+        model, config = restore_base(
             folder, self.module, self.train.inputs[:1], self.settings, self.mesh
         )
+        self.products.restored("model", config, model.checkpoints)
         return model
 
     def _refuse_unknown_taps(self) -> None:
@@ -231,21 +233,24 @@ class Run:
             )
             made = fitting.made(fitted, self.train, frozen, "", self.groups)
             arrays = indices.to_arrays(made)
-            note = {"seconds": time.monotonic() - began, "groups": grouping.note(made.groups)}
+            config = {"seconds": time.monotonic() - began, "groups": grouping.note(made.groups)}
+            config["note"] = self.products.note("operators")
             placed = {name: meshes.place(v, self._where(name)) for name, v in arrays.items()}
-            checkpoint.save(folder, placed, note)
+            checkpoint.save(folder, placed, config)
             processes.wait("operators written")
         self.products.tidy("operators")
         like = {
             name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=self._where(name))
             for name, v in checkpoint.shapes(folder).items()
         }
-        arrays, note = checkpoint.restore(folder, like)
-        self.products.seconds["operators"] = note["seconds"]
-        fingerprint = parameters_fingerprint(self.frozen.params)
-        names = self.train.ids, self.train.keys
-        arrays |= grouping.from_note(note.get("groups"))
-        return indices.from_arrays(arrays, names, self.frozen.settings, fingerprint)
+        arrays, config = checkpoint.restore(folder, like)
+        frozen, names = self.frozen, (self.train.ids, self.train.keys)
+        self.products.restored("operators", config, arrays)
+        arrays |= grouping.from_note(config.get("groups"))
+        index = indices.from_arrays(
+            arrays, names, frozen.settings, parameters_fingerprint(frozen.params)
+        )
+        return dataclasses.replace(index, objective=frozen.tapped.objective.name)
 
     def _where(self, name: str) -> NamedSharding:
         split = indices.by_subset(name)

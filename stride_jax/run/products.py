@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from stride_jax.runtime import processes
+from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.files import UnreadableFileError, fingerprint, read_arrays, write_arrays
 from stride_jax.version import __version__
 
@@ -58,11 +59,21 @@ class Products:
         known = {need: self._digests[need] for need in needs if need in self._digests}
         return {"stage": stage, "key": self.key(stage), "made_from": known}
 
-    def has(self, stage: str, digest: str) -> None:
-        """Remember the digest of a product that was read or written."""
-        self._digests[stage] = digest
+    def restored(self, stage: str, config: Mapping[str, Any], tree: Any) -> None:
+        """Check and remember a product that is a checkpoint.
 
-    def check(self, stage: str, stored: Mapping[str, Any]) -> None:
+        Args:
+          stage: its name.
+          config: what was stored beside it: its seconds, and a note unless an earlier version
+            wrote it.
+          tree: its arrays.
+        """
+        self.seconds[stage] = float(config["seconds"])
+        if "note" in config:
+            self._check(stage, config["note"])
+        self._digests[stage] = parameters_fingerprint(tree)
+
+    def _check(self, stage: str, stored: Mapping[str, Any]) -> None:
         """Refuse a product that is another one's, or was made from others than are here.
 
         Args:
@@ -129,7 +140,7 @@ class Products:
                     "stage run again"
                 ) from error
             if "note" in arrays:  # earlier versions wrote none
-                self.check(stage, json.loads(str(arrays.pop("note"))))
+                self._check(stage, json.loads(str(arrays.pop("note"))))
             self.tidy(stage)
         else:
             needs()
