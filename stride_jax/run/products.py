@@ -152,7 +152,6 @@ class Products:
             if together:
                 self.forget(stage)
         self.seconds[stage] = float(arrays.pop("seconds"))
-        self.has(
-            stage, fingerprint(*(part for name in sorted(arrays) for part in (name, arrays[name])))
-        )
+        parts = [part for name in sorted(arrays) for part in (name, arrays[name])]
+        self._digests[stage] = fingerprint(*parts)
         return arrays

@@ -80,7 +80,12 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     if a.dtype.kind not in "fiub":
         return float((a != b).any())
     a, b = a.astype(np.float64), b.astype(np.float64)
-    return float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-30))
+    other = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    finite = np.isfinite(a) & np.isfinite(b)
+    if (other & ~finite).any():
+        return float("inf")
+    moved = np.abs(a[other] - b[other]).max(initial=0)
+    return float(moved / max(np.abs(a[finite]).max(initial=0), 1e-30))
 
 
 def _stages(run: Run) -> dict[str, tuple[Callable[[], bool], Callable[[], Values]]]:

@@ -1,0 +1,108 @@
+"""A run's files are read with their digests; what was swapped or damaged is named, and redone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import breast_cancer
+from stride_jax.cli.main import main
+from stride_jax.run import summary
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import check_workdir, run_settings
+from stride_jax.runtime.files import read_arrays, write_arrays
+
+
+def made(workdir, **changes):
+    config = breast_cancer.get_config("runlocal")
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    settings = run_settings(config.to_dict())
+    workdir.mkdir(parents=True, exist_ok=True)
+    check_workdir(workdir, settings)
+    run = Run(settings, workdir)
+    return run, summary.write(run)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two runs whose base models differ by their seed."""
+    home = tmp_path_factory.mktemp("runs")
+    return {seed: made(home / str(seed), train__seed=seed)[0] for seed in (0, 1)}
+
+
+def said(capsys, *words):
+    code = main(["verify", *words, "--json"])
+    out = capsys.readouterr().out
+    report = json.loads(out[: out.rindex("}") + 1])
+    return code, {row["name"]: row for row in report["findings"]}
+
+
+def copied(run, folder):
+    shutil.copytree(run.workdir, folder)
+    return Run(run.settings, folder)
+
+
+def test_a_whole_run_is_as_written_and_agrees_with_its_copy(finished, tmp_path, capsys):
+    run = copied(finished[0], tmp_path / "a")
+    code, rows = said(capsys, f"--workdir={run.workdir}")
+    assert code == 0
+    assert {row["level"] for row in rows.values()} == {"ok"}, rows
+    assert {"model", "operators", "measurements", "recovery", "bank", "attribution"} <= rows.keys()
+    both = f"--workdir={run.workdir}", f"--against={finished[0].workdir}"
+    code, rows = said(capsys, *both)
+    assert code == 0
+    assert {row["level"] for row in rows.values()} == {"ok"}
+    code, rows = said(capsys, f"--workdir={run.workdir}", f"--against={finished[1].workdir}")
+    assert code == 2
+    assert rows["data"]["level"] == "ok"
+    assert rows["model"]["level"] == "error"
+    assert "differs by" in rows["model"]["measured"]
+
+
+def test_a_damaged_stage_is_named_set_aside_and_made_again(finished, tmp_path, capsys):
+    run = copied(finished[0], tmp_path / "a")
+    path = run.products.path("measurements").with_suffix(".npz")
+    whole = read_arrays(path)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+    code, rows = said(capsys, f"--workdir={run.workdir}", "--redo")
+    assert code == 2
+    assert [name for name, row in rows.items() if row["level"] == "error"] == ["measurements"]
+    assert str(path) in rows["measurements"]["measured"]
+    assert len(list(path.parent.glob("*.npz.bad-*"))) == 1
+    made(run.workdir, train__seed=0)
+    np.testing.assert_array_equal(read_arrays(path)["y"], whole["y"])
+    assert said(capsys, f"--workdir={run.workdir}")[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["model", "operators", "measurements", "recovery"])
+def test_another_runs_whole_product_is_told(finished, tmp_path, capsys, stage):
+    """By its key, where it is of other settings; by what later stages were made from, else."""
+    run, other = copied(finished[0], tmp_path / "a"), finished[1]
+    for suffix in ("", ".npz"):
+        mine, theirs = (one.products.path(stage) for one in (run, other))
+        mine, theirs = (p.with_name(p.name + suffix) for p in (mine, theirs))
+        if theirs.is_dir():
+            shutil.rmtree(mine)
+            shutil.copytree(theirs, mine)
+        elif theirs.exists():
+            shutil.copy(theirs, mine)
+    code, rows = said(capsys, f"--workdir={run.workdir}")
+    assert code == 2
+    assert rows[stage]["level"] == "error"
+    assert "it was moved here" in rows[stage]["measured"] + rows[stage]["remedy"]
+
+
+def test_a_product_made_from_another_is_told(finished, tmp_path, capsys):
+    """Whole, of the right key, and yet not what the later stages were made from."""
+    run = copied(finished[0], tmp_path / "a")
+    path = run.products.path("measurements").with_suffix(".npz")
+    arrays = read_arrays(path)
+    write_arrays(path, **{**arrays, "y": arrays["y"] * np.float32(1.5)})
+    code, rows = said(capsys, f"--workdir={run.workdir}")
+    assert code == 2
+    assert rows["measurements"]["level"] == "ok"
+    assert "was made from another measurements" in rows["recovery"]["measured"]
