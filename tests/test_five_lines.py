@@ -25,10 +25,12 @@ from sklearn.datasets import load_digits
 
 import stride_jax
 from stride_jax import Examples
+from stride_jax.runtime.mesh import single_mesh
 from stride_jax.taps import TappedModel
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, QUERIES = 120, 6
+ONE = stride_jax.Execution(mesh=single_mesh())  # compiles faster than eight devices
 # As many subsets as so few examples allow; all else is left at its default.
 SETTINGS = stride_jax.IndexSettings(design=stride_jax.Design(num_subsets=40, degree=4))
 
@@ -157,7 +159,7 @@ def texts():
     spoken = [re.findall(r"[a-z]+", (ROOT / name).read_text().lower()) for name in FILES]
     words, counts = np.unique(np.concatenate(spoken), return_counts=True)
     known = {w: i + 2 for i, w in enumerate(words[np.argsort(-counts)][: VOCABULARY - 2])}
-    size_N = np.random.default_rng(0).integers(4, LENGTH + 1, TRAIN + QUERIES)
+    size_N = np.random.default_rng(0).integers(5, LENGTH + 1, TRAIN + QUERIES)
     label_N = np.arange(TRAIN + QUERIES) % len(FILES)
     tokens = np.zeros((len(size_N), LENGTH), np.int32)
     for row, (size, label) in enumerate(zip(size_N, label_N, strict=True)):
@@ -230,7 +232,7 @@ def dense_scores(case, index, doubt=0.005, damping=2.0):
 
 def fitted(case, settings=SETTINGS, **given):
     x, y = cut(case.inputs, slice(0, TRAIN)), case.labels[:TRAIN]
-    return stride_jax.fit(case.tapped, case.params, x, y, settings, **given)
+    return stride_jax.fit(case.tapped, case.params, x, y, settings, **{"execution": ONE, **given})
 
 
 def queries(case):
@@ -247,22 +249,38 @@ def test_scores_are_those_of_dense_algebra_on_the_models_own_outputs(made):
     scale = np.abs(expected).max()
     assert scale > 1e-4
     # Examples that are kept are scored exactly; here all of them are.
-    found = np.asarray(stride_jax.attribute(case.tapped, case.params, index, *queries(case)))
+    found = np.asarray(
+        stride_jax.attribute(case.tapped, case.params, index, *queries(case), execution=ONE)
+    )
     np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
 
 
 # ── Several inputs, and parameters of any kind, at every door ────────────────────────────────────
 
 
+def pooled(params, batch):
+    """A classifier of masked texts, written out."""
+    x = params["embed"][batch["tokens"]] * batch["mask"][..., None]
+    hidden = jnp.tanh(x.sum(axis=1) / batch["mask"].sum(axis=1, keepdims=True) @ params["w"])
+    return hidden @ params["head"], {"pooled": hidden}
+
+
+def plain_text():
+    batch, labels = texts()
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"embed": (VOCABULARY, WIDTH), "w": (WIDTH, WIDTH), "head": (WIDTH, len(FILES))}
+    params = {n: jax.random.normal(k, v) for k, (n, v) in zip(keys, shapes.items(), strict=True)}
+    rest = lambda p, batch, replace: replace["pooled"] @ p["head"]  # noqa: E731
+    tapped = stride_jax.from_function(pooled, suffix=rest)
+    return Case(tapped, params, lambda batch: pooled(params, batch)[0], batch, labels)
+
+
 def packed(case):
-    """The text classifier as a function of one array: tokens and mask, `[N, 2, T]`."""
+    """The same as a function of one array: tokens and mask, `[N, 2, T]`."""
     both = np.stack([case.inputs["tokens"], case.inputs["mask"].astype(np.int32)], axis=1)
     apart = lambda x: {"tokens": x[:, 0], "mask": x[:, 1].astype(bool)}  # noqa: E731
-    inner = case.tapped
     tapped = stride_jax.from_function(
-        lambda p, x: inner.forward(p, apart(x)),
-        suffix=lambda p, x, replace: inner.suffix(p, apart(x), replace),
-        shifted=lambda p, x, shifts: inner.shifted(p, apart(x), shifts),
+        lambda p, x: pooled(p, apart(x)), suffix=lambda p, x, replace: replace["pooled"] @ p["head"]
     )
     return case._replace(tapped=tapped, inputs=both)
 
@@ -274,20 +292,26 @@ def at_every_door(case, ids):
     index = fitted(case, settings, ids=ids[:TRAIN], groups=np.arange(TRAIN) % 3, keep_moments=True)
     train = Examples(cut(case.inputs, slice(0, TRAIN)), case.labels[:TRAIN], ids[:TRAIN])
     asked = Examples(x, y, ids[TRAIN:])
-    grown = stride_jax.append(tapped, params, index, x, y, ids=ids[TRAIN:], groups=["0"] * QUERIES)
-    report = stride_jax.check(tapped, params, train, settings)
+    grown = stride_jax.append(
+        tapped, params, index, x, y, ids=ids[TRAIN:], groups=["0"] * QUERIES, execution=ONE
+    )
+    report = stride_jax.check(tapped, params, train, settings, execution=ONE)
     return {
-        "attribute": np.asarray(stride_jax.attribute(tapped, params, index, x, y, train=train)),
-        "direct": np.asarray(stride_jax.direct(tapped, params, index, train, asked)),
+        "attribute": np.asarray(
+            stride_jax.attribute(tapped, params, index, x, y, train=train, execution=ONE)
+        ),
+        "direct": np.asarray(stride_jax.direct(tapped, params, index, train, asked, execution=ONE)),
         "steer": stride_jax.steer(tapped, params, index, x, without="1"),
-        "self": stride_jax.self_influence(tapped, params, index, train).scores_N,
-        "groups": np.asarray(stride_jax.attribute_groups(tapped, params, index, x, y)),
+        "self": stride_jax.self_influence(tapped, params, index, train, execution=ONE).scores_N,
+        "groups": np.asarray(
+            stride_jax.attribute_groups(tapped, params, index, x, y, execution=ONE)
+        ),
         "appended": grown.operators["pooled"].a_KxRxO,
     }, {one.name: one.level for one in report.findings}
 
 
 def test_several_inputs_give_what_they_give_as_one_array():
-    case, ids = text_with_padding_mask(), np.arange(TRAIN + QUERIES).astype(str)
+    case, ids = plain_text(), np.arange(TRAIN + QUERIES).astype(str)
     (found, levels), (expected, same) = (at_every_door(c, ids) for c in (case, packed(case)))
     assert levels == same
     assert "error" not in levels.values()
@@ -305,7 +329,9 @@ def test_what_padding_holds_changes_no_score():
     def scores(inputs):
         own = case._replace(inputs=inputs)
         index = fitted(own, settings, ids=ids[:TRAIN])
-        return np.asarray(stride_jax.attribute(own.tapped, own.params, index, *queries(own)))
+        return np.asarray(
+            stride_jax.attribute(own.tapped, own.params, index, *queries(own), execution=ONE)
+        )
 
     found = scores(case.inputs)
     assert np.abs(found).max() > 1e-4
@@ -315,12 +341,12 @@ def test_what_padding_holds_changes_no_score():
 
 
 def test_parameters_of_any_kind_pass_every_door():
-    case = lora_tree()
+    case = lora_tree()  # on all devices
     x, y = queries(case)
     train = Examples(cut(case.inputs, slice(0, TRAIN)), case.labels[:TRAIN])
     report = stride_jax.check(case.tapped, case.params, train, SETTINGS)
     assert report["precision"].level == report["cost"].level == "ok"
-    index = fitted(case)
+    index = fitted(case, execution=stride_jax.Execution())
     v = np.asarray(stride_jax.direct(case.tapped, case.params, index, train, (x, y)))
     np.testing.assert_allclose(v, dense_scores(case, index), atol=1e-3 * np.abs(v).max())
     moved = stride_jax.steer(case.tapped, case.params, index, x, subset=0, strength=0.0)
