@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from stride_jax import check_outputs as outputs
 from stride_jax import design as designs
@@ -24,6 +23,7 @@ from stride_jax import operators as ops
 from stride_jax.examples import Examples
 from stride_jax.fitting import fit_programs
 from stride_jax.frozen import FrozenModel, evenly_spaced, freeze
+from stride_jax.inputs import read_rows
 from stride_jax.model_checks import LEVELS, Finding, forward_findings
 from stride_jax.observed import Observed, check_fit, forward_all
 from stride_jax.runtime.execution import Execution
@@ -144,7 +144,8 @@ def _findings(
     yield from early
     yield outputs.precision(tapped, params, examples.take(slice(0, _FEW)))
     if tapped.objective.classes:
-        classes = jax.eval_shape(tapped.forward, params, examples.inputs[:1])[0].shape[-1]
+        one = read_rows(examples.inputs, slice(0, 1))
+        classes = jax.eval_shape(tapped.forward, params, one)[0].shape[-1]
         yield outputs.labels(examples, classes)
     else:
         yield outputs.numbers(examples)
@@ -193,7 +194,7 @@ def _of_sample(
         yield outputs.calibration(log_p_nxC, labels_n, held_out=False)
     else:
         yield outputs.calibration(*outputs.log_probabilities(observed(held_out)[0]), held_out=True)
-    yield from outputs.shifted_labels(own, np.asarray(few.inputs))
+    yield from outputs.shifted_labels(own, few.inputs)
 
 
 # ── the index ────────────────────────────────────────────────────────────────────────────────────
@@ -248,7 +249,7 @@ def cost_of_fit(frozen: FrozenModel, examples: Examples, execution: Execution) -
       execution: devices, memory.
     """
     one, settings = examples.take(slice(0, 1)), frozen.settings
-    shapes = jax.eval_shape(frozen.tapped.forward, frozen.params, np.asarray(one.inputs))[1]
+    shapes = jax.eval_shape(frozen.tapped.forward, frozen.params, one.inputs)[1]
     widths = {
         name: math.prod(shapes[name].shape) // math.prod(one.token_shape) for name in settings.taps
     }

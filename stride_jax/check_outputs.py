@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.examples import Examples
+from stride_jax.inputs import Inputs, read_rows
 from stride_jax.model_checks import Finding
 from stride_jax.models import fit_temperature
 from stride_jax.observed import Observed
@@ -34,7 +35,7 @@ def precision(tapped: TappedModel, params: Params, few: Examples) -> Finding:
     leaves = [jnp.asarray(v).dtype for v in jax.tree.leaves(params)]
     kinds = sorted({v.name for v in leaves if jnp.issubdtype(v, jnp.floating)})
     half = [kind for kind in kinds if kind in _HALF]
-    inputs = np.asarray(few.inputs)
+    inputs = read_rows(few.inputs, slice(None))
     logits, activations = jax.eval_shape(tapped.forward, params, inputs)
     inside = sorted({v.dtype.name for v in (logits, *activations.values())} & set(_HALF))
     said = f"parameters {', '.join(kinds) or 'of no floating type'}"
@@ -83,7 +84,7 @@ def precision(tapped: TappedModel, params: Params, few: Examples) -> Finding:
 
 def _cast(tree: Any, kind: str) -> Any:
     def one(v: Any) -> Any:
-        return v.astype(kind) if jnp.issubdtype(jnp.asarray(v).dtype, jnp.floating) else v
+        return jnp.asarray(v, kind) if jnp.issubdtype(jnp.asarray(v).dtype, jnp.floating) else v
 
     return jax.tree.map(one, tree)
 
@@ -212,7 +213,7 @@ def against_mean(observed: Observed) -> Finding:
     return Finding("loss", "ok", said)
 
 
-def shifted_labels(observed: Observed, inputs: np.ndarray) -> Iterator[Finding]:
+def shifted_labels(observed: Observed, inputs: Inputs) -> Iterator[Finding]:
     """Whether a language model's labels are off by one place: its loss on those beside is lower.
 
     Args:
@@ -241,9 +242,8 @@ def shifted_labels(observed: Observed, inputs: np.ndarray) -> Iterator[Finding]:
         return
     given, other, places = max(found, key=lambda one: one[0] - one[1])
     said = f"mean loss {given:.3f} nats, {other:.3f} with every label moved by one place"
-    same = 0.0
-    if inputs.shape == labels_NxT.shape:
-        same = float((np.asarray(inputs) == labels_NxT)[counted].mean())
+    tokens = [v for v in jax.tree.leaves(inputs) if v.shape == labels_NxT.shape]
+    same = max((float((v == labels_NxT)[counted].mean()) for v in tokens), default=0.0)
     if given - other > max(0.2, 0.2 * given):
         way = "labels[:, :-1] = inputs[:, 1:]" if places > 0 else "labels[:, 1:] = labels[:, :-1]"
         yield Finding(

@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.ids import as_ids, as_keys, content_ids, copy_keys, is_real, row_chunks
+from stride_jax import inputs as trees
+from stride_jax.ids import as_ids, as_keys, content_ids, copy_keys, row_chunks
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Examples:
     """N labelled examples: training examples or queries.
 
-    Lists and JAX arrays become NumPy arrays.
+    Lists and JAX arrays become NumPy arrays; several inputs stay the tree that the model reads.
 
     Attributes:
-      inputs: `[N, ...]` as the model takes them: numbers, or token ids.
+      inputs: `[N, ...]` as the model takes them: numbers, or token ids; or a dict or tuple (any
+        pytree) of such arrays, as `{"tokens": [N, T], "mask": [N, T]}`. A list is one array.
       labels: `[N]` integer classes, or `[N, T]` next tokens, −1 where one does not count; numbers
         where the model's objective reads them (`taps.with_objective`), floating `[N]`, `[N, C]` or
         `[N, T, C]`, or bool `[N, C]`.
@@ -40,35 +42,38 @@ class Examples:
     >>> Examples([[0.5, 1.0]], [[0.2], [0.3]])
     Traceback (most recent call last):
     ValueError: 1 inputs, 2 labels: lengths differ; give one row of each per example
+    >>> Examples({"tokens": [[5, 2], [7, 0]], "mask": [[1, 1], [1, 0]]}, [0, 1]).take([1])
+    Examples(inputs {'mask': int64[1, 2], 'tokens': int64[1, 2]}, labels int64[1])
     """
 
-    inputs: np.ndarray
+    inputs: trees.Inputs
     labels: np.ndarray
     ids: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     weights: np.ndarray | None = None
     keys: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        inputs, labels = _array("inputs", self.inputs), _array("labels", self.labels)
-        weights = None if self.weights is None else _array("weights", self.weights)
+        inputs, labels = trees.as_inputs(self.inputs), trees.as_array("labels", self.labels)
+        weights = None if self.weights is None else trees.as_array("weights", self.weights)
         _check_lengths(inputs, labels, self.ids, weights)
-        _check_inputs(inputs)
+        trees.refuse_not_finite(inputs)
         labels = _as_targets(labels)
         if weights is not None:
             weights = _as_weights(weights, token_shape(labels))
         _check_labels(labels, weights)
-        ids = content_ids(inputs, labels) if self.ids is None else as_ids("ids", self.ids)
-        keys = copy_keys(ids, inputs, labels) if self.keys is None else as_keys(self.keys, ids)
+        columns = (*trees.columns(inputs), labels)
+        ids = content_ids(*columns) if self.ids is None else as_ids("ids", self.ids)
+        keys = copy_keys(ids, *columns) if self.keys is None else as_keys(self.keys, ids)
         self._set(inputs, labels, ids, weights, keys)
 
-    def _set(self, *columns: np.ndarray | None) -> None:
+    def _set(self, *columns: Any) -> None:
         for field, value in zip(dataclasses.fields(self), columns, strict=True):
             object.__setattr__(self, field.name, value)
 
     @classmethod
     def trusted(
         cls,
-        inputs: np.ndarray,
+        inputs: trees.Inputs,
         labels: np.ndarray,
         ids: np.ndarray,
         weights: np.ndarray | None = None,
@@ -89,7 +94,7 @@ class Examples:
 
     def __repr__(self) -> str:
         parts = {"inputs": self.inputs, "labels": self.labels, "weights": self.weights}
-        shown = [f"{n} {v.dtype}{list(v.shape)}" for n, v in parts.items() if v is not None]
+        shown = [f"{n} {trees.described(v)}" for n, v in parts.items() if v is not None]
         return f"Examples({', '.join(shown)})"
 
     def take(self, rows: slice | Sequence[int] | np.ndarray) -> "Examples":
@@ -108,7 +113,8 @@ class Examples:
             raise ValueError(f"of {len(ids)} rows taken some repeat: name each once")
         weights = None if self.weights is None else self.weights[rows]
         keys = None if self.keys is None else self.keys[rows]
-        return Examples.trusted(self.inputs[rows], self.labels[rows], ids, weights, keys)
+        inputs = trees.take_rows(self.inputs, rows)
+        return Examples.trusted(inputs, self.labels[rows], ids, weights, keys)
 
 
 def token_shape(labels: np.ndarray | jax.Array) -> tuple[int, ...]:
@@ -138,72 +144,28 @@ def as_examples(
         raise ValueError(f"{what}: {error}") from error
 
 
-def _array(name: str, value: Any) -> np.ndarray:
-    """As NumPy, memory-mapped as before."""
-    if type(value) in (np.ndarray, np.memmap):
-        array = value
-    else:
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(
-                f"{name} are ragged ({error}): pad every row to one length, with labels of −1 "
-                "where nothing counts"
-            ) from error
-    if array.ndim == 0 and array.dtype.kind != "O":
-        raise ValueError(
-            f"{name} are a single {array.dtype}: the first axis counts examples, so give one "
-            "example as [example]"
-        )
-    if array.dtype.kind in "US":
-        raise ValueError(
-            f"{name} are strings, of dtype {array.dtype}: give numbers; for text, the ids of its "
-            "tokens"
-        )
-    if not is_real(array.dtype):
-        raise ValueError(
-            f"{name} of {type(value).__name__} with dtype {array.dtype} are no array of real "
-            "numbers: stack them into one of shape [N, ...]"
-        )
-    return array
-
-
 def _check_lengths(
-    inputs: np.ndarray, labels: np.ndarray, ids: Any, weights: np.ndarray | None
+    inputs: trees.Inputs, labels: np.ndarray, ids: Any, weights: np.ndarray | None
 ) -> None:
-    parts = {"inputs": inputs, "labels": labels, "ids": ids, "weights": weights}
+    leaves = trees.named_leaves(inputs)
+    parts = {**leaves, "labels": labels, "ids": ids, "weights": weights}
     lengths = {name: len(v) for name, v in parts.items() if v is not None}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        raise ValueError(f"{counts}: lengths differ; give one row of each per example")
-    if inputs.size == 0 or labels.size == 0:
-        raise ValueError(
-            f"inputs of shape {inputs.shape} with labels of shape {labels.shape}: empty; give at "
-            "least one example"
-        )
+        rows = " (a list of rows is one array, a tuple several)" if type(inputs) is tuple else ""
+        raise ValueError(f"{counts}: lengths differ; give one row of each per example{rows}")
+    for name, leaf in leaves.items():
+        if leaf.size == 0 or labels.size == 0:
+            raise ValueError(
+                f"{name} of shape {leaf.shape} with labels of shape {labels.shape}: empty; give at "
+                "least one example"
+            )
     most = 2 if labels.dtype.kind in "iu" else 3
     if labels.ndim > most:
         raise ValueError(
             f"labels of shape {labels.shape}: give classes as [N], next tokens as [N, T], or "
             "numbers as [N, C] or [N, T, C]"
         )
-
-
-def _first(bad: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
-
-
-def _check_inputs(inputs: np.ndarray) -> None:
-    if not jnp.issubdtype(inputs.dtype, np.floating):
-        return
-    for first, (part,) in row_chunks(inputs):
-        bad = ~np.isfinite(part)
-        if bad.any():
-            at = _first(bad)
-            raise ValueError(
-                f"inputs are not finite in row {first + at[0]}, which holds {part[at]}: drop "
-                "such examples or fix their values"
-            )
 
 
 def _as_targets(labels: np.ndarray) -> np.ndarray:
@@ -214,9 +176,10 @@ def _as_targets(labels: np.ndarray) -> np.ndarray:
         for first, (part,) in row_chunks(labels):
             bad = ~np.isfinite(part)
             if bad.any():
+                row = first + trees.first_of(bad)[0]
                 raise ValueError(
-                    f"labels are not finite in row {first + _first(bad)[0]}: drop such examples; "
-                    "a class that does not count is the integer −1"
+                    f"labels are not finite in row {row}: drop such examples; a class that does "
+                    "not count is the integer −1"
                 )
     return labels
 
@@ -230,7 +193,7 @@ def _as_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     for first, (part,) in row_chunks(weights):
         bad = ~((part >= 0) & (part <= 1))
         if bad.any():
-            at = _first(bad)
+            at = trees.first_of(bad)
             raise ValueError(
                 f"weights must lie in [0, 1], but row {first + at[0]} holds {part[at]}: divide "
                 "them by the largest, and use 0 for what does not count"
@@ -246,7 +209,7 @@ def _check_labels(labels: np.ndarray, weights: np.ndarray | None) -> None:
             continue
         bad = (part < -1) | (part > np.iinfo(np.int32).max)
         if bad.any():
-            at = _first(bad)
+            at = trees.first_of(bad)
             raise ValueError(
                 f"labels hold {part[at]} in row {first + at[0]}: classes count from 0, and −1 "
                 "marks a label that does not count"

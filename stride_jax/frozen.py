@@ -12,6 +12,7 @@ import numpy as np
 
 from stride_jax import operators as ops
 from stride_jax.examples import Examples
+from stride_jax.inputs import read_rows
 from stride_jax.model_checks import check_model
 from stride_jax.observed import (
     Context,
@@ -107,7 +108,9 @@ class FrozenModel:
 
     def chunks(self, examples: Examples, execution: Execution, desc: str) -> Iterator[Chunk]:
         """`observe`, in equal chunks that take half of the memory at most."""
-        shapes = jax.eval_shape(self.tapped.forward, self.params, np.asarray(examples.inputs[:1]))
+        shapes = jax.eval_shape(
+            self.tapped.forward, self.params, read_rows(examples.inputs, slice(0, 1))
+        )
         each = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
         most, count = max(1, execution.memory // 2 // each), len(examples)
         size = -(-count // -(-count // most))
@@ -162,7 +165,7 @@ def freeze(
     (2, {'logit': 'exact'})
     """
     check_fit(tapped, params, examples)
-    one = np.asarray(examples.inputs[:1])
+    one = read_rows(examples.inputs, slice(0, 1))
     jax.eval_shape(_with_needed(tapped, settings).forward, params, one)  # refuses unknown taps
     check_model(tapped, params, examples, execution)
     if not settings.taps:
@@ -177,7 +180,7 @@ def freeze(
 def resolve(
     tapped: TappedModel,
     params: Params,
-    one: np.ndarray,
+    one: Any,
     settings: IndexSettings,
     *,
     signs_C: jax.Array | None = None,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.examples import Examples
+from stride_jax.inputs import Inputs, read_rows
 from stride_jax.objectives import OBJECTIVES, SIGMOID, Objective
 from stride_jax.observed import refuse_not_finite
 from stride_jax.runtime import mesh as meshes
@@ -88,10 +89,10 @@ def forward_findings(
     params = meshes.everywhere(params, mesh)
     size = -(-_ROWS // mesh.size) * mesh.size
     rows_B = np.linspace(0, len(examples) - 1, size).astype(int)
-    inputs_B = np.asarray(examples.inputs)[rows_B]
+    inputs_B = read_rows(examples.inputs, rows_B)
 
     def logits(order_B: np.ndarray) -> np.ndarray:
-        batch = meshes.place(inputs_B[order_B], meshes.over_examples(mesh))
+        batch = meshes.place(inputs_B, meshes.over_examples(mesh), order_B)
         return meshes.fetch(tapped(params, batch)[0]).astype(np.float32)
 
     order = np.arange(size)
@@ -180,9 +181,10 @@ def _convex(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> F
     return Finding("objective", "ok", f"{objective.name}: finite and convex")
 
 
-def _tells_apart(logits: np.ndarray, inputs_B: np.ndarray, largest: float) -> Finding:
+def _tells_apart(logits: np.ndarray, inputs_B: Inputs, largest: float) -> Finding:
     spread = float(np.ptp(logits, axis=0).max())
-    if spread <= 1e-7 * largest and np.ptp(inputs_B, axis=0).max(initial=0) > 0:
+    differ = any(bool((v != v[:1]).any()) for v in jax.tree.leaves(inputs_B))
+    if spread <= 1e-7 * largest and differ:
         return Finding(
             "tells apart",
             "warning",

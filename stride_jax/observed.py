@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.examples import Examples
+from stride_jax.inputs import described, read_rows
 from stride_jax.objectives import CROSS_ENTROPY, Hessian, Objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
@@ -184,7 +185,8 @@ def forward_all(
     placed = meshes.over_examples(mesh)
     parts = []
     for start in execution.progress(range(0, len(examples), size), desc="forward"):
-        rows = meshes.pad_rows(np.asarray(examples.inputs[start : start + size]), size)
+        rows = read_rows(examples.inputs, slice(start, start + size))
+        rows = jax.tree.map(lambda v: meshes.pad_rows(v, size), rows)
         output = tapped(params, meshes.place(rows, placed))
         parts.append(jax.tree.map(lambda v: meshes.fetch(v).astype(np.float32), output))
     logits, activations = jax.tree.map(lambda *v: np.concatenate(v)[: len(examples)], *parts)
@@ -227,14 +229,13 @@ def check_fit(tapped: TappedModel, params: Params, examples: Examples) -> None:
       ValueError: inputs that the model can't read, labels of another kind or shape than the
         objective calls for, a single class, or labels outside the classes.
     """
-    one = np.asarray(examples.inputs[:1])
+    one = read_rows(examples.inputs, slice(0, 1))
     try:
         shape = jax.eval_shape(tapped.forward, params, one)[0].shape
     except Exception as error:  # each framework raises its own kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
-            f"the model fails on inputs of shape {examples.inputs.shape} and dtype "
-            f"{examples.inputs.dtype} (one row per example): {first}"
+            f"the model fails on inputs {described(examples.inputs)} (one row per example): {first}"
         ) from error
     _check_targets(tapped.objective, examples, shape)
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from stride_jax.examples import Examples
 from stride_jax.ids import row_chunks
+from stride_jax.inputs import described
 
 
 def token_lists(examples: Examples, reader: str) -> list[np.ndarray]:
@@ -28,11 +29,12 @@ def token_lists(examples: Examples, reader: str) -> list[np.ndarray]:
     [5, 8, 9, 7]
     """
     inputs, labels, weights = examples.inputs, examples.labels, examples.weights
-    if inputs.dtype.kind not in "iu" or inputs.ndim != 2 or labels.shape != inputs.shape:
+    tokens = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "iu" and inputs.ndim == 2
+    if not tokens or labels.shape != inputs.shape:
         raise ValueError(
             f"{reader} reads token ids [N, T] with labels [N, T], but inputs are "
-            f"{inputs.dtype}{list(inputs.shape)} and labels {list(labels.shape)}: leave {reader} "
-            "out for other data"
+            f"{described(inputs)} and labels {list(labels.shape)}: leave {reader} out for other "
+            "data"
         )
     columns = (inputs, labels) if weights is None else (inputs, labels, weights)
     return [

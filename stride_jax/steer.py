@@ -35,6 +35,7 @@ from jax.core import Tracer
 
 from stride_jax.frozen import resolve
 from stride_jax.index import Index
+from stride_jax.inputs import on_device, shapes
 from stride_jax.observed import forward_batch
 from stride_jax.operators import Operators, example_features
 from stride_jax.runtime.digests import parameters_fingerprint
@@ -65,7 +66,7 @@ def steer(
     Args:
       tapped, params: the model the index was fitted on.
       index: from `fit`.
-      inputs: `[B, ...]` any inputs of the model.
+      inputs: `[B, ...]` any inputs of the model, an array or a tree of them.
       subset: k, one of the design's subsets; by content, a cluster.
       weights: `[K]`, a combination of them: subset k with strength `weights[k]`.
       group: name of a group that `fit` was given.
@@ -157,9 +158,8 @@ def _steered(
     strength: Any,
 ) -> jax.Array:
     """Logits with every site's shift added."""
-    inputs = jnp.asarray(inputs)
-    one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-    frozen = resolve(tapped, params, one, index.settings, signs_C=index.signs_C)  # pyright: ignore[reportArgumentType]
+    inputs = on_device(inputs)
+    frozen = resolve(tapped, params, shapes(inputs, 1), index.settings, signs_C=index.signs_C)
     shape = jax.eval_shape(frozen.tapped.forward, params, inputs)[0].shape
     labels = jnp.zeros(shape[:-1], jnp.int32)  # nothing here reads them
     observed = forward_batch(frozen.tapped, params, inputs, labels, jnp.ones(shape[:-1]))

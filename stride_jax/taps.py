@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stride_jax.inputs import shapes
 from stride_jax.objectives import CROSS_ENTROPY, Objective, named_objective
 
 Params = Any
@@ -147,7 +148,7 @@ def tap_names(tapped: TappedModel, params: Params, inputs: Any) -> tuple[str, ..
 
     Args:
       tapped, params: the model.
-      inputs: `[N, ...]`; only shapes and dtypes are read.
+      inputs: `[N, ...]`, or a tree of such; only shapes and dtypes are read.
 
     >>> table = lambda p, x: (x @ p, {"input": x, "table": jnp.ones((2, 5))})
     >>> tap_names(from_function(table), jnp.eye(2), jnp.ones((2, 2)))
@@ -155,8 +156,7 @@ def tap_names(tapped: TappedModel, params: Params, inputs: Any) -> tuple[str, ..
     """
 
     def names(rows: int) -> set[str]:
-        batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype), inputs)
-        logits, activations = jax.eval_shape(tapped.forward, params, batch)
+        logits, activations = jax.eval_shape(tapped.forward, params, shapes(inputs, rows))
         return {name for name, value in activations.items() if _is_tap(value, logits)}
 
     return tuple(sorted(names(2) & names(3)))

@@ -70,7 +70,7 @@ BAD_EXAMPLES = {
     "labels beyond the classes": ({"labels": np.full(200, 10)}, "run up to 10.*10 classes"),
     "no label that counts": ({"labels": np.full(200, -1)}, "no label counts"),
     "inputs of another width": (
-        {"inputs": np.arange(1000.0).reshape(200, 5)}, r"fails on inputs of shape \(200, 5\)"
+        {"inputs": np.arange(1000.0).reshape(200, 5)}, r"fails on inputs float64\[200, 5\]"
     ),
 }  # fmt: skip
 

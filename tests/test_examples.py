@@ -1,9 +1,11 @@
 """Examples are checked at the door; ids name contents, whatever holds them."""
 
+import collections
 import hashlib
 import tracemalloc
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,7 +38,17 @@ TOKENS = np.array([[1, -1], [2, 3], [-1, -1]])
         (X, [[1], [1, 2], [3]], {}, "labels are ragged"),
         (["a", "b", "c"], Y, {}, "inputs are strings, .* the ids of its tokens"),
         (np.array([None] * 3), Y, {}, "inputs of ndarray with dtype object are no array"),
-        ({"x": X}, Y, {}, "inputs of dict with dtype object"),
+        ({}, Y, {}, "inputs of dict hold no array: give at least one"),
+        ({"x": X, "of": None}, Y[:2], {}, r"3 inputs\['x'\], 2 labels: lengths differ"),
+        ({"x": X, "mask": X[:2]}, Y, {}, r"2 inputs\['mask'\], 3 inputs\['x'\], 3 labels: lengths"),
+        ((X[0], X[1]), Y, {}, r"2 inputs\[0\], .*\(a list of rows is one array, a tuple several"),
+        ({"x": X, "name": list("abc")}, Y, {}, r"inputs\['name'\] are strings"),
+        ({"x": X, "of": ({"y": [[1], [1, 2], [3]]},)}, Y, {}, r"\['of'\]\[0\]\['y'\] are ragged"),
+        ({"x": X, "rate": 0.5}, Y, {}, r"inputs\['rate'\] are a single float64"),
+        ({"x": X, "call": max}, Y, {}, r"inputs\['call'\] of builtin_function.* are no array"),
+        ({"x": X, 1: X}, Y, {}, "inputs can't be read as a tree"),
+        ({"x": X[:0], "y": X[:0]}, Y[:0], {}, r"inputs\['x'\] of shape \(0, 2\) .*empty"),
+        ({"x": X, "y": np.where(X == 4, np.nan, X)}, Y, {}, r"\['y'\] are not finite in row 2"),
         (X + 1j, Y, {}, "dtype complex64"),
         (X[0, 0], Y[0], {}, "inputs are a single float32: the first axis counts"),
         (X, 1, {}, "labels are a single int64"),
@@ -114,6 +126,53 @@ def test_mapped_files_stay_on_disk_and_are_read_in_chunks(tmp_path, monkeypatch)
     columns["x"][41, 5] = np.nan
     with pytest.raises(ValueError, match="not finite in row 41"):
         Examples(columns["x"], columns["y"])
+
+
+TREE = {"tokens": [[5, 2], [7, 0], [5, 2]], "mask": np.array([[1, 1], [1, 0], [1, 1]], bool)}
+
+
+def test_several_inputs_stay_a_tree_and_every_leaf_is_cut():
+    both = Examples({**TREE, "of": (jnp.asarray(X), None)}, Y)
+    assert repr(both) == (
+        "Examples(inputs {'mask': bool[3, 2], 'of': (float32[3, 2], None), 'tokens': int64[3, 2]}, "
+        "labels int64[3])"
+    )
+    assert {type(leaf) for leaf in jax.tree.leaves(both.inputs)} == {np.ndarray}
+    for rows in (slice(2, 0, -1), [2, 1]):
+        part = both.take(rows).inputs
+        assert jax.tree.structure(part) == jax.tree.structure(both.inputs)
+        jax.tree.map(
+            lambda leaf, whole: np.testing.assert_array_equal(leaf, whole[[2, 1]]),
+            part,
+            both.inputs,
+        )
+    assert type(Examples((X, TOKENS), Y).inputs) is tuple
+    np.testing.assert_array_equal(of(((0, 1), (2, 3), (4, 5))).inputs, X)  # numbers alone: rows
+
+
+def test_the_ids_of_a_tree_name_every_leaf_and_its_path():
+    x = [[1.0, -2.5]]
+    row = b"s()11:inputs['a']n()" + np.array([3.0]).tobytes()
+    row += b"s()11:inputs['x']n(2,)" + np.array(x).tobytes() + b"n()" + np.array(4.0).tobytes()
+    digest = hashlib.blake2b(row, digest_size=8).hexdigest()
+    assert of({"x": x, "a": [3]}, [4]).ids.tolist() == [digest]
+    others = [
+        of({"x": x, "a": [3]}, [5]), of({"x": x, "b": [3]}, [4]), of({"x": x, "a": [2]}, [4]),
+        of((np.array(x), np.array([3])), [4]), of(x, [4]), of({"x": x}, [4]),
+    ]  # fmt: skip
+    assert len({digest, *(one.ids[0] for one in others)}) == 7
+    ordered = collections.OrderedDict(x=x, a=[3])
+    assert of(ordered, [4]).ids.tolist() == [digest], "the order of a dict is no content"
+    with pytest.warns(UserWarning, match="1 of 3 examples repeat"):
+        same = Examples(TREE, [0, 1, 0])
+    assert same.keys.tolist() == [same.ids[0], same.ids[1], same.ids[0]]
+
+
+def test_leaves_of_a_tree_stay_mapped(tmp_path):
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=(3, 2))
+    examples = Examples({"x": mapped, "mask": TREE["mask"]}, Y)
+    assert type(examples.inputs["x"]) is np.memmap
+    assert type(examples.take(slice(1, 3)).inputs["x"]) is np.memmap
 
 
 def named(*columns):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stride_jax.design import subset_sum
+from stride_jax.inputs import take_rows
 from stride_jax.observed import Context, Observed
 from stride_jax.operators.basis import features
 from stride_jax.operators.losses import fidelity, linearity, stability
@@ -98,11 +99,11 @@ def _chunk_losses(
     params, observed = problem.params, problem.observed
 
     def member_loss(a: jax.Array, rows: jax.Array, mask: jax.Array) -> jax.Array:
-        own = {name: value[rows] for name, value in problem.context.items()}
+        own = take_rows(problem.context, rows)
         shift = site.shift(params, a, b_NxTxR[rows], own)
         return fidelity(shift, observed.rows(rows), mask)
 
-    shared = {name: value[batch_B] for name, value in problem.context.items()}
+    shared = take_rows(problem.context, batch_B)
     batch = observed.rows(batch_B)
     shift_cxBxTxC = site.shifts(params, a_cxRxO, b_NxTxR[batch_B], shared)
     outside_cxB = ~(problem.subsets_Nxd[batch_B][None] == subset_c[:, None, None]).any(axis=-1)

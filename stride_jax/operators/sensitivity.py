@@ -13,25 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.inputs import Inputs, on_device, read_rows
 from stride_jax.observed import Observed
 from stride_jax.taps import Activations, Params, Suffix, TappedModel
 
 
 @functools.partial(jax.jit, static_argnames="suffix")
 def _squared_jacobian(
-    suffix: Suffix, params: Params, x: jax.Array, tap: Activations, signs: jax.Array
+    suffix: Suffix, params: Params, x: Inputs, tap: Activations, signs: jax.Array
 ) -> jax.Array:
     """`E ||∂o / ∂h||²_F` for the activation in `tap`, from random output directions."""
     _, pull_back = jax.vjp(lambda replace: suffix(params, x, replace), tap)
     (pulled,) = jax.vmap(pull_back)(signs)
-    return sum((g**2).sum() for g in pulled.values()) / (len(signs) * len(x))  # pyright: ignore[reportReturnType]
+    return sum((g**2).sum() for g in pulled.values()) / (signs.shape[0] * signs.shape[1])  # pyright: ignore[reportReturnType]
 
 
 def tap_energies(
     tapped: TappedModel,
     params: Params,
     observed: Observed,
-    inputs: np.ndarray,
+    inputs: Inputs,
     *,
     sample: int = 256,
     probes: int = 4,
@@ -63,8 +64,8 @@ def tap_energies(
             "choosing taps needs the rest of the network as a function of each tap: every adapter "
             "gives the tapped model a suffix; give from_function one, or name the taps"
         )
-    rows = np.random.default_rng(seed).permutation(len(inputs))[:sample]
-    x = jnp.asarray(np.asarray(inputs)[rows])
+    rows = np.random.default_rng(seed).permutation(len(observed))[:sample]
+    x = on_device(read_rows(inputs, rows))
     logits, activations = tapped(params, x)
     signs = jax.random.rademacher(jax.random.key(seed), (probes, *logits.shape), jnp.float32)
     signs = signs.astype(logits.dtype)

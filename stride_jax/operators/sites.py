@@ -14,12 +14,12 @@ Letter of its own: n tokens, or sequences of T tokens.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from stride_jax.inputs import Inputs, on_device
 from stride_jax.objectives import CROSS_ENTROPY, Hessian
 from stride_jax.observed import Context, Observed
 from stride_jax.operators.outputs import fold, fold_classes, unfold
@@ -47,7 +47,7 @@ class LogitSite:
     has_exact_fisher: ClassVar[bool] = True
     reads_params: ClassVar[bool] = False
 
-    def context(self, observed: Observed, inputs: Any) -> Context:
+    def context(self, observed: Observed, inputs: Inputs) -> Context:
         """Nothing besides the features."""
         del observed, inputs
         return {}
@@ -105,7 +105,7 @@ class FoldedSite:
     has_exact_fisher: ClassVar[bool] = False
     reads_params: ClassVar[bool] = False
 
-    def context(self, observed: Observed, inputs: Any) -> Context:
+    def context(self, observed: Observed, inputs: Inputs) -> Context:
         """Nothing besides the features."""
         del observed, inputs
         return {}
@@ -185,12 +185,12 @@ class ResidualSite:
         """Name of the tap."""
         return self.tap
 
-    def context(self, observed: Observed, inputs: np.ndarray | jax.Array) -> Context:
-        """Activation, logits and inputs, `{name: [N, ...]}`."""
+    def context(self, observed: Observed, inputs: Inputs) -> Context:
+        """Activation, logits and inputs, `{name: [N, ...]}`, or of inputs a tree of such."""
         return {
             "z": observed.activations[self.tap],
             "logits": observed.logits_NxTxC,
-            "inputs": jnp.asarray(inputs),
+            "inputs": on_device(inputs),
         }
 
     def shift(

@@ -34,7 +34,8 @@ class Program:
 
 def shape(size: tuple[int, ...], dtype: Any = jnp.float32, sharding: Any = None) -> Any:
     """An abstract array."""
-    return jax.ShapeDtypeStruct(size, jax.dtypes.canonicalize_dtype(dtype), sharding=sharding)
+    kind = jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)  # keys are arrays too
+    return jax.ShapeDtypeStruct(size, kind, sharding=sharding)
 
 
 def shapes_like(tree: Any, sharding: Any = None) -> Any:
@@ -47,7 +48,7 @@ def shapes_like(tree: Any, sharding: Any = None) -> Any:
 
     def one(v: Any, where: Any = None) -> Any:
         where = getattr(v, "sharding", None) if where is None else where
-        return shape(np.shape(v), v.dtype, where)
+        return shape(np.shape(v), _dtype(v), where)
 
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
         return jax.tree.map(lambda v: one(v, sharding), tree)
@@ -60,6 +61,11 @@ def shapes_everywhere(tree: Any, whole: jax.sharding.NamedSharding) -> Any:
     def one(v: Any) -> Any:
         own = getattr(v, "sharding", None)
         laid_out = isinstance(own, jax.sharding.NamedSharding) and own.mesh == whole.mesh
-        return shape(np.shape(v), v.dtype, own if laid_out else whole)
+        return shape(np.shape(v), _dtype(v), own if laid_out else whole)
 
     return jax.tree.map(one, tree)
+
+
+def _dtype(v: Any) -> Any:
+    """Of an array, or of a number that stands among a model's parameters."""
+    return v.dtype if hasattr(v, "dtype") else jax.dtypes.result_type(v)
