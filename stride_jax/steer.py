@@ -10,7 +10,7 @@ where damping makes the step smaller: weak directions of F hardly move. A measur
 (`Index.unit`) is multiplied in where it is known. Several sites add up, as their measurements do.
 
 **Networks.** The first order is one about an optimum. A network trained without weight decay has
-none: retrained with the same seed, its logits move as far for .1 % more weight as for 100 %, and
+none: retrained with the same seed, .1 % more weight moves its logits half as far as 100 % do, and
 only means over many seeds say what a subset does (docs/lab.md). At residual sites the curvature is
 that of the training errors, which are almost none where the model fits its data: shifts are far too
 large there (150 times on an MLP), so steer with the logit site alone.
