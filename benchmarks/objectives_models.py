@@ -71,7 +71,14 @@ def retrained(
 def outputs_of(
     run: Run, weights_JxN: np.ndarray, query: Examples, seeds: int, at_once: int
 ) -> np.ndarray:
-    """Mean outputs over seeds under each weighting.
+    """Mean outputs over seeds under each weighting: `outputs_by_seed`, `[J, ...]`."""
+    return outputs_by_seed(run, weights_JxN, query, seeds, at_once).mean(axis=1)
+
+
+def outputs_by_seed(
+    run: Run, weights_JxN: np.ndarray, query: Examples, seeds: int, at_once: int
+) -> np.ndarray:
+    """Outputs of each seed's model under each weighting.
 
     The seeds are the same for every weighting, so that what chance does falls out of differences in
     part. Models are written in chunks, and a measurement that was killed resumes.
@@ -84,7 +91,7 @@ def outputs_of(
       at_once: models trained together.
 
     Returns:
-      Logits `[J, Q, C]`; losses of sequences at the base model's temperature, `[J, Q]`.
+      Logits `[J, E, Q, C]`; losses of sequences at the base model's temperature, `[J, E, Q]`.
     """
     train, training = run.train, run.settings.train
     data = {
@@ -111,7 +118,7 @@ def outputs_of(
             write_arrays(path, outputs=np.asarray(own)[: stop - start])
         parts.append(read_arrays(path)["outputs"])
     outputs = np.concatenate(parts).reshape(len(weights_JxN), seeds, *parts[0].shape[1:])
-    return outputs.mean(axis=1, dtype=np.float64)
+    return outputs.astype(np.float64)
 
 
 def centred(logits: np.ndarray) -> np.ndarray:
@@ -137,6 +144,47 @@ def agreement(name: str, real: np.ndarray, predicted: np.ndarray, asked: float) 
         Row(f"{name}: slope, at least 0.5", slope.slope, "higher", slope.ci95, 0.5),
         Row(f"{name}: slope, at most 2", slope.slope, "lower", slope.ci95, 2.0),
     ]
+
+
+def reliability(shifts_JxExP: np.ndarray, splits: int = 20) -> float:
+    """Squared correlation of the mean over E seeds with a mean over endlessly many.
+
+    Halves of the seeds are correlated, over random cuts, and Spearman and Brown's formula gives the
+    figure of the whole, `2 r / (1 + r)`. A perfect prediction reaches its square root.
+
+    >>> reliability(np.tile(np.arange(6.0).reshape(3, 1, 2), (1, 4, 1)))
+    1.0
+    """
+    rng, half = np.random.default_rng(0), shifts_JxExP.shape[1] // 2
+    each = []
+    for _ in range(splits):
+        order = rng.permutation(shifts_JxExP.shape[1])
+        one, other = (
+            shifts_JxExP[:, own].mean(axis=1).ravel()
+            for own in (order[:half], order[half : 2 * half])
+        )
+        each.append(np.corrcoef(one, other)[0, 1])
+    r = float(np.mean(each))
+    return round(2 * r / (1 + r), 12)
+
+
+def ceiling(name: str, real_JxExP: np.ndarray, predicted: np.ndarray) -> list[Row]:
+    """What noise of the retrained models leaves to be predicted, and the correlation without it.
+
+    Args:
+      name: start of the rows' names.
+      real_JxExP: shifts under each weighting, of each seed.
+      predicted: `[J, …]`.
+    """
+    own = reliability(real_JxExP)
+    rows = [Row(f"{name}: reliability of the retrained shifts", own, "higher")]
+    if own > 0:
+        x = real_JxExP.mean(axis=1)
+        value, interval = correlation(x, predicted.reshape(len(x), -1).astype(np.float64))
+        low, high = (v / np.sqrt(own) for v in interval)
+        corrected = f"{name}, corrected for noise of retraining: correlation"
+        rows.append(Row(corrected, value / np.sqrt(own), "higher", (low, high)))
+    return rows
 
 
 def correlation(
