@@ -223,8 +223,9 @@ def test_wrong_labels_and_settings_are_refused_early():
     with pytest.raises(ValueError, match="likelihood of the loss, and that of 'own'"):
         ekfac.draw_labels(model.objective, jnp.zeros((1, 1)), jax.random.key(0))
     with pytest.raises(ValueError, match="each=False sums up the margins"):
-        trak.fit(Model(MLP(1, ()), ({},), objective=squared_error()), train,
-                 trak.TrakSettings(each=False))  # fmt: skip
+        fresh = initial_params(MLP(1, ()), jax.random.key(0), jnp.asarray(train.inputs))
+        own = Model(MLP(1, ()), (fresh,), objective=squared_error())
+        trak.fit(own, train, trak.TrakSettings(each=False))
 
 
 def test_the_default_objective_leaves_no_trace():
