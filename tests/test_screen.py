@@ -75,3 +75,26 @@ def test_a_disk_that_is_full_or_closed_is_one_line_with_its_path(tmp_path):
         assert any(word in line for word in words.split("|")), line
         assert str(tmp_path) in line
     assert one_line(OSError("of no number")) is None
+
+
+def test_an_answer_shows_what_a_text_holds_and_does_not_obey_it():
+    """Prompts, completions, references, ids and tokens with controls, through `ask`'s own page."""
+    import io
+
+    from rich.console import Console
+
+    from stride_jax.applications.answer import Answer, Passage
+    from stride_jax.applications.group_effects import GroupEffect
+    from stride_jax.cli.ask import show
+
+    bad = "\x1b]8;;http://x\x1b\\\x9b2J\u202eabc\x07"
+    passage = Passage(bad, 0.5, "hash", [bad], [bad, "b"], [0.5, 0.1])
+    answer = Answer(
+        prompt=bad, completion=bad, against=bad, generated=False, loss=1.0, proponents=[passage],
+        opponents=[], groups=[GroupEffect(bad, 0.5, 3)], support=1, question="loss", meaning="m",
+        scores="s", verdict="found", diagnostics={},
+    )  # fmt: skip
+    out = io.StringIO()
+    show(answer, Console(file=out, force_terminal=False, width=500))
+    assert not {*out.getvalue()} & {*CONTROLS, *TURNS} - {"\n"}
+    assert out.getvalue().count("⟨U+202E⟩abc␇") == 7

@@ -222,9 +222,9 @@ def test_wrong_labels_and_settings_are_refused_early():
     model = Model(MLP(1, ()), (None,), objective=objective_of(lambda o, y: o[0] ** 2, "own"))
     with pytest.raises(ValueError, match="likelihood of the loss, and that of 'own'"):
         ekfac.draw_labels(model.objective, jnp.zeros((1, 1)), jax.random.key(0))
+    fresh = initial_params(MLP(1, ()), jax.random.key(0), jnp.asarray(train.inputs))
+    own = Model(MLP(1, ()), (fresh,), objective=squared_error())
     with pytest.raises(ValueError, match="each=False sums up the margins"):
-        fresh = initial_params(MLP(1, ()), jax.random.key(0), jnp.asarray(train.inputs))
-        own = Model(MLP(1, ()), (fresh,), objective=squared_error())
         trak.fit(own, train, trak.TrakSettings(each=False))
 
 

@@ -28,6 +28,7 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import plain
+from stride_jax.runtime.screen import visible
 
 _NEEDED = ("model", "operators")
 """Stages whose checkpoints an answer reads."""
@@ -95,12 +96,12 @@ def _shown(passage: Passage) -> Text:
     colour = "green" if passage.score > 0 else "red"
     text = Text(f"{passage.score:+.4f}  ", style=f"bold {colour}")
     source = f"{passage.found_by}  {'; '.join(passage.references)}  [{passage.id}]\n"
-    text.append(source, style="dim")
+    text.append(visible(source), style="dim")
     sign = 1 if passage.score > 0 else -1
     for piece, share in zip(passage.pieces, passage.shares, strict=True):
         strength = sign * share
         style = f"bold {colour}" if strength > 0.3 else colour if strength > 0.1 else ""
-        text.append(piece, style=style)
+        text.append(visible(piece), style=style)
     return text
 
 
@@ -111,11 +112,11 @@ def show(answer: Answer, console: Console) -> None:
     if not alone:
         pairs = zip(answer.prompt, answer.completion, strict=True)
     for prompt, completion in pairs:
-        said = Text(str(prompt), style="bold")
-        said.append(str(completion), style="bold blue")
+        said = Text(visible(str(prompt)), style="bold")
+        said.append(visible(str(completion)), style="bold blue")
         console.print(said)
     if answer.against is not None:
-        console.print(Text(f"rather than: {answer.against}", style="dim"))
+        console.print(Text(visible(f"rather than: {answer.against}"), style="dim"))
     console.print(Text(f"scores: {answer.meaning}; {answer.scores}", style="dim"))
     for title, passages in (("proponents", answer.proponents), ("opponents", answer.opponents)):
         console.print(Text(f"\n{title}", style="underline"))
@@ -126,7 +127,7 @@ def show(answer: Answer, console: Console) -> None:
     for group in answer.groups:
         colour = "green" if group.score > 0 else "red"
         text = Text(f"{group.score:+.4f}  ", style=f"bold {colour}")
-        text.append(group.name)
+        text.append(visible(group.name))
         console.print(text.append(f"  {group.examples} sequences", style="dim"))
     numbers = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in answer.diagnostics.items())
     console.print(Text(f"\n{answer.verdict}", style="bold"))
@@ -185,10 +186,10 @@ def main(words: Sequence[str]) -> int:
         except ValueError as error:
             if not keeps_asking:
                 raise
-            console.print(Text(str(error), style="red"))
+            console.print(Text(visible(str(error), kept=""), style="red"))
             continue
         if given.json:
-            print(json.dumps(plain(answer), ensure_ascii=False), flush=True)
+            print(json.dumps(plain(answer)), flush=True)
         else:
             show(answer, console)
     return 0
