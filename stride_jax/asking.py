@@ -139,6 +139,12 @@ def together(asked: Asked, weight_Q: np.ndarray) -> Asked:
     return Asked(y_GxK.astype(np.float32), aim, 1)
 
 
+def one_name(ids: np.ndarray, how: Any) -> np.ndarray:
+    """The name of several queries as one, `[1]`; `how` they are put together is part of it."""
+    column = np.frombuffer("".join(ids).encode(), np.uint8)[None]
+    return content_ids(column, np.asarray(how)[None])
+
+
 def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
     """Warn of queries whose K measurements are all the same, whatever their lambda."""
     # As recovery has it: what varies by less than a float32 of its size is rounding.
@@ -162,11 +168,13 @@ class Wanted:
       question: a name, or a function of the outputs; what the settings name for None.
       against: other labels; None for no contrast.
       weight_Q: weights of the queries as one question; None to ask each alone.
+      highest: whether each example's highest score over the queries is the answer.
     """
 
     question: str | ops.Question | None = None
     against: Any = None
     weight_Q: np.ndarray | None = None
+    highest: bool = False
 
 
 def wanted(question: Any, against: Any, together: Any, num_queries: int) -> Wanted:
@@ -180,8 +188,10 @@ def wanted(question: Any, against: Any, together: Any, num_queries: int) -> Want
     if together is None:
         return Wanted(question, against, None)
     if isinstance(together, str):
+        if together == "max":
+            return Wanted(question, against, None, highest=True)
         if together != "mean":
-            raise ValueError(f"together={together!r}: use 'mean', or one weight for each query")
+            raise ValueError(f"together={together!r}: use 'mean', 'max' or a weight for each query")
         return Wanted(question, against, np.full(num_queries, 1 / num_queries))
     weight_Q = np.asarray(together, np.float64)
     if weight_Q.shape != (num_queries,) or not np.isfinite(weight_Q).all():
@@ -228,6 +238,6 @@ def ask(
         asked = contrasted(asked, one(other))
     if what.weight_Q is not None:
         asked = together(asked, what.weight_Q)
-        ids = content_ids(np.frombuffer("".join(ids).encode(), np.uint8)[None], what.weight_Q[None])
+        ids = one_name(ids, what.weight_Q)
     say_where_no_signal(asked.y_YxK, ids)
     return asked, ids

@@ -44,6 +44,22 @@ class Reading(NamedTuple):
     diagnostics: dict[str, np.ndarray]
 
 
+def highest(own: Reading) -> Reading:
+    """Each example's highest score over all queries, as one answer; it has no certificate.
+
+    Args:
+      own: of several queries.
+    """
+    scores, exact = own.scores, own.exact_QxN
+    if isinstance(scores, np.ndarray):
+        top = scores.max(axis=0, keepdims=True)
+    else:
+        top = scipy.sparse.csr_array(scores.max(axis=0).reshape(1, -1))
+    named_N = np.zeros(own.scores.shape[1], np.uint8)  # pyright: ignore[reportOptionalSubscript]
+    np.bitwise_or.at(named_N, exact.indices, exact.data)
+    return Reading(top, scipy.sparse.csr_array(named_N[None]), own.sources, {})
+
+
 class Corpus(NamedTuple):
     """The training data at hand.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from stride_jax import design as designs
 from stride_jax import operators as ops
-from stride_jax.asking import ask, measure_all, wanted
+from stride_jax.asking import ask, measure_all, one_name, wanted
 from stride_jax.attribution import Attribution
 from stride_jax.candidates import as_one, named
 from stride_jax.estimate import estimator
@@ -35,7 +35,7 @@ from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
 from stride_jax.neighbours import finder, most_named, refuse_unfit
 from stride_jax.operators import kept as stores
-from stride_jax.reading import Corpus, read
+from stride_jax.reading import Corpus, highest, read
 from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
@@ -282,7 +282,8 @@ def attribute(
         or a function of the outputs (`question_of`); `settings.measure.question` by default.
       against: other labels like `labels`: why these and not those. For `loss` it is
         `log p_label − log p_other`; turned round it changes its sign.
-      together: weights of the queries, `[Q]`, or `"mean"`: all of them as one question.
+      together: weights of the queries, `[Q]`, or `"mean"`: all of them as one question; `"max"`:
+        each example's score for the query that it helps most, each asked by itself.
       train: the training data, those of the index among them: then each query's likeliest
         examples are scored exactly (`settings.exact`), for one forward pass over them.
       candidates: `{source: ids}` of examples that are scored exactly besides, one list for all
@@ -312,11 +313,11 @@ def attribute(
     said = {
         "question": ops.named_question(question or settings.measure.question).name,
         "against": against is not None,
-        "together": together is not None,
+        "together": together if isinstance(together, str) else together is not None,
     }
     index = _in_unit_of(index, said["question"])
     others = [
-        named(source, own, index.train_ids, len(queries) if together is None else 1)
+        named(source, own, index.train_ids, 1 if what.weight_Q is not None else len(queries))
         for source, own in (candidates or {}).items()
     ]
     if others and train is None:
@@ -342,8 +343,10 @@ def attribute(
     if train is not None:
         most = most_named(settings.exact, len(index.train_ids))
         found = finder(sources, frozen, index, train, execution)(queries, most)
-        others += found if together is None else [as_one(own, most) for own in found]
+        others += found if what.weight_Q is None else [as_one(own, most) for own in found]
     reading = read(estimator(index, settings, execution), index, asked, corpus, others, execution)
+    if what.highest:
+        reading, names = highest(reading), one_name(names, "max")
     alone = queries.labels.ndim == 1 and together is None
     return Attribution(
         names, index.train_ids, reading.scores,

@@ -109,6 +109,8 @@ def test_a_set_of_queries_is_the_mean_of_its_members(trained, fitted):
     whole = asked(trained, fitted, together=weights, question="margin")
     close(whole[0], weights @ asked(trained, fitted, question="margin"))
     assert whole.shape == (1, 400)
+    highest = asked(trained, fitted, together="max")
+    close(highest[0], alone.max(axis=0))
 
 
 def test_a_saturated_classifier_answers_by_its_margin():
@@ -146,7 +148,7 @@ def test_an_answer_says_what_was_asked_and_the_unit_is_of_the_loss(trained, fitt
     close(ask(known).scores_QxN, 2 * ask(fitted).scores_QxN)
     margin_asked = ask(known, question="margin", together="mean")
     assert margin_asked.unit is None
-    asked = {"question": "margin", "against": False, "together": True}
+    asked = {"question": "margin", "against": False, "together": "mean"}
     assert margin_asked.settings["asked"] == asked
     close(margin_asked.scores_QxN, ask(fitted, question="margin", together="mean").scores_QxN)
 
@@ -158,7 +160,7 @@ def test_wrong_questions_are_refused(trained, fitted):
         MeasureSettings(question="odds")
     with pytest.raises(ValueError, match=r"shape \(3,\) for 6 queries"):
         asked(trained, fitted, together=np.ones(3))
-    with pytest.raises(ValueError, match="together='max'"):
-        asked(trained, fitted, together="max")
+    with pytest.raises(ValueError, match="together='most'"):
+        asked(trained, fitted, together="most")
     with pytest.raises(ValueError, match="queries, against"):
         asked(trained, fitted, against=trained.query.labels[:6] - 50)
