@@ -19,14 +19,17 @@ from stride_jax.data.tokens import Tokenizer, load_tokenizer
 from stride_jax.runtime.files import (
     UnreadableFileError,
     atomic_path,
+    file_digest,
     read_arrays,
+    read_json,
     write_arrays,
     write_json,
 )
 
 # To be raised when tokenising, packing or these files change: older folders are then not read.
-FORMAT = 1
+FORMAT = 2
 
+_PLAIN = ("tokenizer.json", "sources.json")  # files without checksums of their own
 _ARRAYS = ("inputs_NxT", "labels_NxT", "weights_NxT", "ids")
 _SPANS = tuple(field.name for field in dataclasses.fields(Spans))
 
@@ -56,7 +59,8 @@ def write(
         arrays = {name: getattr(split, name) for name in _ARRAYS}
         spans = dict(zip(_SPANS, split.spans.columns(), strict=True))
         write_arrays(place / f"{role}.npz", **arrays, **spans)
-    write_json(place / "settings.json", settings)
+    digests = {name: file_digest(place / name) for name in _PLAIN}
+    write_json(place / "settings.json", {"settings": settings, "files": digests})
 
 
 def read(folder: str | os.PathLike[str], roles: Iterable[str]) -> dict[str, Any]:
@@ -66,6 +70,12 @@ def read(folder: str | os.PathLike[str], roles: Iterable[str]) -> dict[str, Any]
       UnreadableFileError: a file is torn; the message names it and the remedy.
     """
     place = pathlib.Path(folder)
+    for name, digest in read_json(place / "settings.json")["files"].items():
+        if file_digest(place / name) != digest:
+            raise UnreadableFileError(
+                f"{place / name} is not what was written: its digest differs; delete its folder to "
+                "have it written again"
+            )
     sources = _read_sources(place / "sources.json")
     contents: dict[str, Any] = {"tokenizer": load_tokenizer(place / "tokenizer.json")}
     for role in roles:

@@ -40,7 +40,7 @@ class ClosedFormSettings:
 
     Attributes:
       damping: gamma relative to the mean eigenvalue of the Fisher; 1 – 3 was best on every dataset
-        tried (docs/lab.md).
+        with classes, .1 – 1 on the one of numbers (docs/lab.md).
       doubt: share of the uniform distribution that is mixed into predictions on training examples
         (`observed.as_training`).
       output_damping: damping of the output side of plain Kronecker factors; `damping` is then that

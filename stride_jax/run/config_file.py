@@ -9,7 +9,6 @@ import ast
 import copy
 import importlib.util
 import inspect
-import json
 import pathlib
 import traceback
 import types
@@ -17,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from stride_jax.run.settings import OTHER_SECTIONS
+from stride_jax.runtime.files import read_json
 
 
 def read_config(word: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def read_config(word: str) -> dict[str, Any]:
             "Python file that defines get_config()"
         )
     if path.endswith(".json"):
-        values = _guarded(path, lambda: json.loads(pathlib.Path(path).read_text()))
+        values = read_json(path)
     else:
         values = _called(load_module(path), path, argument)
     if hasattr(values, "to_dict"):

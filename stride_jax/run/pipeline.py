@@ -115,6 +115,7 @@ class Run:
             data = self._read_data()
         self._refuse_labels(*data)
         self.products.seconds["data"] = time.monotonic() - began
+        self.products.loaded("data", *(own.ids for own in data[0].values()))
         return data
 
     def _refuse_labels(self, splits: dict[str, Examples], width: int) -> None:

@@ -59,6 +59,10 @@ class Products:
         known = {need: self._digests[need] for need in needs if need in self._digests}
         return {"stage": stage, "key": self.key(stage), "made_from": known}
 
+    def loaded(self, stage: str, *arrays: np.ndarray) -> None:
+        """Remember what was read for a stage whose files are others'."""
+        self._digests[stage] = fingerprint(*arrays)
+
     def restored(self, stage: str, config: Mapping[str, Any], tree: Any) -> None:
         """Check and remember a product that is a checkpoint.
 

@@ -1,5 +1,6 @@
 """Whether what a run wrote is still what it wrote, stage by stage; and whether two runs agree."""
 
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from stride_jax.model_checks import Finding
 from stride_jax.run.pipeline import Run
 from stride_jax.run.stages import BASELINES
 from stride_jax.runtime import checkpoint
+from stride_jax.runtime.files import UnreadableFileError, read_json
 from stride_jax.scores import as_dense
 
 Values = dict[str, np.ndarray]
@@ -114,8 +116,9 @@ def _stages(run: Run) -> dict[str, tuple[Callable[[], bool], Callable[[], Values
         stages["unit"] = (filed("unit"), lambda: {"unit": np.array(run.unit)})
     if run.settings.bank is not None:
         stages["bank"] = (lambda: any((run.workdir / "bank").glob("*/*.npz")), lambda: _bank(run))
-    file = run.workdir / "attribution.parquet"
+    file, told = run.workdir / "attribution.parquet", run.workdir / "summary.json"
     stages["attribution"] = (file.exists, lambda: _attribution(file))
+    stages["summary"] = (told.exists, lambda: _summary(told))
     return stages
 
 
@@ -135,6 +138,13 @@ def _bank(run: Run) -> Values:
     setup = evaluation.Retraining(run.module, run.train, run.query, run.settings.train)
     bank = evaluation.read_bank(setup, run.settings.bank, run.workdir / "bank")
     return {"losses": bank.losses_MxExQ, "margins": bank.margins_MxExQ}
+
+
+def _summary(file: pathlib.Path) -> Values:
+    told = read_json(file)
+    if "digest" not in json.loads(file.read_text(encoding="utf-8")):
+        raise UnreadableFileError(f"{file} has no digest; run the config to have it written again")
+    return {"lds": np.array(np.nan if told["lds"] is None else told["lds"])}
 
 
 def _attribution(file: pathlib.Path) -> Values:

@@ -82,6 +82,12 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Hash of a file's bytes, 16 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A temporary path beside `path`, renamed onto it when the block ends without an error."""
@@ -107,19 +113,25 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write settings or results as indented JSON, atomically."""
+    """Write settings or results as indented JSON, atomically; an object with its `digest`."""
+    told = plain(value)
+    if isinstance(told, dict):
+        told = told | {"digest": fingerprint(told)}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read what `write_json` wrote.
+    """Read what `write_json` wrote, without the digest; what has none is read as it is.
 
     Raises:
-      UnreadableFileError: the file is torn or no JSON; the message names it.
+      UnreadableFileError: the file is torn, no JSON, or not what was written; the message names it.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        told = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        if isinstance(told, dict) and "digest" in told and told.pop("digest") != fingerprint(told):
+            raise ValueError("it is not what was written: the digest of its content differs")
+        return told
     except (ValueError, RecursionError) as error:
         raise UnreadableFileError(
             f"{path} can't be read as JSON ({first_line(error)}): write it again, or copy it anew"
