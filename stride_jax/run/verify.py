@@ -13,9 +13,10 @@ from stride_jax import attribution, evaluation
 from stride_jax import index as indices
 from stride_jax.model_checks import Finding
 from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES
 from stride_jax.runtime import checkpoint
-from stride_jax.runtime.files import UnreadableFileError, read_json
+from stride_jax.runtime.files import UnreadableFileError, plain, read_json
 from stride_jax.scores import as_dense
 
 Values = dict[str, np.ndarray]
@@ -117,8 +118,8 @@ def _stages(run: Run) -> dict[str, tuple[Callable[[], bool], Callable[[], Values
     if run.settings.bank is not None:
         stages["bank"] = (lambda: any((run.workdir / "bank").glob("*/*.npz")), lambda: _bank(run))
     file, told = run.workdir / "attribution.parquet", run.workdir / "summary.json"
-    stages["attribution"] = (file.exists, lambda: _attribution(file))
-    stages["summary"] = (told.exists, lambda: _summary(told))
+    stages["attribution"] = (file.exists, lambda: _attribution(run, file))
+    stages["summary"] = (told.exists, lambda: _summary(run, told))
     return stages
 
 
@@ -140,12 +141,24 @@ def _bank(run: Run) -> Values:
     return {"losses": bank.losses_MxExQ, "margins": bank.margins_MxExQ}
 
 
-def _summary(file: pathlib.Path) -> Values:
+def _summary(run: Run, file: pathlib.Path) -> Values:
     told = read_json(file)
     if "digest" not in json.loads(file.read_text(encoding="utf-8")):
         raise UnreadableFileError(f"{file} has no digest; run the config to have it written again")
+    _refuse_foreign(run, told["settings"], file)
     return {"lds": np.array(np.nan if told["lds"] is None else told["lds"])}
 
 
-def _attribution(file: pathlib.Path) -> Values:
-    return {"scores": as_dense(attribution.Attribution.load(file).scores)}
+def _attribution(run: Run, file: pathlib.Path) -> Values:
+    stored = attribution.Attribution.load(file)
+    _refuse_foreign(run, stored.settings, file)
+    return {"scores": as_dense(stored.scores)}
+
+
+def _refuse_foreign(run: Run, settings: Any, file: pathlib.Path) -> None:
+    """Refuse a whole file of a run of other settings."""
+    if settings not in (plain(used(run.resolved)), plain(used(run.settings))):
+        raise UnreadableFileError(
+            f"{file} is of a run of other settings: it was moved here; run the config to have it "
+            "written again"
+        )
