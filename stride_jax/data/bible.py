@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from stride_jax.data.documents import Document, Source, joined
-from stride_jax.data.quiet import quiet
+from stride_jax.data.quiet import naming, quiet
 
 VERSION = "1.0.0"
 """Version of the data that are prepared from the wheels."""
@@ -117,7 +117,9 @@ def read_verses(
             builder.download_and_prepare(file_format="array_record")
         source = builder.as_data_source("train")
         # One call for all records: one at a time takes twice as long.
-        for row in source.__getitems__(range(len(source))):
+        with naming(builder.data_dir):
+            rows = source.__getitems__(range(len(source)))
+        for row in rows:
             book = row["book"].decode()
             if not chosen or book in chosen:
                 text = row["text"].decode()

@@ -1,9 +1,12 @@
-"""TFDS without its output."""
+"""TFDS without its output, and with the names of files it can't read."""
 
 import contextlib
 import io
 import logging
+import os
 from collections.abc import Iterator
+
+from stride_jax.runtime.files import UnreadableFileError, first_line
 
 
 @contextlib.contextmanager
@@ -21,3 +24,24 @@ def quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def naming(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of a damaged dataset's files, which name no file, with its folder and the remedy.
+
+    Args:
+      folder: of the prepared dataset.
+
+    Raises:
+      UnreadableFileError: in place of any error that is not ours.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # array_record, grain and TFDS raise many kinds
+        raise UnreadableFileError(
+            f"a file of the dataset in {folder} can't be read ({first_line(error)}): remove the "
+            "folder to have it prepared again"
+        ) from error

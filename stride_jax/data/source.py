@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stride_jax.data.quiet import quiet
+from stride_jax.data.quiet import naming, quiet
 from stride_jax.examples import Examples
 
 _OURS = {
@@ -72,7 +72,8 @@ def _read(builder: Any, split: str, column: str) -> Examples:
         raise ValueError(
             f"split {split!r} of {builder.name}: {error}; use one of {sorted(builder.info.splits)}"
         ) from error
-    batches = list(grain.MapDataset.source(source).batch(512))
+    with naming(builder.data_dir):
+        batches = list(grain.MapDataset.source(source).batch(512))
     inputs = np.concatenate([batch[column] for batch in batches])
     labels = np.concatenate([batch["label"] for batch in batches])
     return Examples(inputs, labels.astype(np.int32) if labels.dtype.kind in "iu" else labels)
