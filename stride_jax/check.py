@@ -115,6 +115,7 @@ def check(
       Findings, of level `ok`, `note`, `warning` or `error`. With an error `fit` would refuse the
       model, or its scores would mean nothing.
 
+    >>> import numpy as np
     >>> import stride_jax
     >>> model = stride_jax.from_function(lambda w, x: (jax.nn.softmax(x @ w), {"input": x}))
     >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)

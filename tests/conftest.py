@@ -4,6 +4,8 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then.
+jax.config.update("jax_enable_compilation_cache", False)
 
 import functools
 import warnings

@@ -209,7 +209,7 @@ def test_a_fisher_is_kept_without_what_repeats(width):
         (jnp.asarray(fisher_PxRxR) * 50, zero), None, (zero, zero), (zero, zero),
         (jnp.float32(50), zero), None,
     )  # fmt: skip
-    stored = fisher_of(sums)
+    stored = fisher_of(sums, invariant=True)
     assert stored.exact_LxS is not None
     assert stored.exact_LxS.size == 10 * width * (width - 1) // 2
     close(blocks(stored.exact_LxS, 4, width), fisher_PxRxR, 1e-5)

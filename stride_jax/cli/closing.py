@@ -77,7 +77,7 @@ def _groups(groups: Mapping[str, Any]) -> list[str]:
     """By how much the queries' losses would rise without the strongest groups.
 
     >>> row = {"name": "Ruth", "examples": 40, "mean": 0.5, "first": 0.25}
-    >>> print("\n".join(_groups({"by": "book", "count": 2, "rows": [row]})))
+    >>> print("\\n".join(_groups({"by": "book", "count": 2, "rows": [row]})))
     without (of 2 by book)           examples    mean score   first for
     Ruth                                   40       +0.5000         25%
     """

@@ -9,6 +9,7 @@ import ast
 import copy
 import importlib.util
 import inspect
+import json
 import pathlib
 import traceback
 import types
@@ -16,7 +17,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from stride_jax.run.settings import OTHER_SECTIONS
-from stride_jax.runtime.files import read_json
 
 
 def read_config(word: str) -> dict[str, Any]:
@@ -35,7 +35,9 @@ def read_config(word: str) -> dict[str, Any]:
             "Python file that defines get_config()"
         )
     if path.endswith(".json"):
-        values = read_json(path)
+        values = _guarded(path, lambda: json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
+        if isinstance(values, dict):
+            values.pop("digest", None)  # a config may be a run's settings, changed by hand
     else:
         values = _called(load_module(path), path, argument)
     if hasattr(values, "to_dict"):

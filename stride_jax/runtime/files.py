@@ -141,7 +141,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where it has none.
 
-    >>> first_line(KeyError()), first_line(ValueError("a\nb"))
+    >>> first_line(KeyError()), first_line(ValueError("a\\nb"))
     ('KeyError', 'a')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
