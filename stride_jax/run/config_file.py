@@ -36,8 +36,6 @@ def read_config(word: str) -> dict[str, Any]:
         )
     if path.endswith(".json"):
         values = _guarded(path, lambda: json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
-        if isinstance(values, dict):
-            values.pop("digest", None)  # a config may be a run's settings, changed by hand
     else:
         values = _called(load_module(path), path, argument)
     if hasattr(values, "to_dict"):
@@ -46,7 +44,8 @@ def read_config(word: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: the config is of type {type(values).__name__}: return a ConfigDict or a dict"
         )
-    return dict(values)
+    # A config may be a run's settings, changed by hand.
+    return {name: value for name, value in values.items() if name != "digest"}
 
 
 def load_module(path: str) -> types.ModuleType:
