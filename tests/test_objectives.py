@@ -241,6 +241,9 @@ def test_bad_targets_are_refused_by_what_they_are():
     index = fit(y, "squared_error")
     with pytest.raises(ValueError, match="loss is squared_error, this one's is cross_entropy"):
         stride_jax.attribute(LINE, W, index, X[:4], TARGETS["cross_entropy"][:4])
+    other = with_objective(LINE, squared_error(0.25))
+    with pytest.raises(ValueError, match=r"is squared_error, this one's is squared_error\(0.25\)"):
+        stride_jax.attribute(other, W, index, X[:4], y[:4])
     with pytest.raises(ValueError, match="question='margin' is about classes"):
         stride_jax.attribute(
             with_objective(LINE, "squared_error"), W, index, X[:4], y[:4], question="margin"

@@ -70,7 +70,7 @@ def draw_labels(objective: Objective, outputs: jax.Array, key: jax.Array) -> jax
     """
     if objective.name == "cross_entropy":
         return jax.random.categorical(key, outputs)
-    if objective.name == "squared_error":
+    if objective.name.startswith("squared_error"):
         precision = objective.hessian(outputs, outputs).diagonal
         assert precision is not None, "a squared error has a diagonal"
         return outputs + jax.random.normal(key, outputs.shape) / jnp.sqrt(precision)

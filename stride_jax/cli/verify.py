@@ -49,8 +49,11 @@ def main(words: Sequence[str]) -> int:
     bad = [one.name for one in report.findings if one.level == "error"]
     if given.redo:
         for stage in bad:
-            for path in set_aside(run, stage) if stage in PRODUCTS else ():
+            paths = set_aside(run, stage) if stage in PRODUCTS else []
+            for path in paths:
                 print(visible(f"{stage}: set aside as {path}", kept=""))
+            if not paths:
+                print(f"{stage}: nothing was renamed; see its remedy above")
     return USAGE if bad else 0
 
 

@@ -95,9 +95,9 @@ def objective_of(
       name: what results call it; the function's own name by default.
       classes: whether targets are integer classes.
 
-    >>> pinball = objective_of(lambda o, y: 2 * jax.nn.softplus(y - o)[0] - (y - o)[0], "pinball")
+    >>> smooth = objective_of(lambda o, y: 2 * jax.nn.softplus(y - o)[0] - (y - o)[0], "smooth L1")
     >>> o, y = jnp.zeros((1, 1)), jnp.ones((1, 1))
-    >>> round(float(pinball.errors(o, y)[0, 0]), 4), pinball.hessian(o, y).whole.shape
+    >>> round(float(smooth.errors(o, y)[0, 0]), 4), smooth.hessian(o, y).whole.shape
     (0.4621, (1, 1, 1))
     """
 

@@ -60,7 +60,9 @@ def squared_error(variance: float = 1.0) -> Objective:
     def drop(shift: jax.Array, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return (shift * (targets - outputs - shift / 2)).sum(axis=-1) / variance
 
-    return Objective("squared_error", loss, errors, hessian, drop, check=_check_width)
+    # Scores of another variance are in other units, so an index must not take one for the other.
+    name = "squared_error" if variance == 1 else f"squared_error({variance!r})"
+    return Objective(name, loss, errors, hessian, drop, check=_check_width)
 
 
 def _sigmoid_drop(shift: jax.Array, outputs: jax.Array, targets: jax.Array) -> jax.Array:

@@ -176,7 +176,7 @@ def _held_out(run: Run) -> dict[str, float]:
     if model.objective.name == "sigmoid":
         right = (logits > 0) == (targets > 0.5)
         return own | {"accuracy": float(right.mean()), "temperature": model.temperature}
-    if model.objective.name == "squared_error":
+    if model.objective.name.startswith("squared_error"):
         precision = model.objective.hessian(jnp.ones(1), jnp.ones(1)).diagonal
         own["noise_variance"] = 1 / float(np.asarray(precision)[0])
         spread = ((targets - targets.mean(axis=0)) ** 2).sum()
