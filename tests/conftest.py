@@ -8,6 +8,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
 
 import functools
+import gc
+import pathlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -19,6 +21,23 @@ from stride_jax import taps
 from stride_jax.adapters import from_model
 from stride_jax.data import DataSettings, Examples, load_splits
 from stride_jax.models import MLP, TrainSettings, fit, initial_params
+
+
+class ProgramsLetGo:
+    """Every compiled program takes pages of its own; at 65,530 of them Linux kills the process."""
+
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        maps = pathlib.Path("/proc/self/maps")
+        if nextitem is not None and nextitem.path == item.path or not maps.exists():
+            return
+        if maps.read_bytes().count(b"\n") > 20_000:
+            jax.clear_caches()
+            gc.collect()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # As a plugin: hooks of this file see no doctest of `stride_jax`, which run in the same process.
+    config.pluginmanager.register(ProgramsLetGo())
 
 
 class Trained(NamedTuple):
