@@ -41,9 +41,10 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[run,test]'
 	$(VENV)-newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# Thirty runs killed at random moments and resumed; about 20 minutes.
+# Runs killed, on full disks, with damaged files, and several in one folder; about an hour, as root.
 drill: setup
-	$(BIN)/python -m benchmarks.drill --workdir=runs/drill --kills=30
+	$(BIN)/python -m benchmarks.drill
+	$(BIN)/python -m benchmarks.drill --faults --full --crowd
 
 format: setup
 	$(BIN)/ruff format .

@@ -1,10 +1,12 @@
 """Metrics of a run while it runs: JSON lines, and events for TensorBoard."""
 
+import contextlib
 import json
 import os
 import pathlib
 import resource
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,24 +30,43 @@ def resident_bytes() -> int:
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl`, one line per report, and an event file into one folder."""
+    """Writes `metrics.jsonl`, one line per report, and an event file into one folder.
+
+    Nothing is written behind the run's back, so a full disk is told where it is met.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
         self.folder = pathlib.Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (self.folder / "metrics.jsonl").open("a", buffering=1)
-        self._events = SummaryWriter(str(self.folder), flush_secs=10)
+        with self._named():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lines = (self.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+            self._events = EventsWriter(str(self.folder / "events"))
 
     def __call__(self, loop: str, step: int, values: Mapping[str, Any]) -> None:
         """Report numbers of a loop: `{loop}/{name}` at a step."""
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.summary import scalar
+
         numbers = {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"loop": loop, "step": step, **numbers}) + "\n")
-        for name, value in numbers.items():
-            self._events.add_scalar(f"{loop}/{name}", value, step)
+        with self._named():
+            self._lines.write(json.dumps({"loop": loop, "step": step, **numbers}) + "\n")
+            for name, value in numbers.items():
+                summary = scalar(f"{loop}/{name}", value)
+                self._events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
+            self._events.flush()
 
     def close(self) -> None:
         """Flush both files."""
-        self._lines.close()
-        self._events.close()
+        with self._named(), contextlib.closing(self._lines):
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """A full disk says so without a name."""
+        try:
+            yield
+        except OSError as error:
+            name = error.filename or str(self.folder)
+            raise OSError(error.errno, error.strerror or str(error), name) from error

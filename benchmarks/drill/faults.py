@@ -1,11 +1,9 @@
 """Damage every kind of file of finished runs, one fault at a time, and read the runs again.
 
-    python -m benchmarks.faults --workdir=runs/faults --flips=240 --cuts=60
-
 A fault is one flipped bit, a file cut short, or a whole product of another run in the place of
-this one's. `stride-jax verify` reads the damaged copy. What is read is either refused by name, or
-compared with what was written: the same (harmless), or not (silent). Rows go to
-`docs/results/disk.json`.
+this one's. `stride-jax verify` reads the damaged copy; of every third one, what was made after the
+damaged product is removed first, and a run makes it again. What comes out is either refused by
+name, or compared with what was written: the same (harmless), or not (silent).
 """
 
 import collections
@@ -17,9 +15,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from benchmarks.house import ROOT, Row, record
-from benchmarks.program import Asked, Program
-from stride_jax.cli.doors import at_least
+from benchmarks.drill.runs import DISK
+from benchmarks.house import Row, record
+from benchmarks.program import Asked
 from stride_jax.run import summary
 from stride_jax.run.config_file import read_config
 from stride_jax.run.pipeline import Run
@@ -28,7 +26,10 @@ from stride_jax.run.stages import PRODUCTS
 from stride_jax.run.verify import compare, verify
 from stride_jax.runtime.progress import bars
 
-DISK = ROOT / "docs/results/disk.json"
+_CONFIGS = {
+    "classifier": "configs/breast_cancer.py:runlocal",
+    "text": "configs/bible_gpt.py:runlocal",
+}
 # Programs and logs, which no result is read from.
 _OTHERS = ("compiled", "metrics", ".running")
 
@@ -118,18 +119,34 @@ def _copied(other: Run, home: pathlib.Path, name: str) -> None:
     shutil.copy(other.workdir / name, home / name)
 
 
-def outcome(run: Run, home: pathlib.Path) -> str:
+def without_later(home: pathlib.Path, product: str) -> None:
+    """Remove what a run made from a product, the bank aside, which names its own."""
+    later = list(PRODUCTS)[list(PRODUCTS).index(product) + 1 :]
+    for name in later:
+        shutil.rmtree(home / name, ignore_errors=True)
+    for name in ("attribution.parquet", "groups.parquet", "summary.json"):
+        (home / name).unlink(missing_ok=True)
+
+
+def outcome(run: Run, home: pathlib.Path, again: bool) -> str:
     """What reading a damaged copy of a run ends in.
+
+    Args:
+      run: the whole one.
+      home: folder of the damaged one.
+      again: whether it is run again, to make what is missing, before it is read.
 
     Returns:
       `named`, `harmless`, `silent`, or `crash: …` for an error without a name.
     """
     try:
         damaged = Run(read_run_settings(home), home)
+        if again:
+            summary.write(damaged)
         if any(one.level == "error" or "not there" in one.measured for one in verify(damaged)):
             return "named"
-        again = Run(read_run_settings(home), home)
-        same = all(one.level == "ok" for one in compare(again, run, 0.0))
+        fresh = Run(read_run_settings(home), home)
+        same = all(one.level == "ok" for one in compare(fresh, run, 0.0))
         return "harmless" if same else "silent"
     except ValueError as error:
         return "named" if str(home) in str(error) else f"crash: {error}"
@@ -141,24 +158,27 @@ def main(asked: Asked) -> None:
     """All faults of both runs; rows and a table by kind."""
     home, rng = asked.workdir, random.Random(asked.flags.seed)
     tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    configs = {"classifier": "configs/breast_cancer.py:runlocal", "text": asked.flags.config}
-    for name, config in configs.items():
+    removed = 0
+    for name, config in _CONFIGS.items():
         run, other = (finished(config, home / f"{name}-{seed}", seed) for seed in (0, 1))
-        share = [asked.flags.flips // len(configs), asked.flags.cuts // len(configs)]
+        share = [asked.flags.flips // len(_CONFIGS), asked.flags.cuts // len(_CONFIGS)]
         made = {
             "flip": flips(run, share[0], rng),
             "cut": cuts(run, share[1], rng),
             "swap": swaps(run, other),
         }
         for kind, several in made.items():
-            for product, damage in bars(list(several), desc=f"{name}, {kind}"):
-                copy = home / "damaged"
+            for i, (product, damage) in enumerate(bars(list(several), desc=f"{name}, {kind}")):
+                copy, again = home / "damaged", i % 3 == 0 and product in PRODUCTS
                 shutil.copytree(run.workdir, copy)
                 damage(copy)
+                if again:
+                    without_later(copy, product)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    found = outcome(run, copy)
+                    found = outcome(run, copy, again)
                 tally[kind][found.partition(":")[0]] += 1
+                removed += again
                 if found.startswith(("silent", "crash")):
                     print(f"{name}, {kind} of {product}: {found[:300]}", flush=True)
                 shutil.rmtree(copy)
@@ -175,15 +195,8 @@ def main(asked: Asked) -> None:
             Row(f"faults, {kind}: errors without a name", counts["crash"], "lower", asked=0.0),
         ]  # fmt: skip
         print(kind, dict(counts))
+    rows.append(Row("faults: with later stages removed", removed, "higher"))
     record(rows, path=DISK)
 
 
 _ASKED = {"flip": 200.0, "cut": 50.0}
-
-if __name__ == "__main__":
-    program = Program("faults", __doc__, config="configs/bible_gpt.py:runlocal",
-                      workdir="runs/faults")  # fmt: skip
-    program.flag("flips", "Flipped bits.", type=at_least(1), default=240)
-    program.flag("cuts", "Files cut short.", type=at_least(1), default=60)
-    program.flag("seed", "Of the faults.", type=int, default=0)
-    program.run(main)

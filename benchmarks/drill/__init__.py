@@ -1,0 +1,1 @@
+"""What a run survives: kills, full disks, damaged files, and others in its folder."""
