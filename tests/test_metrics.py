@@ -1,0 +1,52 @@
+"""Metrics: both files say the same, and a full disk is named."""
+
+import errno
+import json
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from stride_jax.runtime.metrics import MetricsWriter
+
+
+def events(path):
+    """The records of an event file: length, its checksum, the event, its checksum."""
+    raw = path.read_bytes()
+    while raw:
+        size = int.from_bytes(raw[:8], "little")
+        yield Event.FromString(raw[12 : 12 + size])
+        raw = raw[16 + size :]
+
+
+def test_both_files_hold_what_was_reported(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics")
+    writer("training", 3, {"loss": 0.5, "per_second": 2})
+    writer("bank", 1, {"models": 4})
+    writer.close()
+    lines = (tmp_path / "metrics/metrics.jsonl").read_text().splitlines()
+    said = {
+        (f"{row.pop('loop')}/{name}", row["step"], float(value))
+        for row in map(json.loads, lines)
+        for name, value in row.items()
+        if name != "step"
+    }
+    (file,) = (tmp_path / "metrics").glob("events.out.tfevents.*")
+    told = {
+        (value.tag, event.step, value.simple_value)
+        for event in events(file)
+        for value in event.summary.value
+    }
+    assert told == said == {
+        ("training/loss", 3, 0.5), ("training/per_second", 3, 2.0), ("bank/models", 1, 4.0),
+    }  # fmt: skip
+
+
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = MetricsWriter(tmp_path)
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer("training", 1, {"loss": 0.5})
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
