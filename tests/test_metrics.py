@@ -24,11 +24,12 @@ def test_both_files_hold_what_was_reported(tmp_path):
     writer("bank", 1, {"models": 4})
     writer.close()
     lines = (tmp_path / "metrics/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     said = {
-        (f"{row.pop('loop')}/{name}", row["step"], float(value))
-        for row in map(json.loads, lines)
+        (f"{row['loop']}/{name}", row["step"], float(value))
+        for row in rows
         for name, value in row.items()
-        if name != "step"
+        if name not in ("loop", "step")
     }
     (file,) = (tmp_path / "metrics").glob("events.out.tfevents.*")
     told = {

@@ -38,7 +38,8 @@ def small_disk(folder: pathlib.Path, size: str = "256m") -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: this process has read products there, and their files may still be open.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def lines_of(log: pathlib.Path) -> list[str]:
