@@ -6,6 +6,7 @@ envelope that has one of its own.
 Orbax is imported in the functions: it takes a second, and only runs need it.
 """
 
+import logging
 import os
 import pathlib
 import warnings
@@ -48,6 +49,7 @@ def save(
         config=ocp.args.JsonSave(_enveloped(tree, config)),  # pyright: ignore[reportCallIssue]
     )
     folder = pathlib.Path(path).absolute()
+    logging.getLogger("absl").addFilter(_not_told_twice)
     try:
         with ocp.CheckpointManager(folder, options=options) as manager:
             manager.save(step, args=args)
@@ -137,6 +139,11 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
                 f"({error}); delete the folder to make it again, or restore with its own settings"
             ) from error
     return out["params"], _verified(folder, step, out["params"], out["config"])
+
+
+def _not_told_twice(record: logging.LogRecord) -> bool:
+    """Whether a log record is not of an error that orbax' threads log before they raise it."""
+    return "_SignalingThread" not in str(record.msg)
 
 
 def _enveloped(tree: Any, config: Any) -> dict[str, Any]:
