@@ -77,7 +77,7 @@ def main(words: Sequence[str]) -> int:
         wait("workdir checked")
         report = None
         if leads():
-            report = stack.enter_context(contextlib.closing(MetricsWriter(workdir / "metrics")))
+            report = stack.enter_context(MetricsWriter(workdir / "metrics"))
         run = Run(settings, workdir, bars, stop, report)
         if given.profile:
             with jax.profiler.trace(str(workdir / "profile")):

@@ -9,6 +9,7 @@ import numpy as np
 
 from stride_jax.data.quiet import naming, quiet
 from stride_jax.examples import Examples
+from stride_jax.runtime.files import disk_named
 
 _OURS = {
     "mnist5k": ("builders", "Mnist5k"),
@@ -138,7 +139,8 @@ def load_splits(
             "one with 'label' and 'image' or 'features'"
         )
     with quiet():
-        builder.download_and_prepare(file_format="array_record")
+        with disk_named(builder.data_dir):
+            builder.download_and_prepare(file_format="array_record")
         splits = {
             role: _read(builder, getattr(settings, role), column)
             for role in ("train", "calibration", "query")

@@ -6,10 +6,13 @@ envelope that has one of its own.
 Orbax is imported in the functions: it takes a second, and only runs need it.
 """
 
+import functools
 import logging
 import os
 import pathlib
+import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,6 +57,7 @@ def save(
         with ocp.CheckpointManager(folder, options=options) as manager:
             manager.save(step, args=args)
     except Exception as error:  # orbax and tensorstore raise many kinds
+        sys.excepthook = functools.partial(_but_closed_loops, sys.excepthook)
         raise CheckpointError(
             f"checkpoint {step} can't be written to {folder} ({first_line(error)}): make room or "
             "give a folder that can be written to, and run the same command again"
@@ -144,6 +148,14 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
 def _not_told_twice(record: logging.LogRecord) -> bool:
     """Whether a log record is not of an error that orbax' threads log before they raise it."""
     return "_SignalingThread" not in str(record.msg)
+
+
+def _but_closed_loops(
+    hook: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any
+) -> None:
+    """What is printed of uncaught errors, without those of writes that a failed one left behind."""
+    if str(error) != "Event loop is closed":
+        hook(kind, error, trace)
 
 
 def _enveloped(tree: Any, config: Any) -> dict[str, Any]:

@@ -89,6 +89,17 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
+def disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give errors of the file system that name no file, as those of a full disk do, this path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A temporary path beside `path`, renamed onto it when the block ends without an error."""
     target = pathlib.Path(path)
@@ -101,13 +112,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     os.chmod(name, 0o666 & ~umask)
     temporary = pathlib.Path(name)
     try:
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        # A full disk says so without a name.
-        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+        with disk_named(target):
+            yield temporary
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,10 +6,12 @@ import os
 import pathlib
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+
+from stride_jax.runtime.files import disk_named
 
 
 def memory_bytes() -> int:
@@ -39,7 +41,7 @@ class MetricsWriter:
         from tensorboardX.event_file_writer import EventsWriter
 
         self.folder = pathlib.Path(folder)
-        with self._named():
+        with disk_named(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lines = (self.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
             self._events = EventsWriter(str(self.folder / "events"))
@@ -50,23 +52,22 @@ class MetricsWriter:
         from tensorboardX.summary import scalar
 
         numbers = {name: float(value) for name, value in values.items()}
-        with self._named():
+        with disk_named(self.folder):
             self._lines.write(json.dumps({"loop": loop, "step": step, **numbers}) + "\n")
             for name, value in numbers.items():
                 summary = scalar(f"{loop}/{name}", value)
                 self._events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
             self._events.flush()
 
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Flush both files; after an error of the run, that one is told rather than theirs."""
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
+
     def close(self) -> None:
         """Flush both files."""
-        with self._named(), contextlib.closing(self._lines):
+        with disk_named(self.folder), contextlib.closing(self._lines):
             self._events.close()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """A full disk says so without a name."""
-        try:
-            yield
-        except OSError as error:
-            name = error.filename or str(self.folder)
-            raise OSError(error.errno, error.strerror or str(error), name) from error
