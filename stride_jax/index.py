@@ -20,7 +20,13 @@ from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.groups import Groups
 from stride_jax.objectives import CROSS_ENTROPY
-from stride_jax.runtime.files import UnreadableFileError, plain, read_arrays, write_arrays
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    first_line,
+    plain,
+    read_arrays,
+    write_arrays,
+)
 from stride_jax.runtime.settings import build
 from stride_jax.settings import IndexSettings
 from stride_jax.unit import Unit
@@ -167,15 +173,27 @@ class Index:
             keys = arrays.pop("keys", None)
             names = meta["train_ids"], keys
             index = from_arrays(arrays, names, settings, str(meta.get("model", "")))
-            unit = _unit_from(meta.get("unit"))
-        except (KeyError, ValueError) as error:
-            raise UnreadableFileError(f"{path} is no whole index ({error})") from error
-        return dataclasses.replace(
-            index,
-            moments=_moments_from(arrays),
-            unit=unit,
-            objective=str(meta.get("objective", CROSS_ENTROPY.name)),
-        )
+            _check_rows(index)
+            return dataclasses.replace(
+                index,
+                moments=_moments_from(arrays),
+                unit=_unit_from(meta.get("unit")),
+                objective=str(meta.get("objective", CROSS_ENTROPY.name)),
+            )
+        except Exception as error:  # whole files of others may hold anything under these names
+            raise UnreadableFileError(
+                f"{path} is no whole index ({first_line(error)}): fit the index again, or copy the "
+                "file anew"
+            ) from error
+
+
+def _check_rows(index: Index) -> None:
+    """Refuse an index whose examples are not as many everywhere."""
+    rows = ("train_ids", "residual_N", "norm_N", "cluster_N", "keys")
+    stored = {name: getattr(index, name) for name in rows}
+    sizes = {name: np.shape(value) for name, value in stored.items() if value is not None}
+    if len(set(sizes.values())) > 1 or len(sizes["train_ids"]) != 1:
+        raise ValueError(f"its examples are not as many everywhere: {sizes}")
 
 
 def _unit_from(stored: np.ndarray | None) -> Unit | None:

@@ -7,7 +7,13 @@ import shutil
 import numpy as np
 
 from stride_jax.examples import Examples
-from stride_jax.runtime.files import UnreadableFileError, first_line, read_json, write_json
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    content_digest,
+    first_line,
+    read_json,
+    write_json,
+)
 
 _COLUMNS = ("inputs", "labels", "ids", "keys")
 
@@ -22,18 +28,46 @@ def write_splits(
     fresh = home.with_name(f".{home.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
+    digests = {}
     for role, examples in splits.items():
         for column in _COLUMNS:
             if (value := getattr(examples, column)) is not None:
-                np.save(fresh / f"{role}-{column}.npy", value, allow_pickle=False)
-    write_json(fresh / "splits.json", {"num_classes": num_classes, "roles": list(splits)})
+                file = fresh / f"{role}-{column}.npy"
+                np.save(file, value, allow_pickle=False)
+                digests[file.name] = content_digest(file)
+    contents = {"num_classes": num_classes, "roles": list(splits), "files": digests}
+    write_json(fresh / "splits.json", contents)
     fresh.rename(home)
 
 
-def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int]:
-    """The splits of a folder and their number of classes; inputs and labels stay on disk."""
+def map_splits(
+    folder: str | os.PathLike[str], *, check: bool = True
+) -> tuple[dict[str, Examples], int]:
+    """The splits of a folder and their number of classes; inputs and labels stay on disk.
+
+    Args:
+      folder: what `write_splits` wrote.
+      check: whether every file is compared with its digest first, which reads all of them once.
+        One process of a job does so before the others open them: they share the files, and each
+        needs only its own rows. What a disk damages later, or sends wrong to one process alone, is
+        not found.
+
+    Raises:
+      UnreadableFileError: a file is missing, torn, or not what was written; names it and the
+        remedy.
+    """
     home = pathlib.Path(folder)
-    contents = read_json(home / "splits.json")
+    remedy = f"remove {home} to have it written again"
+    try:
+        contents = read_json(home / "splits.json")
+    except (UnreadableFileError, FileNotFoundError) as error:
+        raise UnreadableFileError(f"{error}; {remedy}") from error
+    for name, digest in contents.get("files", {}).items() if check else ():
+        file = home / name
+        if not file.exists() or content_digest(file) != digest:
+            raise UnreadableFileError(
+                f"{file} is missing, or not what was written: its digest differs; {remedy}"
+            )
 
     def column(role: str, name: str) -> np.ndarray:
         mode, file = None if name in ("ids", "keys") else "r", home / f"{role}-{name}.npy"
@@ -41,8 +75,7 @@ def map_splits(folder: str | os.PathLike[str]) -> tuple[dict[str, Examples], int
             return np.load(file, mmap_mode=mode, allow_pickle=False)
         except Exception as error:  # numpy raises a different error for each kind of tear
             raise UnreadableFileError(
-                f"{file} can't be read as an array ({first_line(error)}): remove {home} to have it "
-                "written again"
+                f"{file} can't be read as an array ({first_line(error)}); {remedy}"
             ) from error
 
     def examples(role: str) -> Examples:

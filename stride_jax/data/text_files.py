@@ -55,11 +55,12 @@ def write(
         rows = (dataclasses.asdict(source) for source in sources)
         lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
         temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    digests = {name: file_digest(place / name) for name in _PLAIN}
     for role, split in splits.items():
         arrays = {name: getattr(split, name) for name in _ARRAYS}
         spans = dict(zip(_SPANS, split.spans.columns(), strict=True))
-        write_arrays(place / f"{role}.npz", **arrays, **spans)
-    digests = {name: file_digest(place / name) for name in _PLAIN}
+        name = f"{role}.npz"
+        digests[name] = write_arrays(place / name, **arrays, **spans)
     write_json(place / "settings.json", {"settings": settings, "files": digests})
 
 
@@ -70,8 +71,9 @@ def read(folder: str | os.PathLike[str], roles: Iterable[str]) -> dict[str, Any]
       UnreadableFileError: a file is torn; the message names it and the remedy.
     """
     place = pathlib.Path(folder)
-    for name, digest in read_json(place / "settings.json")["files"].items():
-        if file_digest(place / name) != digest:
+    digests = read_json(place / "settings.json")["files"]
+    for name in _PLAIN:
+        if file_digest(place / name) != digests[name]:
             raise UnreadableFileError(
                 f"{place / name} is not what was written: its digest differs; delete its folder to "
                 "have it written again"
@@ -79,16 +81,17 @@ def read(folder: str | os.PathLike[str], roles: Iterable[str]) -> dict[str, Any]
     sources = _read_sources(place / "sources.json")
     contents: dict[str, Any] = {"tokenizer": load_tokenizer(place / "tokenizer.json")}
     for role in roles:
-        arrays = _read_arrays(place / f"{role}.npz")
+        name = f"{role}.npz"
+        arrays = _read_arrays(place / name, digests.get(name))  # earlier versions named none
         spans = Spans(*(arrays[name] for name in _SPANS))
         columns = (arrays[name] for name in _ARRAYS)
         contents[role] = TextExamples(*columns, spans=spans, sources=sources)
     return contents
 
 
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: pathlib.Path, digest: str | None) -> dict[str, np.ndarray]:
     try:
-        return read_arrays(path)
+        return read_arrays(path, digest)
     except UnreadableFileError as error:
         raise UnreadableFileError(f"{error}; delete its folder to have it written again") from error
 

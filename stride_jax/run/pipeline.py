@@ -7,6 +7,7 @@ them together, and the finished part of a stage survives a kill.
 import dataclasses
 import functools
 import os
+import pathlib
 import time
 from typing import Any
 
@@ -131,10 +132,14 @@ class Run:
         """In memory; for several processes, memory-mapped files that the first of them writes."""
         if processes.count() == 1:
             return self._load_data()
-        folder = self.workdir / "data" / f"arrays-{self.products.key('data')}"
         if processes.leads():
-            write_splits(folder, *self._load_data())
-        return map_splits(folder)
+            write_splits(self.mapped, *self._load_data())
+        return map_splits(self.mapped, check=processes.leads())
+
+    @property
+    def mapped(self) -> pathlib.Path:
+        """Folder of the splits that several processes map; a single one makes none."""
+        return self.workdir / "data" / f"arrays-{self.products.key('data')}"
 
     def _load_data(self) -> tuple[dict[str, Examples], int]:
         if not self.settings.is_text:

@@ -11,6 +11,7 @@ import numpy as np
 
 from stride_jax import attribution, evaluation
 from stride_jax import index as indices
+from stride_jax.data import map_splits
 from stride_jax.model_checks import Finding
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import used
@@ -124,6 +125,8 @@ def _stages(run: Run) -> dict[str, tuple[Callable[[], bool], Callable[[], Values
 
 
 def _data(run: Run) -> Values:
+    if run.mapped.exists():
+        map_splits(run.mapped)
     splits = run.data[0].items()
     return {f"{role}.{name}": v for role, own in splits for name, v in
             (("labels", np.asarray(own.labels)), ("ids", own.ids))}  # fmt: skip

@@ -179,11 +179,10 @@ def _verified(folder: pathlib.Path, step: int, tree: Any, envelope: Any) -> Any:
         raise CheckpointError(
             f"the settings of checkpoint {step} in {folder} are damaged ({error}): {remedy}"
         ) from error
-    written, read = content["arrays"], digests.by_path(tree)
-    if bad := sorted(name for name in written | read if written.get(name) != read.get(name)):
+    if bad := digests.differing(tree, content["arrays"]):
         raise CheckpointError(
-            f"checkpoint {step} in {folder} is not what was written: {len(bad)} of {len(written)} "
-            f"arrays differ, first {bad[0]}: {remedy}"
+            f"checkpoint {step} in {folder} is not what was written: {len(bad)} of "
+            f"{len(content['arrays'])} arrays differ, first {bad[0]}: {remedy}"
         )
     return content["config"]
 

@@ -1,22 +1,40 @@
 """Digests of content: what was written is what is read, or an error says that it is not.
 
-A checksum of an array does not depend on how it is laid out over devices and processes, so an array
-written by one may be checked by four. One flipped bit always changes it: every word is mixed by a
-bijection before all of them are added up.
+An array that a process holds as a whole has the XXH3 hash of its bytes. One that lies in parts on
+several processes has a checksum which depends on no layout, so that each sums its own part: every
+word is mixed with its place by a bijection before all are added up. One flipped bit always changes
+it. An array written by four may be checked by one, and the other way round.
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.files import fingerprint
 
 _PLACE, _MIX = 0x9E3779B1, 0x85EBCA6B
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # words that stay in a core's own cache
+_XXH3 = "xxh3:"
+
+
+def hashed(leaf: Any) -> str:
+    """Shape, dtype and hash of an array, gathered where other processes hold parts of it.
+
+    >>> hashed(np.zeros(2, np.float32)) == hashed(jnp.zeros(2))
+    True
+    """
+    leaf, dtype, size = _as_read(leaf)
+    if not leaf.size:
+        return size
+    whole = meshes.fetch(leaf).astype(dtype, copy=False)
+    flat = np.ascontiguousarray(whole).reshape(-1).view(np.uint8)
+    return f"{size}{_XXH3}{xxhash.xxh3_64_hexdigest(flat)}"
 
 
 def described(leaf: Any) -> str:
@@ -25,12 +43,7 @@ def described(leaf: Any) -> str:
     >>> described(np.zeros(2, np.float32)) == described(jnp.zeros(2))
     True
     """
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if not hasattr(leaf, "dtype"):
-        leaf = jnp.asarray(leaf)
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-    size = f"{tuple(leaf.shape)}{dtype}"
+    leaf, dtype, size = _as_read(leaf)
     if not leaf.size:
         return size
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -41,10 +54,48 @@ def described(leaf: Any) -> str:
     return f"{size}{_checksum(np.asarray(leaf).astype(dtype, copy=False))}"
 
 
+def _as_read(leaf: Any) -> tuple[Any, Any, str]:
+    """A leaf as an array, its dtype in models' programs, and shape and dtype in words."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if not hasattr(leaf, "dtype"):
+        leaf = jnp.asarray(leaf)
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return leaf, dtype, f"{tuple(leaf.shape)}{dtype}"
+
+
 def by_path(tree: Any) -> dict[str, str]:
-    """`described` of every leaf of a pytree, by its path."""
+    """Digests of a pytree's leaves, by their paths: hashes, checksums of those in parts."""
+
+    def one(leaf: Any) -> str:
+        parts = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        return described(leaf) if parts and not leaf.is_fully_replicated else hashed(leaf)
+
+    return {path: one(leaf) for path, leaf in _leaves(tree).items()}
+
+
+def differing(tree: Any, written: Mapping[str, str]) -> list[str]:
+    """Paths of leaves that are not what `by_path` was told of, wherever they lie now; sorted.
+
+    Args:
+      tree: what was read.
+      written: what `by_path` said of what was written.
+
+    >>> differing({"a": np.ones(2), "b": np.ones(3)}, by_path({"a": np.ones(2), "c": 1}))
+    ["['b']", "['c']"]
+    """
+    leaves = _leaves(tree)
+    other = [path for path in written if path not in leaves]
+    for path, leaf in leaves.items():  # in one order on all processes, which work together
+        own = hashed if _XXH3 in written.get(path, "") else described
+        if path not in written or own(leaf) != written[path]:
+            other.append(path)
+    return sorted(other)
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): described(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def parameters_fingerprint(params: Any) -> str:
@@ -57,8 +108,8 @@ def parameters_fingerprint(params: Any) -> str:
     False
     """
     digest = hashlib.blake2b(digest_size=8)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)}".encode())
+    for path, leaf in _leaves(params).items():
+        digest.update(path.encode())
         digest.update(described(leaf).encode())
     return digest.hexdigest()
 
@@ -101,15 +152,22 @@ def _checksum(array: np.ndarray) -> int:
     """A sum of all bits by place, modulo 2^32."""
     flat = np.ascontiguousarray(array).reshape(-1)
     flat = flat.astype(np.uint8) if flat.dtype == bool else flat.view(f"uint{8 * flat.itemsize}")
-    total = 0
+    most, total = min(_CHUNK, flat.size), 0
+    steps = np.arange(most, dtype=np.uint32) * np.uint32(_PLACE)
+    mixed, buffer = np.empty_like(steps), np.empty_like(steps)
     for first in range(0, flat.size, _CHUNK):
-        part = flat[first : first + _CHUNK]
-        words = part.astype(np.uint32)
-        if part.itemsize == 8:
-            words = words * np.uint32(31) + (part >> np.uint64(32)).astype(np.uint32)
-        place = np.arange(first, first + part.size, dtype=np.uint64).astype(np.uint32)
-        mixed = (words ^ (place * np.uint32(_PLACE))) * np.uint32(_MIX)
-        total += int((mixed ^ (mixed >> np.uint32(15))).sum(dtype=np.uint64))
+        words = flat[first : first + _CHUNK]
+        if words.itemsize == 8:
+            high = (words >> np.uint64(32)).astype(np.uint32)
+            words = words.astype(np.uint32) * np.uint32(31) + high
+        # In place: new memory would take longer than the sum.
+        own, shifted = mixed[: words.size], buffer[: words.size]
+        np.add(steps[: words.size], np.uint32(first * _PLACE % 2**32), out=own)
+        np.bitwise_xor(own, words.astype(np.uint32, copy=False), out=own)
+        np.multiply(own, np.uint32(_MIX), out=own)
+        np.right_shift(own, np.uint32(15), out=shifted)
+        np.bitwise_xor(own, shifted, out=own)
+        total += int(own.sum(dtype=np.uint32))
     return total % 2**32
 
 

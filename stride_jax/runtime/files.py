@@ -12,11 +12,13 @@ import json
 import os
 import pathlib
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import xxhash
+
+from stride_jax.runtime import npz
 
 TEMPORARY = r"\..+\.[a-z0-9_]{8}\.part"
 """What the names of temporary files match."""
@@ -88,6 +90,15 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
+def content_digest(path: str | os.PathLike[str]) -> str:
+    """Hash of a large file's bytes against damage, as fast as they are read: `xxh3:` and 16 digits.
+
+    Names that depend on a file's content are made from `file_digest`, which nobody can forge.
+    """
+    with open(path, "rb") as file:
+        return f"xxh3:{hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()}"
+
+
 @contextlib.contextmanager
 def disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Give errors of the file system that name no file, as those of a full disk do, this path."""
@@ -154,38 +165,31 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
-    """Write named arrays as an uncompressed `.npz`, atomically."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **{n: np.asarray(v) for n, v in arrays.items()})
+def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> str:
+    """Write named arrays as an uncompressed `.npz`, atomically; returns their digest."""
+    with atomic_path(path) as temporary:
+        return npz.write(temporary, {n: np.asarray(v) for n, v in arrays.items()})
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str], digest: str | None = None) -> dict[str, np.ndarray]:
     """Read what `write_arrays` wrote.
 
+    Args:
+      path: path of the file.
+      digest: what `write_arrays` returned, to tell another whole file from this one; any file is
+        read by default.
+
     Raises:
-      UnreadableFileError: the file is torn, no `.npz`, or unpacks to more than it holds; the
-        message names it.
+      UnreadableFileError: the file is torn, no `.npz`, unpacks to more than it holds, or is not
+        what was written; the message names it.
     """
     try:
-        _refuse_packed(path)
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        if digest is not None and (stored := npz.stored_digest(path)) != digest:
+            raise ValueError(f"it is another file: its digest is {stored}, not {digest}")
+        return npz.read(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy and zipfile raise a different error for each kind of tear
         raise UnreadableFileError(
             f"{path} can't be read as arrays ({first_line(error)})"
         ) from error
-
-
-def _refuse_packed(path: str | os.PathLike[str]) -> None:
-    """A small file of another's could unpack to more than the memory; ours are not compressed."""
-    with zipfile.ZipFile(path) as file:
-        packed = [own for own in file.infolist() if own.compress_type != zipfile.ZIP_STORED]
-        whole = sum(own.file_size for own in file.infolist())
-    if packed or whole > os.path.getsize(path):
-        raise ValueError(
-            f"it would unpack to {whole} bytes from {os.path.getsize(path)}; arrays are stored "
-            "uncompressed"
-        )
