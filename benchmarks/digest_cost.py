@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import sys
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ class _NoHash:
 
 @contextlib.contextmanager
 def no_digests() -> Iterator[None]:
-    """Nothing that was written is compared with what is read; names of products stay as they are."""
+    """Nothing that was written is compared with what is read; products keep their names."""
     nothing = types.SimpleNamespace(xxh3_64=_NoHash, xxh3_64_hexdigest=lambda part: "none")
     unchecked = functools.partial(pq.ParquetFile, page_checksum_verification=False)
 
@@ -124,8 +125,6 @@ def timed_digests() -> Iterator[list[float]]:
 
 def _importers(function: Any) -> list[Any]:
     """Modules of the package in which a function goes by its name."""
-    import sys
-
     ours = [m for name, m in sys.modules.items() if name.startswith("stride_jax") and m is not None]
     return [m for m in ours if vars(m).get(function.__name__) is function]
 
@@ -216,7 +215,7 @@ def large_index(run: Run, size: int) -> Index:
     subsets = size // own.a_KxRxO[0].nbytes
     a_KxRxO = rng.standard_normal((subsets, *own.a_KxRxO.shape[1:]), np.float32)
     large = dataclasses.replace(
-        own, a_KxRxO=jnp.asarray(a_KxRxO), size_K=jnp.resize(own.size_K, subsets)
+        own, a_KxRxO=jnp.asarray(a_KxRxO), size_K=jnp.resize(own.size_K, (subsets,))
     )
     design = dataclasses.replace(index.settings.design, num_subsets=subsets)
     settings = dataclasses.replace(index.settings, design=design)
@@ -263,8 +262,9 @@ def of_an_attribution(workdir: pathlib.Path, count: int) -> list[Row]:
     path, rng = workdir / "attribution.parquet", np.random.default_rng(0)
     queries, trains = 400, 50_000
     scores = rng.standard_normal((queries, trains), np.float32)
-    ids = [f"q{i:04d}" for i in range(queries)], [f"train-{i:06d}" for i in range(trains)]
-    Attribution(*map(np.array, ids), scores, {}, {}).save(path)
+    asked = np.array([f"q{i:04d}" for i in range(queries)])
+    train = np.array([f"train-{i:06d}" for i in range(trains)])
+    Attribution(asked, train, scores, {}, {}).save(path)
     print(f"attribution: {path.stat().st_size / 1e6:.0f} MB", flush=True)
     seconds = rounds(lambda: Attribution.load(path), count)
     tabled = rounds(lambda: tables.read_table(path), count)

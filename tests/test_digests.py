@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stride_jax.runtime import checkpoint, digests, tables
+from stride_jax.runtime import checkpoint, digests, npz, tables
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.files import UnreadableFileError, read_arrays
+from stride_jax.runtime.files import UnreadableFileError, read_arrays, write_arrays
 from stride_jax.runtime.tables import read_table, write_table
 
 RNG = np.random.default_rng(0)
@@ -32,21 +32,32 @@ CONFIG = {"temperature": 1.25, "names": ["a", "b"], "seconds": 3.5}
 @pytest.mark.parametrize("name", TREE)
 def test_a_checksum_changes_with_any_bit_and_not_with_the_layout(name):
     array = np.asarray(TREE[name])
-    known = digests.described(array)
+    known, hashed = digests.described(array), digests.hashed(array)
     for place in range(array.size):
         for bit in RNG.choice(8 * array.itemsize, 2) if array.dtype != bool else [0]:
             other = array.copy()
             raw = other.reshape(-1).view(f"u{array.itemsize}")
             raw[place] ^= raw.dtype.type(1 << int(bit))
             assert digests.described(other) != known
+            assert digests.hashed(other) != hashed
     assert digests.described(jnp.asarray(array)) == known
     spread = int(digests._spread_checksum(jnp.asarray(array)))
     assert digests.described(array).endswith(str(spread))
     if array.ndim == 2:
         mesh = meshes.mesh_for(8)
         placed = meshes.place(array, meshes.over_subsets(mesh))
-        assert digests.described(placed) == known
+        assert (digests.described(placed), digests.hashed(placed)) == (known, hashed)
         assert digests.described(np.swapaxes(array, 0, 1)) != known
+        assert digests.hashed(np.swapaxes(array, 0, 1)) != hashed
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 3 * 2**16 + 5])
+@pytest.mark.parametrize("dtype", ["f4", "i8", "u1", "f2"])
+def test_a_checksum_in_chunks_is_that_of_one_program(size, dtype):
+    """The one that indexes and notes of earlier versions hold; jitted, it is summed at once."""
+    array = RNG.integers(0, 256, size * np.dtype(dtype).itemsize, np.uint8).view(dtype)
+    with jax.enable_x64(True):
+        assert digests._checksum(array) == int(digests._spread_checksum(jnp.asarray(array)))
 
 
 def flips(folder, count):
@@ -100,6 +111,19 @@ def test_a_checkpoint_of_before_digests_is_read_with_a_warning(tmp_path, monkeyp
     assert (digests.by_path(tree), config) == (digests.by_path(TREE), CONFIG)
 
 
+def test_a_checkpoint_with_sums_as_several_processes_write_it_is_checked(tmp_path, monkeypatch):
+    """And as earlier versions wrote it: no hashes of whole arrays, which nobody holds."""
+    sums = {path: digests.described(leaf) for path, leaf in digests._leaves(TREE).items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "by_path", lambda tree: sums)
+        checkpoint.save(tmp_path / "good", TREE, CONFIG)
+        checkpoint.save(tmp_path / "bad", TREE | {"rows": TREE["rows"] + 1}, CONFIG)
+    tree, config = checkpoint.restore(tmp_path / "good", TREE)
+    assert (digests.by_path(tree), config) == (digests.by_path(TREE), CONFIG)
+    with pytest.raises(checkpoint.CheckpointError, match=r"1 of 4 arrays differ, first \['rows'\]"):
+        checkpoint.restore(tmp_path / "bad", TREE)
+
+
 def test_another_checkpoints_arrays_are_told(tmp_path):
     """A file that is whole, but of another save: the settings' checksums are of the first."""
     other = TREE | {"w": TREE["w"] + 1}
@@ -136,6 +160,137 @@ def test_a_flipped_table_is_refused_or_reads_as_it_was_written(tmp_path):
                     np.testing.assert_array_equal(found[name].astype(column.dtype), column)
         path.write_bytes(whole)
     assert told > 200
+
+
+def test_a_tables_digest_is_of_values_and_not_of_chunks(tmp_path):
+    """Every value counts, also none and where a string ends; older digests are still compared."""
+    columns = {
+        "name": pa.array(["a", "bc", None, "", "d"] * 3),
+        "long": pa.array(["a", "bc", "", "", "d"] * 3, pa.large_string()),
+        "score": pa.array(RNG.normal(size=15).astype(np.float32)),
+        "rank": pa.array([1, None, 3, 4, 5] * 3),
+        "exact": pa.array([True, False, True, False, True] * 3),
+    }
+    table, note = pa.table(columns), {"a": 1}
+    known = tables._digest(table, note)
+    for chunks in (1, 2, 4):
+        cut = [table.slice(i, chunks) for i in range(0, 15, chunks)]
+        assert tables._digest(pa.concat_tables(cut), note) == known
+    changes = {
+        "name": pa.array(["ab", "c", None, "", "d"] * 3),
+        "long": pa.array(["a", "b", "c", "", "d"] * 3, pa.large_string()),
+        "score": pa.array(RNG.normal(size=15).astype(np.float32)),
+        "rank": pa.array([1, 0, 3, 4, 5] * 3),
+        "exact": pa.array([True, True, True, False, True] * 3),
+    }
+    for name, values in changes.items():
+        assert tables._digest(pa.table(columns | {name: values}), note) != known
+    assert tables._digest(table, {"a": 2}) != known
+    assert (
+        tables._digest(table.rename_columns(["n", "long", "score", "rank", "exact"]), note) != known
+    )
+    with pytest.raises(ValueError, match="only numbers and strings are stored"):
+        tables._digest(pa.table({"a": [[1], [2]]}), note)
+    for name, made in (("new", tables._digest), ("old", tables._older_digest)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "_digest", made)
+            write_table(tmp_path / name, {"a": np.arange(3), "b": np.array(["x", "yz", ""])}, note)
+        assert read_table(tmp_path / name)[1] == note
+        meta = pq.read_schema(tmp_path / name).metadata
+        other = pa.table({"a": np.arange(3), "b": np.array(["xy", "z", ""])})
+        pq.write_table(other.replace_schema_metadata(meta), tmp_path / name)
+        with pytest.raises(UnreadableFileError, match="digest of its content differs"):
+            read_table(tmp_path / name)
+
+
+ARRAYS = {
+    "scalar": np.array(2.5),
+    "none": np.zeros((0, 3), np.float32),
+    "rows": RNG.normal(size=(40, 7)).astype(np.float32),
+    "columns": np.asfortranarray(RNG.normal(size=(5, 6))),
+    "half": np.asarray(TREE["half"]).view("V2"),
+    "ids": np.array(["t1", "täß", ""]),
+    "mask": RNG.random(9) < 0.5,
+    "every": np.arange(40, dtype=">i4")[::3],
+}
+
+
+@pytest.mark.parametrize("chunk", [64, npz._CHUNK])  # in a thread, and without one
+def test_a_flipped_npz_is_refused_or_reads_as_it_was_written(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(npz, "_CHUNK", chunk)
+    path, told = tmp_path / "a.npz", 0
+    known = write_arrays(path, **ARRAYS)
+
+    def same(found):
+        assert found.keys() == ARRAYS.keys()
+        for name, array in ARRAYS.items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
+
+    same(read_arrays(path, known))
+    with np.load(path) as file:  # NumPy reads it as any other
+        same(dict(file))
+    whole = path.read_bytes()
+    for at in np.unique(np.linspace(0, len(whole) - 1, 700).astype(int)):
+        flipped(path, int(at), int(RNG.integers(8)))
+        try:
+            found = read_arrays(path)
+        except UnreadableFileError as error:
+            told += str(path) in str(error)
+        else:
+            same(found)
+        path.write_bytes(whole)
+    assert told > 300
+    for size in np.linspace(0, len(whole) - 1, 60).astype(int):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UnreadableFileError, match=r"a\.npz can't be read as arrays"):
+            read_arrays(path)
+
+
+def edited(path, change):
+    """A zip file of the same comment and of valid checksums, with its members changed."""
+    with zipfile.ZipFile(path) as file:
+        members, comment = {i.filename: file.read(i) for i in file.infolist()}, file.comment
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in change(members).items():
+            file.writestr(name, content)
+        file.comment = comment
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda own: {"a.npy": own["b.npy"], "b.npy": own["a.npy"]},
+        lambda own: {"b.npy": own["a.npy"], "a.npy": own["b.npy"]},
+        lambda own: {"a.npy": own["a.npy"], "c.npy": own["b.npy"]},
+        lambda own: {"a.npy": own["a.npy"]},
+        lambda own: own | {"c.npy": own["a.npy"]},
+        lambda own: own | {"a.npy": own["a.npy"].replace(b"<f4", b"<i4")},
+        lambda own: own | {"a.npy": own["a.npy"].replace(b"(3, 4)", b"(4, 3)")},
+        lambda own: own | {"a.npy": own["a.npy"].replace(b"False", b"True ")},
+    ],
+)
+def test_names_types_and_shapes_in_an_npz_are_in_its_digest(tmp_path, change):
+    """What zip's checksums hold for whole."""
+    path = tmp_path / "a.npz"
+    arrays = {"a": np.ones((3, 4), np.float32), "b": np.zeros((3, 4), np.float32)}
+    write_arrays(path, **arrays)
+    edited(path, lambda own: own)
+    np.testing.assert_array_equal(read_arrays(path)["a"], arrays["a"])
+    edited(path, change)
+    with pytest.raises(UnreadableFileError, match="it is not what was written: the digest"):
+        read_arrays(path)
+
+
+def test_an_npz_without_a_digest_is_read_and_checked_by_zip(tmp_path):
+    path, array = tmp_path / "old.npz", np.arange(1000.0)
+    np.savez(path, a=array)
+    np.testing.assert_array_equal(read_arrays(path)["a"], array)
+    with pytest.raises(UnreadableFileError, match="it is another file: its digest is None"):
+        read_arrays(path, npz.digest({"a": array}))
+    flipped(path, 5000, 3)
+    with pytest.raises(UnreadableFileError, match=r"old\.npz can't be read as arrays"):
+        read_arrays(path)
 
 
 def test_foreign_weights_that_are_damaged_are_named(tmp_path):

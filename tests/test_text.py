@@ -146,6 +146,9 @@ def test_own_files_are_split_and_read_again_when_they_change(own, tmp_path):
     file = str(splits.folder / "tokenizer.json")
     kept = load_text(dataclasses.replace(own, tokenizer=file), tmp_path)
     assert kept.tokenizer.core.to_str() == splits.tokenizer.core.to_str()
+    (changed.folder / "train.npz").write_bytes((splits.folder / "train.npz").read_bytes())
+    with pytest.raises(UnreadableFileError, match=r"it is another file.*delete its folder"):
+        load_text(own, tmp_path)  # whole, and of the text as it was
     (changed.folder / "train.npz").write_bytes(b"torn")
     with pytest.raises(UnreadableFileError, match=r"train.npz can't be read.*delete its folder"):
         load_text(own, tmp_path)

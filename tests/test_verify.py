@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 
 from configs import breast_cancer
+from stride_jax import Index
 from stride_jax.cli.main import main
+from stride_jax.data import map_splits, write_splits
 from stride_jax.run import summary
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import check_workdir, run_settings
-from stride_jax.runtime.files import read_arrays, write_arrays
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
 
 
 def made(workdir, **changes):
@@ -106,3 +114,60 @@ def test_a_product_made_from_another_is_told(finished, tmp_path, capsys):
     assert code == 2
     assert rows["measurements"]["level"] == "ok"
     assert "was made from another measurements" in rows["recovery"]["measured"]
+
+
+def test_splits_that_several_processes_map_are_checked(finished, tmp_path, capsys):
+    """Every file of them; folders of before digests are mapped as they are."""
+    run = copied(finished[0], tmp_path / "a")
+    write_splits(run.mapped, *run.data)
+    code, rows = said(capsys, f"--workdir={run.workdir}")
+    assert (code, rows["data"]["level"]) == (0, "ok")
+    files = sorted(run.mapped.glob("*.npy"))
+    assert {file.name.partition("-")[2] for file in files} >= {
+        "inputs.npy",
+        "labels.npy",
+        "ids.npy",
+    }
+    for file in files:
+        whole = file.read_bytes()
+        for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[: len(whole) // 2], None):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            with pytest.raises(UnreadableFileError, match=f"{file.name} is missing, or not what"):
+                map_splits(run.mapped)
+            file.write_bytes(whole)
+    raw = bytearray(files[0].read_bytes())
+    raw[-1] ^= 1
+    files[0].write_bytes(raw)
+    code, rows = said(capsys, f"--workdir={run.workdir}")
+    assert code == 2
+    assert files[0].name in rows["data"]["measured"]
+    assert f"remove {run.mapped}" in rows["data"]["remedy"]
+    map_splits(run.mapped, check=False)
+    contents = read_json(run.mapped / "splits.json")
+    write_json(run.mapped / "splits.json", {n: v for n, v in contents.items() if n != "files"})
+    splits, width = map_splits(run.mapped)
+    assert (len(splits["train"]), width) == (len(run.train), run.data[1])
+    (run.mapped / "splits.json").write_text("{")
+    with pytest.raises(UnreadableFileError, match=f"splits.json.*remove {run.mapped}"):
+        map_splits(run.mapped)
+
+
+def test_an_index_file_of_anything_is_one_error(finished, tmp_path):
+    """Whole arrays under the names of an index: it loads, or one error names the file."""
+    run, path, rng = finished[0], tmp_path / "index.npz", np.random.default_rng(0)
+    run.index.save(path)
+    arrays, told = read_arrays(path), 0
+    replacements = [
+        np.array(3), np.array("text"), np.zeros((2, 2, 2, 2)), np.array([]), np.array(["["] * 3),
+    ]  # fmt: skip
+    for name in arrays:
+        for other in (None, *replacements, arrays[rng.choice(sorted(arrays))]):
+            changed = {n: v for n, v in arrays.items() if n != name}
+            write_arrays(path, **changed, **({} if other is None else {name: other}))
+            try:
+                index = Index.load(path)
+            except UnreadableFileError as error:
+                told += str(path) in str(error)
+            else:
+                assert len(index.train_ids) == len(run.train)
+    assert told > 2 * len(arrays)

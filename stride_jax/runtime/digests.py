@@ -34,7 +34,7 @@ def hashed(leaf: Any) -> str:
         return size
     whole = meshes.fetch(leaf).astype(dtype, copy=False)
     flat = np.ascontiguousarray(whole).reshape(-1).view(np.uint8)
-    return f"{size}{_XXH3}{xxhash.xxh3_64_hexdigest(flat)}"
+    return f"{size}{_XXH3}{xxhash.xxh3_64_hexdigest(flat.data)}"
 
 
 def described(leaf: Any) -> str:

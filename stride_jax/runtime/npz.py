@@ -41,7 +41,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     for name, array in arrays.items():
         transposed = array.flags.f_contiguous and not array.flags.c_contiguous
         whole.update(_header(name, array.dtype, array.shape, transposed))
-        whole.update(_flat_bytes(array.T if transposed else array))
+        whole.update(_flat_bytes(array.T if transposed else array).data)
     return _KIND + whole.hexdigest()
 
 
@@ -120,7 +120,7 @@ def _read_member(
         part = data[first : first + _CHUNK]
         if raw.readinto(part) != part.size:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(f"it ends within {name!r}")
-        take(part)
+        take(part.data)
     return array.T if transposed else array
 
 

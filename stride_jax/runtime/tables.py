@@ -111,7 +111,7 @@ def _digest(table: Any, note: Any) -> str:
         column = table[name]
         whole.update(f"\0{name}\0{column.type}\0{column.null_count}\0".encode())
         for part in _strings(column) if _of_strings(column) else _values(column):
-            whole.update(part)
+            whole.update(part.data)
     return _XXH3 + whole.hexdigest()
 
 
