@@ -111,7 +111,7 @@ def timed_digests() -> Iterator[list[float]]:
         update = npz.xxhash.xxh3_64
 
         class Timed:
-            """The hash of a file that is read, whose time is counted as if nothing ran beside."""
+            """The hash of a file, whose parts are timed one by one."""
 
             def __init__(self) -> None:
                 self._whole = update()

@@ -215,7 +215,7 @@ ARRAYS = {
 }
 
 
-@pytest.mark.parametrize("chunk", [64, npz._CHUNK])  # in a thread, and without one
+@pytest.mark.parametrize("chunk", [64, npz._CHUNK])
 def test_a_flipped_npz_is_refused_or_reads_as_it_was_written(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(npz, "_CHUNK", chunk)
     path, told = tmp_path / "a.npz", 0
