@@ -10,6 +10,7 @@ model and its operators: stride-jax run --until=operators makes them. Where the 
 groups (--config.groups=book), the answer says what each does besides.
 """
 
+import argparse
 import json
 import pathlib
 import shlex
@@ -23,11 +24,13 @@ from rich.text import Text
 
 from stride_jax.applications.answer import Answer, AskSettings, Passage, ask
 from stride_jax.cli.doors import Parser, at_least
+from stride_jax.cli.streams import as_utf8
 from stride_jax.operators.questions import QUESTIONS
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import plain
+from stride_jax.runtime.folders import can_write, local_folder
 from stride_jax.runtime.screen import visible
 
 _NEEDED = ("model", "operators")
@@ -64,6 +67,15 @@ def _parser() -> Parser:
 def _names(text: str) -> tuple[str, ...]:
     """Names with commas between them; none for an empty text."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _as_text(given: argparse.Namespace) -> argparse.Namespace:
+    """The flags, with what a locale could not read as UTF-8."""
+    code = sys.getfilesystemencoding()
+    asked = ("prompt", "completion", "against", "contrast", "tokens")
+    texts = {name: getattr(given, name) for name in asked if getattr(given, name) is not None}
+    read = {name: as_utf8(text, f"--{name}", code) for name, text in texts.items()}
+    return argparse.Namespace(**{**vars(given), **read})
 
 
 def open_run(workdir: pathlib.Path) -> Run:
@@ -157,7 +169,7 @@ def prompts(given: str | None, console: Console) -> Iterator[str]:
         if not prompt:
             return
         count += 1
-        yield prompt
+        yield as_utf8(prompt, "a prompt of the input", sys.stdin.encoding or "utf-8")
 
 
 def main(words: Sequence[str]) -> int:
@@ -166,19 +178,20 @@ def main(words: Sequence[str]) -> int:
     if given.against is not None and given.contrast is not None:
         raise ValueError("--contrast is another name of --against: give one of them")
     logging.set_verbosity(logging.WARNING)
-    workdir = pathlib.Path(given.workdir)
+    given = _as_text(given)
+    workdir = local_folder(given.workdir, writable=False)
     run = open_run(workdir)
-    # The second call reads its programs compiled.
-    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if can_write(workdir):  # the second call reads its programs compiled
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     console = Console(highlight=False)
     settings = AskSettings(
         top=given.top, seed=given.seed, sources=given.sources, question=given.question,
         tokens=given.tokens,
     )  # fmt: skip
     against = given.contrast if given.against is None else given.against
-    typed = prompts(given.prompt, console)
-    asked = [list(typed)] if given.together else typed
+    questions = prompts(given.prompt, console)
+    asked = [list(questions)] if given.together else questions
     keeps_asking = given.prompt is None and sys.stdin.isatty() and not given.together
     for prompt in asked:
         try:

@@ -100,8 +100,8 @@ def start(settings: LaunchSettings) -> int:
     if settings.target == "slurm":
         script = render(settings)
         (workdir / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
-        (workdir / "launch.sbatch").write_text(script)
-    return subprocess.run(words, input=script, text=True, check=False).returncode
+        (workdir / "launch.sbatch").write_text(script, encoding="utf-8")
+    return subprocess.run(words, input=script, encoding="utf-8", check=False).returncode
 
 
 def _check_here(settings: LaunchSettings) -> None:

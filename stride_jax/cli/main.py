@@ -3,11 +3,11 @@
 import dataclasses
 import difflib
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
 
+from stride_jax.cli import streams
 from stride_jax.cli.doors import USAGE, lacking, missing_package, one_line
 from stride_jax.runtime.screen import visible
 from stride_jax.version import __version__
@@ -46,10 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 for a mistake in what was given, after one line; a command's own.
     """
     words = sys.argv[1:] if words is None else list(words)
-    for stream in (sys.stdout, sys.stderr):
-        # A locale that lacks a character shows its number instead of failing.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    streams.mend()
     name = words[0] if words else ""
     if name in ("-h", "--help", "help"):
         print(_help())
@@ -59,9 +56,14 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return _refuse("stride-jax", _no_command(name))
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        gone = "the current folder was removed: change to another, and run the same command"
+        return _refuse(f"stride-jax {name}", gone)
     # A config may import from the folder it is used in, as under `python -m`.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
     return _run(name, words[1:])
 
 
@@ -71,12 +73,17 @@ def _run(name: str, words: Sequence[str]) -> int:
         for extra in extras:
             if missing := lacking(extra):
                 return _refuse(f"stride-jax {name}", missing_package(missing[0], extra))
-        return importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
+        code = importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(f"stride-jax {name}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        line = one_line(error, extras)
+        lost = streams.lost_output(error) if isinstance(error, OSError) else None
+        if lost == "":
+            return streams.BROKEN_PIPE
+        line = lost or one_line(error, extras)
         if line is None:
             raise
         return _refuse(f"stride-jax {name}", line)

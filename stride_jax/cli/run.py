@@ -8,6 +8,7 @@ run saves and exits with code 75; the same command continues it. On several host
 runs on each with --multihost (stride-jax launch writes it).
 """
 
+import argparse
 import contextlib
 import os
 import sys
@@ -22,10 +23,11 @@ from stride_jax.cli.closing import table
 from stride_jax.cli.doors import USAGE, Parser, at_least, one_line, read_settings
 from stride_jax.run import summary
 from stride_jax.run.pipeline import STAGES, Run
-from stride_jax.run.settings import check_workdir
+from stride_jax.run.settings import SETTINGS, RunSettings, check_workdir, refuse_foreign
+from stride_jax.run.stages import PRODUCTS
 from stride_jax.runtime.claim import only_run
 from stride_jax.runtime.durable import StopRequest
-from stride_jax.runtime.folders import local_folder
+from stride_jax.runtime.folders import can_write, local_folder
 from stride_jax.runtime.metrics import MetricsWriter
 from stride_jax.runtime.processes import Cluster, connect, leads, wait
 from stride_jax.runtime.progress import bars
@@ -61,7 +63,14 @@ def main(words: Sequence[str]) -> int:
     given, changes = _parser().read(words)
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
     _, settings = read_settings(given.config, changes)
+    if (told := _finished(given, settings)) is not None:
+        print(visible(table(told)))
+        print(visible(f"nothing was written: this user can't write to {given.workdir}", kept=""))
+        return 0
     workdir = local_folder(given.workdir)
+    for part in (*PRODUCTS, "bank", "metrics"):
+        if (workdir / part).exists():  # refused now, not when the stage has been worked on
+            local_folder(workdir / part)
     cluster = Cluster(given.coordinator, given.num_processes, given.process_id)
     if given.multihost:
         connect(cluster)
@@ -86,6 +95,26 @@ def main(words: Sequence[str]) -> int:
         if leads():
             show(run, result, given.until)
     return 0
+
+
+def _finished(given: argparse.Namespace, settings: RunSettings) -> dict[str, Any] | None:
+    """The summary of a run that is finished where nothing can be written; None to run it.
+
+    Raises:
+      ValueError: the folder is no place for a run, or holds another one or an unfinished one.
+    """
+    workdir = local_folder(given.workdir, writable=False)
+    if can_write(workdir) or not (workdir / SETTINGS).exists():
+        return None
+    if not given.reuse:
+        refuse_foreign(workdir, settings)
+    told = summary.read(Run(settings, workdir), given.until)
+    if told is None:
+        raise ValueError(
+            f"the run in {workdir} is not finished, and this user can't write to it: change its "
+            "permissions, or copy it to another folder and give that one"
+        )
+    return told
 
 
 @contextlib.contextmanager

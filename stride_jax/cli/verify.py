@@ -9,7 +9,6 @@ The exit code is 2 where something is wrong. --redo renames bad products, so tha
 """
 
 import json
-import pathlib
 from collections.abc import Sequence
 
 from absl import logging
@@ -20,6 +19,7 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
 from stride_jax.run.stages import PRODUCTS
 from stride_jax.run.verify import compare, set_aside, verify
+from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.screen import visible
 
 
@@ -58,5 +58,5 @@ def main(words: Sequence[str]) -> int:
 
 
 def _opened(workdir: str) -> Run:
-    folder = pathlib.Path(workdir)
+    folder = local_folder(workdir, writable=False)
     return Run(read_run_settings(folder), folder)

@@ -42,7 +42,7 @@ from stride_jax.run.base_model import restore_base, train_base
 from stride_jax.run.planning import model_speed, with_speed
 from stride_jax.run.products import Arrays, Products
 from stride_jax.run.recovering import from_arrays, read_in_blocks
-from stride_jax.run.settings import RunSettings, used
+from stride_jax.run.settings import SETTINGS, RunSettings, used
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.digests import parameters_fingerprint
@@ -68,7 +68,9 @@ class Run:
         report: durable.Report | None = None,
     ) -> None:
         self.settings = settings
-        self.workdir = local_folder(workdir)
+        # A run that is there may be read where nothing can be written.
+        there = os.path.exists(os.path.join(workdir, SETTINGS))
+        self.workdir = local_folder(workdir, writable=not there)
         self.progress = progress if processes.leads() else silent
         self.stop = durable.StopRequest() if stop is None else stop
         self.report = report if processes.leads() else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -184,6 +185,10 @@ def used(settings: RunSettings) -> dict[str, Any]:
     return {name: v for name, v in values.items() if name not in unused}
 
 
+SETTINGS = "settings.json"
+"""File of a run's settings in its folder."""
+
+
 class ForeignWorkdirError(ValueError):
     """A folder that holds the products of other settings."""
 
@@ -199,8 +204,24 @@ def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = Fa
     Raises:
       ForeignWorkdirError: it belongs to other settings; the message has each that differs.
     """
-    path, ours = workdir / "settings.json", _flat(used(settings))
-    if path.exists() and not reuse:
+    if not reuse:
+        refuse_foreign(workdir, settings)
+    if processes.leads():
+        write_json(workdir / SETTINGS, plain(settings))
+
+
+def refuse_foreign(workdir: pathlib.Path, settings: RunSettings) -> None:
+    """Refuse a folder of other settings; nothing is written.
+
+    Args:
+      workdir: the folder.
+      settings: settings of the run.
+
+    Raises:
+      ForeignWorkdirError: it belongs to other settings; the message has each that differs.
+    """
+    path, ours = workdir / SETTINGS, _flat(used(settings))
+    if path.exists():
         theirs = _flat(_known(read_json(path), path))
         differ = {
             name
@@ -213,8 +234,6 @@ def check_workdir(workdir: pathlib.Path, settings: RunSettings, reuse: bool = Fa
                 f"{workdir} holds a run of other settings ({'; '.join(rows)}): take another "
                 "--workdir, or continue here with --reuse, which reuses the stages that still fit"
             )
-    if processes.leads():
-        write_json(path, plain(settings))
 
 
 def read_run_settings(workdir: pathlib.Path) -> RunSettings:
@@ -223,10 +242,11 @@ def read_run_settings(workdir: pathlib.Path) -> RunSettings:
     Raises:
       ValueError: the folder holds no run, or one of another version.
     """
-    path = workdir / "settings.json"
+    path = workdir / SETTINGS
     if not path.is_file():
         raise ValueError(
-            f"{workdir} holds no run: make one with stride-jax run --config=… --workdir={workdir}"
+            f"{workdir} holds no run: make one with stride-jax run --config=… "
+            f"{shlex.quote(f'--workdir={workdir}')}"
         )
     return _built(read_json(path), path)
 

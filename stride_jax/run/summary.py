@@ -14,7 +14,7 @@ from stride_jax import attribution, evaluation
 from stride_jax.run import grouping
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import used
-from stride_jax.run.stages import BASELINES, through
+from stride_jax.run.stages import BASELINES, STAGES, through
 from stride_jax.runtime import processes
 from stride_jax.runtime.files import plain, read_json, write_json
 from stride_jax.runtime.machine import device_name, rounding
@@ -45,6 +45,30 @@ def write(run: Run, until: str | None = None) -> dict[str, Any]:
         write_json(run.workdir / "summary.json", _without_nan(plain(_summary(run, wanted))))
     processes.wait("summary written")
     return read_json(run.workdir / "summary.json")
+
+
+def read(run: Run, until: str | None = None) -> dict[str, Any] | None:
+    """The summary that a folder holds, if its run got that far with these settings; nothing is run.
+
+    Products are looked for, not read: `stride-jax verify` reads them.
+
+    Args:
+      run: the run.
+      until: its last stage, one of `stages.STAGES`; all by default.
+
+    Raises:
+      UnreadableFileError: the summary is not what was written.
+      ValueError: no such stage.
+    """
+    wanted, file = through(until), run.workdir / "summary.json"
+    if not file.exists():
+        return None
+    told, products = read_json(file), _products(run, wanted)
+    there = all(
+        told["products"].get(stage) == path and (run.workdir / path).exists()
+        for stage, path in products.items()
+    )
+    return told if there and told["until"] in STAGES[len(wanted) - 1 :] else None
 
 
 def _without_nan(value: Any) -> Any:
