@@ -359,15 +359,17 @@ def environment(homes: Homes) -> Iterator[Place]:
     yield homes.run("`umask 077`", "environment mask", shell='umask 077; "$@"')
     yield homes.ask(homes.text, "`COLUMNS=1 TERM=dumb`", shell='env COLUMNS=1 TERM=dumb "$@"')
     yield homes.ask(homes.text, "`HOME=/nonexistent`", shell='env HOME=/nonexistent "$@"')
-    plan = ["plan", f"--config={_CONFIG}"]
+    shapes = {"num_train": 427, "num_queries": 100, "input_shape": "(30,)", "num_classes": 2}
+    changes = [f"--config.plan.{name}={value}" for name, value in shapes.items()]
+    plan = ["plan", f"--config={_CONFIG}", *changes]
     bare = 'env -i PATH="$PATH" PYTHONPATH="$PYTHONPATH" "$@"'
     yield Place("`env -i`", plan, shell=bare, same=lambda out: "operators" in out or "pass" in out)
     gone = 'mkdir gone; cd gone; rmdir ../gone; "$@"'
     for words in (homes.run_words("x"), homes.run_words(homes.near / "y"), plan):
         yield Place("a current folder that was removed", words, shell=gone, works=False,
                     named="current folder")  # fmt: skip
-    removed = 'mkdir gone; cd gone; rmdir ../gone; "$@"'
-    yield homes.ask(homes.text, "a current folder that was removed", shell=removed, works=False,
+
+    yield homes.ask(homes.text, "a current folder that was removed", shell=gone, works=False,
                     named="current folder")  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def tried(place: Place, homes: Homes) -> Seen:
         run = _inside if place.shell is None else _outside
         code, out, err = run(place, homes)
         said = [_BAR.sub("", line).strip() for line in f"{out}\n{err}".split("\n")]
-        said = [line for line in said if line]
+        said = [line for line in said if line and "it/s]" not in line]
         worked = code in place.codes
         same = place.works is False if not worked else place.works is not False
         if worked and place.same is not None:
@@ -128,14 +128,22 @@ def markdown(groups: dict[str, list[Seen]]) -> str:
         about = (GROUPS[group].__doc__ or "").rstrip(".")
         lines += [f"## {about}", "", "| place | command | code | lines | last line |"]
         lines.append("|---|---|---:|---:|---|")
+        commands: dict[tuple[str, int, int, str], list[str]] = {}
         for one in seen:
-            short = one.last if len(one.last) <= _WIDTH else one.last[: _WIDTH - 1] + "…"
-            last = visible(short, kept="").replace("`", "'").replace("|", "\\|")
-            place = visible(one.place, kept="").replace("|", "\\|")
-            shown = f"`{last}`" if last else ""
-            lines.append(f"| {place} | {one.command} | {one.code} | {one.lines} | {shown} |")
+            said = one.last.removeprefix(f"stride-jax {one.command}: ")
+            key = (_shown(one.place), one.code, one.lines, _shown(said))
+            commands.setdefault(key, []).append(one.command)
+        for (place, code, count, last), names in commands.items():
+            shown = f"`{last.replace('`', chr(39))}`" if last else ""
+            lines.append(f"| {place} | {', '.join(names)} | {code} | {count} | {shown} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Text in a cell: without what steers a terminal or ends the cell, and not too long."""
+    short = text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+    return visible(short, kept="").replace("|", "\\|")
 
 
 def rows(seen: Sequence[Seen]) -> list[Row]:

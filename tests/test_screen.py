@@ -12,6 +12,7 @@ import pytest
 
 from stride_jax.cli.doors import one_line
 from stride_jax.cli.main import main
+from stride_jax.cli.streams import as_utf8
 from stride_jax.runtime.files import atomic_path, write_json
 from stride_jax.runtime.screen import visible
 
@@ -53,6 +54,66 @@ def test_any_locale_gets_a_line(encoding):
     assert done.returncode == 2
     assert b"unknown flag --gr" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@hypothesis.given(st.text(), st.sampled_from(["ascii", "utf-8"]))
+def test_a_locale_without_utf_8_reads_it_all_the_same(text, encoding):
+    read = text.encode().decode(encoding, "surrogateescape")
+    assert as_utf8(read, "--prompt", encoding) == text
+    with pytest.raises(ValueError, match=r"--prompt=.* is no text in UTF-8"):
+        as_utf8("caf\udce9", "--prompt", encoding)
+
+
+STREAMS = """
+import os, sys
+for number in (0, 1, 2):
+    os.close(number)
+sys.stdin = sys.stdout = sys.stderr = None
+from stride_jax.cli.main import main
+code = main(["run", "--größe=1"])
+with open(sys.argv[1], "w") as file:
+    print(code, file.fileno() > 2, sys.stdin.read(), sys.stderr.closed, file=file)
+print("not into the file")
+"""
+
+
+def test_closed_streams_do_not_end_in_files(tmp_path):
+    file = tmp_path / "said"
+    subprocess.run([sys.executable, "-c", STREAMS, str(file)], check=True)
+    assert file.read_text() == "2 True  False\n"
+
+
+LOST = """
+import sys
+from stride_jax.cli.main import main
+sys.stdout.reconfigure(write_through=sys.argv[1] == "through")
+try:
+    code = main(["run", "--help"])
+except SystemExit as end:
+    code = end.code
+print("a message", file=sys.stderr, flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("buffer", ["through", "kept"])
+def test_output_that_is_lost_is_one_line_or_none(buffer):
+    """As under PYTHONUNBUFFERED, and with a buffer, which fails later."""
+    command = [sys.executable, "-c", LOST, buffer]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"stride-jax run: the output can't be written: No space left")
+    assert done.stderr.splitlines()[1:] == [b"a message"]
+    if buffer == "through":
+        return
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"a message\n")
+    with open("/dev/full", "wb") as full:  # bars and messages may get lost
+        assert subprocess.run(command, stderr=full, check=False).returncode == 0
 
 
 def test_a_disk_that_is_full_or_closed_is_one_line_with_its_path(tmp_path):

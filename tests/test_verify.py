@@ -1,6 +1,7 @@
 """A run's files are read with their digests; what was swapped or damaged is named, and redone."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -171,3 +172,27 @@ def test_an_index_file_of_anything_is_one_error(finished, tmp_path):
             else:
                 assert len(index.train_ids) == len(run.train)
     assert told > 2 * len(arrays)
+
+
+def test_a_run_in_a_folder_for_reading_alone_is_shown(finished, tmp_path, capsys, monkeypatch):
+    run = copied(finished[0], tmp_path / "a")
+    words = ["run", "--config=configs/breast_cancer.py:runlocal", f"--workdir={run.workdir}"]
+    # Root may write anywhere; benchmarks.odd_places mounts a folder for reading.
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and may(path, mode))
+    before = {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*")}
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "nothing was written" in shown
+    assert f"{json.loads((run.workdir / 'summary.json').read_text())['lds']:.3f}" in shown
+    assert main([*words, "--until=model"]) == 0
+    capsys.readouterr()
+    assert said(capsys, f"--workdir={run.workdir}")[0] == 0
+    assert main([*words, "--config.top_k=3"]) == 2
+    assert "top_k: 100 there, 3 here" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*")}
+    run.products.path("recovery").with_suffix(".npz").unlink()
+    assert main(words) == 2
+    assert "not finished" in capsys.readouterr().err
+    assert main([*words[:2], f"--workdir={tmp_path / 'b'}"]) == 2
+    assert f"can't write to {tmp_path}" in capsys.readouterr().err

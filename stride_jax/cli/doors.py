@@ -100,6 +100,10 @@ class Parser(argparse.ArgumentParser):
         nearest = f"did you mean {close[0]}? " if close else ""
         return f"unknown flag {name}: {nearest}See --help"
 
+    def print_help(self, file: Any = None) -> None:
+        """In place of argparse's own, which is silent where the output can't be written."""
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> Any:
         """In place of argparse's own way out, which prints the usage first."""
         raise ValueError(f"{message}; see --help")

@@ -48,34 +48,12 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     streams.mend()
     name = words[0] if words else ""
-    if name in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if name == "--version":
-        print(__version__)
-        return 0
-    if name not in COMMANDS:
-        return _refuse("stride-jax", _no_command(name))
+    known = name in COMMANDS
     try:
-        here = os.getcwd()
-    except FileNotFoundError:
-        gone = "the current folder was removed: change to another, and run the same command"
-        return _refuse(f"stride-jax {name}", gone)
-    # A config may import from the folder it is used in, as under `python -m`.
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    return _run(name, words[1:])
-
-
-def _run(name: str, words: Sequence[str]) -> int:
-    extras = COMMANDS[name].extras
-    try:
-        for extra in extras:
-            if missing := lacking(extra):
-                return _refuse(f"stride-jax {name}", missing_package(missing[0], extra))
-        code = importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
-        sys.stdout.flush()
-        return code
+        try:
+            return _command(name, words[1:])
+        finally:
+            sys.stdout.flush()  # while an error of it can still be told
     except KeyboardInterrupt:
         print(f"stride-jax {name}: interrupted", file=sys.stderr)
         return 130
@@ -83,10 +61,35 @@ def _run(name: str, words: Sequence[str]) -> int:
         lost = streams.lost_output(error) if isinstance(error, OSError) else None
         if lost == "":
             return streams.BROKEN_PIPE
-        line = lost or one_line(error, extras)
+        line = lost or one_line(error, COMMANDS[name].extras if known else ())
         if line is None:
             raise
-        return _refuse(f"stride-jax {name}", line)
+        return _refuse(f"stride-jax {name}" if known else "stride-jax", line)
+
+
+def _command(name: str, words: Sequence[str]) -> int:
+    """Help, or a command; its exit code."""
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        raise ValueError(_no_command(name))
+    for extra in COMMANDS[name].extras:
+        if missing := lacking(extra):
+            raise ValueError(missing_package(missing[0], extra))
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise ValueError(
+            "the current folder was removed: change to another, and run the same command"
+        ) from None
+    # A config may import from the folder it is used in, as under `python -m`.
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
 
 
 def _refuse(who: str, line: str) -> int:

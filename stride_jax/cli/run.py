@@ -106,8 +106,7 @@ def _finished(given: argparse.Namespace, settings: RunSettings) -> dict[str, Any
     workdir = local_folder(given.workdir, writable=False)
     if can_write(workdir) or not (workdir / SETTINGS).exists():
         return None
-    if not given.reuse:
-        refuse_foreign(workdir, settings)
+    refuse_foreign(workdir, settings)
     told = summary.read(Run(settings, workdir), given.until)
     if told is None:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Standard streams as a command finds them: closed, of other encodings, full, or unread."""
 
+import contextlib
 import errno
 import io
 import os
@@ -9,12 +10,25 @@ BROKEN_PIPE = 141
 """Exit code where the reader of the output has left, as of a process that SIGPIPE ended."""
 
 
+class _Unread(io.TextIOWrapper):
+    """Bars and messages, which may get lost: a log on a full disk, a reader that has left."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
 def mend() -> None:
     """Make the standard streams safe to use.
 
     Closed ones become the null device: the next file to be opened would take their number, and be
     written what was meant for a terminal. A locale that lacks a character shows its number, and
-    bytes that it can't read are kept for `as_utf8`.
+    bytes that it can't read are kept for `as_utf8`. Bars that nobody can read end no run.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -22,10 +36,15 @@ def mend() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+            null = os.fdopen(number, "w" if number else "r", encoding="utf-8")
+            setattr(sys, name, null)
+            setattr(sys, f"__{name}__", null)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if type(sys.stderr) is io.TextIOWrapper:
+        own = sys.stderr
+        sys.stderr = _Unread(own.buffer, own.encoding, own.errors, line_buffering=True)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
 

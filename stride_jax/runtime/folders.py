@@ -83,7 +83,7 @@ def _refuse_address(text: str, name: str) -> None:
 
 def _refuse_name(text: str, whole: pathlib.Path, name: str) -> None:
     """Names that file systems, or the libraries that write there, read otherwise than they are."""
-    if bad := [c for c in "[]*?\\" if c in str(whole)]:
+    if bad := [c for c in "[]*?\\\0" if c in str(whole)]:
         raise ValueError(
             f"{name}={text!r} holds {bad[0]!r}{_inside(text, whole, bad[0])}, which orbax does not "
             "read as it is: give a name without"
