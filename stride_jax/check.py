@@ -29,7 +29,7 @@ from stride_jax.observed import Observed, check_fit, forward_all
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.flops import bytes_held, count_flops
-from stride_jax.runtime.machine import memory_bytes
+from stride_jax.runtime.memory import memory_bytes
 from stride_jax.settings import IndexSettings
 from stride_jax.taps import Params, TappedModel, tap_names
 

@@ -28,7 +28,7 @@ class ProgramsLetGo:
 
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         maps = pathlib.Path("/proc/self/maps")
-        if nextitem is not None and nextitem.path == item.path or not maps.exists():
+        if (nextitem is not None and nextitem.path == item.path) or not maps.exists():
             return
         if maps.read_bytes().count(b"\n") > 20_000:
             jax.clear_caches()

@@ -14,6 +14,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from stride_jax.runtime.files import first_line
+from stride_jax.runtime.memory import is_about_memory
+
 USAGE = 2
 """Exit code of a command that was given something it can't work with."""
 
@@ -164,6 +167,11 @@ def one_line(error: BaseException, extras: Sequence[str] = ()) -> str | None:
         return " ".join(str(error).splitlines())
     if isinstance(error, OSError) and error.errno in _DISK and error.filename is not None:
         return f"{error.filename}: {error.strerror}: {_DISK[error.errno]}"
+    if is_about_memory(error):
+        return (
+            f"out of memory ({first_line(error)}): lower execution.memory in the config, ask about "
+            "less at once, or give the process more memory"
+        )
     return None
 
 

@@ -23,8 +23,9 @@ from stride_jax.cli.closing import table
 from stride_jax.cli.doors import USAGE, Parser, at_least, one_line, read_settings
 from stride_jax.run import summary
 from stride_jax.run.pipeline import STAGES, Run
+from stride_jax.run.room import refuse_too_large
 from stride_jax.run.settings import SETTINGS, RunSettings, check_workdir, refuse_foreign
-from stride_jax.run.stages import PRODUCTS
+from stride_jax.run.stages import PRODUCTS, through
 from stride_jax.runtime.claim import only_run
 from stride_jax.runtime.durable import StopRequest
 from stride_jax.runtime.folders import can_write, local_folder
@@ -89,6 +90,7 @@ def main(words: Sequence[str]) -> int:
             report = stack.enter_context(MetricsWriter(workdir / "metrics"))
         run = Run(settings, workdir, bars, stop, report)
         if given.profile:
+            refuse_too_large(run, through(given.until))
             with jax.profiler.trace(str(workdir / "profile")):
                 getattr(run, _PROFILED[given.profile])
         result = summary.write(run, until=given.until)

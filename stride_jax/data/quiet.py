@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from stride_jax.runtime.files import UnreadableFileError, first_line
+from stride_jax.runtime.memory import is_about_memory
 
 
 @contextlib.contextmanager
@@ -41,6 +42,8 @@ def naming(folder: str | os.PathLike[str]) -> Iterator[None]:
     except (ValueError, OSError):
         raise
     except Exception as error:  # array_record, grain and TFDS raise many kinds
+        if is_about_memory(error):
+            raise
         raise UnreadableFileError(
             f"a file of the dataset in {folder} can't be read ({first_line(error)}): remove the "
             "folder to have it prepared again"

@@ -13,6 +13,8 @@ import numpy as np
 from stride_jax import attribution, evaluation
 from stride_jax.run import grouping
 from stride_jax.run.pipeline import Run
+from stride_jax.run.planning import named_stage
+from stride_jax.run.room import refuse_too_large
 from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES, STAGES, through
 from stride_jax.runtime import processes
@@ -42,7 +44,9 @@ def write(run: Run, until: str | None = None) -> dict[str, Any]:
     wanted = through(until)
     _work(run, wanted)
     if processes.leads():
-        write_json(run.workdir / "summary.json", _without_nan(plain(_summary(run, wanted))))
+        with named_stage(wanted[-1]):
+            made = _summary(run, wanted)
+        write_json(run.workdir / "summary.json", _without_nan(plain(made)))
     processes.wait("summary written")
     return read_json(run.workdir / "summary.json")
 
@@ -93,7 +97,10 @@ def _work(run: Run, wanted: tuple[str, ...]) -> None:
         "evaluation": lambda: None if run.settings.bank is None else run.bank,
     }
     for stage in wanted:
-        read[stage]()
+        with named_stage(stage):
+            read[stage]()
+        if stage == "data":
+            refuse_too_large(run, wanted)
 
 
 def _write_attribution(run: Run) -> None:

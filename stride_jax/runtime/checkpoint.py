@@ -19,6 +19,7 @@ import jax
 
 from stride_jax.runtime import digests
 from stride_jax.runtime.files import UnreadableFileError, first_line, plain
+from stride_jax.runtime.memory import is_about_memory
 
 
 class CheckpointError(UnreadableFileError):
@@ -57,6 +58,8 @@ def save(
         with ocp.CheckpointManager(folder, options=options) as manager:
             manager.save(step, args=args)
     except Exception as error:  # orbax and tensorstore raise many kinds
+        if is_about_memory(error):
+            raise
         sys.excepthook = functools.partial(_but_closed_loops, sys.excepthook)
         raise CheckpointError(
             f"checkpoint {step} can't be written to {folder} ({first_line(error)}): make room or "
@@ -89,6 +92,8 @@ def shapes(path: str | os.PathLike[str]) -> Any:
             step = manager.latest_step()
             return manager.item_metadata(step)["params"].tree
     except Exception as error:  # orbax raises many kinds; the remedy is the same
+        if is_about_memory(error):
+            raise
         raise CheckpointError(
             f"the checkpoint in {folder} can't be read ({error}); delete the folder to make it "
             "again"
@@ -138,6 +143,8 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
                 ),
             )
         except Exception as error:  # orbax raises many kinds; the remedy is the same
+            if is_about_memory(error):
+                raise
             raise CheckpointError(
                 f"checkpoint {step} in {folder} can't be restored into the expected shapes "
                 f"({error}); delete the folder to make it again, or restore with its own settings"

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from stride_jax.runtime import npz
+from stride_jax.runtime.memory import is_about_memory
 
 TEMPORARY = r"\..+\.[a-z0-9_]{8}\.part"
 """What the names of temporary files match."""
@@ -190,6 +191,8 @@ def read_arrays(path: str | os.PathLike[str], digest: str | None = None) -> dict
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy and zipfile raise a different error for each kind of tear
+        if is_about_memory(error):
+            raise
         raise UnreadableFileError(
             f"{path} can't be read as arrays ({first_line(error)})"
         ) from error

@@ -76,6 +76,28 @@ def _jaxprs(params: dict[str, Any]) -> Any:
                 yield v
 
 
+def largest_product(program: Callable[..., Any], *args: Any) -> int:
+    """Bytes of the largest matrix product or convolution that a program makes.
+
+    Args:
+      program: pure function.
+      *args: arrays or `jax.ShapeDtypeStruct`s.
+
+    >>> largest_product(lambda a, b: ((a @ b) @ b.T).sum(), jnp.zeros((3, 4)), jnp.zeros((4, 5)))
+    60
+    """
+    return _largest(jax.make_jaxpr(program)(*args).jaxpr)
+
+
+def _largest(jaxpr: Any) -> int:
+    most = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            most = max(most, _size(eqn.outvars[0]) * eqn.outvars[0].aval.dtype.itemsize)
+        most = max([most, *(_largest(getattr(v, "jaxpr", v)) for v in _jaxprs(eqn.params))])
+    return most
+
+
 def _size(v: Any) -> int:
     return math.prod(v.aval.shape)
 

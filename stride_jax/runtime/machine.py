@@ -1,9 +1,8 @@
-"""This machine: its name, to be written beside results, and its memory."""
+"""This machine: its name and what its rounding depends on, to be written beside results."""
 
 import os
 import pathlib
 import platform
-import resource
 
 import jax
 
@@ -27,26 +26,6 @@ def _cpu_model() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def memory_bytes() -> int | None:
-    """Memory this process may have: of the machine, its cgroup and its own limits; None if unknown.
-
-    >>> memory_bytes() is None or memory_bytes() > 2**20
-    True
-    """
-    found = []
-    if hasattr(os, "sysconf"):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            found.append(int((pathlib.Path("/sys/fs/cgroup") / name).read_text()))
-        except (OSError, ValueError):  # absent, or `max`
-            continue
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        found.append(limit)
-    return min(found, default=None)
 
 
 def rounding() -> dict[str, str | int]:

@@ -2,8 +2,8 @@
 
 Zip's own checksums cover the bytes of each member, but not the name that they go by, and zlib takes
 several times as long for them as the reading does. XXH3 runs at the speed of the memory, on parts
-that are still in a core's cache; a thread beside the reading made it slower. It is kept as the zip file's comment, so every reader of `.npz` files
-reads these as any other.
+that are still in a core's cache; a thread beside the reading made it slower. It is kept as the zip
+file's comment, so every reader of `.npz` files reads these as any other.
 """
 
 import math
@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 import xxhash
+
+from stride_jax.runtime.memory import limits
 
 _KIND = "xxh3:"
 _LOCAL_HEADER = 30
@@ -140,4 +142,10 @@ def _refuse_packed(file: zipfile.ZipFile, size: int) -> None:
     if packed or whole > size:
         raise ValueError(
             f"it would unpack to {whole} bytes from {size}; arrays are stored uncompressed"
+        )
+    room = min((limit.left for limit in limits()), default=whole)
+    if whole > room:
+        raise MemoryError(
+            f"{file.filename} holds {whole} bytes of arrays, and this process may take "
+            f"{max(room, 0)} more"
         )

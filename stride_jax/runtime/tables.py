@@ -19,7 +19,7 @@ from stride_jax.runtime.files import (
     first_line,
     plain,
 )
-from stride_jax.runtime.machine import memory_bytes
+from stride_jax.runtime.memory import is_about_memory, memory_bytes
 
 _KEY = b"stride_jax"
 _XXH3 = "xxh3:"
@@ -67,6 +67,8 @@ def read_table(
     except FileNotFoundError:
         raise
     except Exception as error:  # pyarrow raises many kinds
+        if is_about_memory(error):
+            raise
         raise UnreadableFileError(
             f"{path} can't be read as Parquet ({first_line(error)}): it is torn, or a file of "
             "another kind"

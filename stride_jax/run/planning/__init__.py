@@ -2,15 +2,22 @@
 
 from stride_jax.run.planning.chips import CHIPS, Chip
 from stride_jax.run.planning.costs import StageCost, gib
+from stride_jax.run.planning.memory import Need, needs
 from stride_jax.run.planning.modules import Work, work_of
+from stride_jax.run.planning.refusal import OutOfMemoryError, named_stage, refuse_too_large
+from stride_jax.run.planning.sizes import Bytes, Names
 from stride_jax.run.planning.speed import model_speed, with_speed
 from stride_jax.run.planning.stages import Extent, extent_of, index_bytes, plan
 from stride_jax.runtime.flops import count_flops
 
 __all__ = [
     "CHIPS",
+    "Bytes",
     "Chip",
     "Extent",
+    "Names",
+    "Need",
+    "OutOfMemoryError",
     "StageCost",
     "Work",
     "count_flops",
@@ -18,7 +25,10 @@ __all__ = [
     "gib",
     "index_bytes",
     "model_speed",
+    "named_stage",
+    "needs",
     "plan",
+    "refuse_too_large",
     "with_speed",
     "work_of",
 ]

@@ -7,7 +7,7 @@ tap that would be chosen.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -76,7 +76,7 @@ def extent_of(values: Mapping[str, Any]) -> Extent:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scene:
+class Scene:
     """Inputs of every stage's compilation: shapes of the parameters and of one example."""
 
     settings: RunSettings
@@ -108,7 +108,7 @@ def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
     Raises:
       ValueError: settings that a real run would refuse too.
     """
-    scene = _scene(settings, extent, mesh)
+    scene = scene_of(settings, extent, mesh)
     names = scene.frozen.sites
     fitted = _training if settings.index.fit == "joint" else _closed_form
     costs = [one for name in names for one in fitted(scene, name)]
@@ -122,12 +122,23 @@ def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
 
 def index_bytes(settings: RunSettings, extent: Extent, mesh: Mesh) -> int:
     """Bytes of the K steering matrices of all sites, on all devices together."""
-    scene = _scene(settings, extent, mesh)
+    scene = scene_of(settings, extent, mesh)
     k = settings.index.design.num_subsets
     return sum(4 * k * (scene.basis.rank * s.width + 1) for s in scene.frozen.sites.values())
 
 
-def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
+def scene_of(
+    settings: RunSettings,
+    extent: Extent,
+    mesh: Mesh,
+    unnamed: Callable[..., str] = max,
+) -> Scene:
+    """Shapes of a run's model, sites and basis.
+
+    Args:
+      settings, extent, mesh: as in `plan`.
+      unnamed: what chooses a tap where none is named: `max` the widest, `min` the narrowest.
+    """
     module = models.make_model(settings.model, extent.num_classes)
     tokens = settings.model.kind in ("gpt", "llama")
     inputs = np.zeros((1, *extent.input_shape), np.int32 if tokens else np.float32)
@@ -145,9 +156,9 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
     tapped = taps.with_objective(taps.with_temperature(from_model(module), 1.0), objective)
     shapes = jax.eval_shape(tapped.forward, params, inputs)[1]
     own = settings.index
-    if not own.taps:  # the choice depends on the weights: the widest tap costs most
-        widest = max(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
-        own = dataclasses.replace(own, taps=(widest,))
+    if not own.taps:  # the choice depends on the weights
+        chosen = unnamed(shapes, key=lambda name: math.prod(shapes[name].shape[1:]))
+        own = dataclasses.replace(own, taps=(chosen,))
     own = dataclasses.replace(
         own, design=own.design.resolved((extent.num_train, *token_rows[1:]), own.fit)
     )
@@ -158,17 +169,17 @@ def _scene(settings: RunSettings, extent: Extent, mesh: Mesh) -> _Scene:
         mesh, memory=settings.execution.memory, batch_size=settings.execution.batch_size
     )
     one = Examples.trusted(inputs, labels, np.array(["one"]), None)
-    return _Scene(settings, extent, execution, frozen, one, basis)
+    return Scene(settings, extent, execution, frozen, one, basis)
 
 
-def _closed_form(scene: _Scene, name: str) -> list[StageCost]:
+def _closed_form(scene: Scene, name: str) -> list[StageCost]:
     programs = fit_programs(
         scene.frozen, name, scene.basis, scene.one, scene.extent.num_train, scene.execution
     )
     return [cost(f"{stage}, {name}", program) for stage, program in programs.items()]
 
 
-def _training(scene: _Scene, name: str) -> list[StageCost]:
+def _training(scene: Scene, name: str) -> list[StageCost]:
     """A step of joint training, on the frozen model's output for all examples."""
     frozen, site = scene.frozen, scene.frozen.sites[name]
     source = frozen.source(scene.one)
@@ -184,7 +195,7 @@ def _training(scene: _Scene, name: str) -> list[StageCost]:
     return [cost(f"training, {name}", program)]
 
 
-def _measurement(scene: _Scene, name: str) -> StageCost:
+def _measurement(scene: Scene, name: str) -> StageCost:
     frozen, site, rank = scene.frozen, scene.frozen.sites[name], scene.basis.rank
     k = frozen.settings.design.num_subsets
     signs = frozen.signs_C if name == "logit" else None
@@ -197,7 +208,7 @@ def _measurement(scene: _Scene, name: str) -> StageCost:
     return cost(f"measure, {name}", program)
 
 
-def _recovery(scene: _Scene) -> StageCost:
+def _recovery(scene: Scene) -> StageCost:
     """A round for the queries of one device; queries are divided among devices."""
     settings, group = scene.settings, scene.settings.read.measure.group
     tokens = math.prod(scene.one.token_shape[1:])
@@ -210,7 +221,7 @@ def _recovery(scene: _Scene) -> StageCost:
     return cost("recovery, a round", program)
 
 
-def _bank(scene: _Scene, bank: BankSettings, name: str) -> StageCost:
+def _bank(scene: Scene, bank: BankSettings, name: str) -> StageCost:
     """Retrained models that one device trains together."""
     s, extent, one = scene.settings, scene.extent, scene.one
     devices = math.gcd(bank.models_at_once, scene.mesh.size)
