@@ -173,10 +173,11 @@ def _fitting(
         except ValueError:  # a value that the settings refuse
             return float("inf")
 
-    least, most = at(1), at(now)
+    first = next((v for v in (1, 2, 4, 8, 16, 32) if v < now and at(v) < float("inf")), now)
+    least, most = at(first), at(now)
     if least >= room or most <= least:
         return None
-    value = int(1 + (now - 1) * (room - least) / (most - least))
+    value = int(first + (now - first) * (room - least) / (most - least))
     for _ in range(4):
         digits = 10 ** max(0, len(str(value)) - 2)
         value = max(1, value // digits * digits)
