@@ -183,6 +183,7 @@ def read_arrays(path: str | os.PathLike[str], digest: str | None = None) -> dict
     Raises:
       UnreadableFileError: the file is torn, no `.npz`, unpacks to more than it holds, or is not
         what was written; the message names it.
+      MemoryError: it is larger than the memory that is left; names it.
     """
     try:
         if digest is not None and (stored := npz.stored_digest(path)) != digest:
@@ -192,7 +193,7 @@ def read_arrays(path: str | os.PathLike[str], digest: str | None = None) -> dict
         raise
     except Exception as error:  # numpy and zipfile raise a different error for each kind of tear
         if is_about_memory(error):
-            raise
+            raise MemoryError(f"{path}: {first_line(error)}") from error
         raise UnreadableFileError(
             f"{path} can't be read as arrays ({first_line(error)})"
         ) from error

@@ -68,7 +68,7 @@ def read_table(
         raise
     except Exception as error:  # pyarrow raises many kinds
         if is_about_memory(error):
-            raise
+            raise MemoryError(f"{path}: {first_line(error)}") from error
         raise UnreadableFileError(
             f"{path} can't be read as Parquet ({first_line(error)}): it is torn, or a file of "
             "another kind"
