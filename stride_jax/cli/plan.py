@@ -16,7 +16,7 @@ from absl import logging
 
 from stride_jax.cli.doors import Parser, read_settings
 from stride_jax.cli.plan_report import parse_mesh, table, verdict
-from stride_jax.run.planning import CHIPS, extent_of, gib, index_bytes, plan
+from stride_jax.run.planning import CHIPS, extent_of, gib, index_bytes, needs, plan
 from stride_jax.runtime.mesh import arranged
 
 
@@ -51,6 +51,7 @@ def main(words: Sequence[str]) -> int:
         "index_bytes": index_bytes(settings, extent, mesh),
         "design_bytes": extent.num_train * design.degree * (2 if k < 2**15 else 4),
         "scores_bytes": extent.num_queries * settings.top_k * 8,
+        "host_bytes": int(max(one.held.host for one in needs(settings, extent, mesh))),
     }
     if given.json:
         rows = [{**vars(s), "peak_bytes": s.peak_bytes} for s in stages]
@@ -59,8 +60,8 @@ def main(words: Sequence[str]) -> int:
         print(table(stages, given.utilisation))
         print(
             f"{data} x {subset} devices; index {gib(about['index_bytes'])} whatever N; the "
-            f"design's table {gib(about['design_bytes'])} on every device in recovery; at "
-            f"{given.utilisation:.0%} of the published peaks"
+            f"design's table {gib(about['design_bytes'])} on every device in recovery; the host holds "
+            f"at least {gib(about['host_bytes'])}; at {given.utilisation:.0%} of the published peaks"
         )
     if given.chip and (why := verdict(stages, given.chip)):
         print(f"{settings.model.kind}: {why}", file=sys.stderr)
