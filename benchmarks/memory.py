@@ -4,8 +4,8 @@
     python -m benchmarks.memory refuse
 
 `measure` runs configs as they are and enlarged, each in a process of its own, and reads the peak of
-every stage from the system; those as they are then again, in about as much address space as they took.
-`refuse` starts runs that are too large for theirs. Rows go to `docs/results/disk.json`.
+every stage from the system; those as they are then again, in about the address space that they
+took. `refuse` starts runs that are too large for theirs. Rows go to `docs/results/disk.json`.
 """
 
 import json

@@ -60,8 +60,9 @@ def main(words: Sequence[str]) -> int:
         print(table(stages, given.utilisation))
         print(
             f"{data} x {subset} devices; index {gib(about['index_bytes'])} whatever N; the "
-            f"design's table {gib(about['design_bytes'])} on every device in recovery; the host holds "
-            f"at least {gib(about['host_bytes'])}; at {given.utilisation:.0%} of the published peaks"
+            f"design's table {gib(about['design_bytes'])} on every device in recovery; the host "
+            f"holds at least {gib(about['host_bytes'])}; at {given.utilisation:.0%} of the "
+            "published peaks"
         )
     if given.chip and (why := verdict(stages, given.chip)):
         print(f"{settings.model.kind}: {why}", file=sys.stderr)
