@@ -26,6 +26,7 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.planning import Extent, gib, needs
 from stride_jax.run.settings import check_workdir
 from stride_jax.run.stages import STAGES
+from stride_jax.runtime.files import read_json
 from stride_jax.runtime.metrics import resident_bytes
 
 DISK = ROOT / "docs/results/disk.json"
@@ -164,40 +165,48 @@ def _run(words: Sequence[str], space: float | None = None) -> subprocess.Complet
     )  # fmt: skip
 
 
-def measure(names: Sequence[str]) -> list[Row]:
-    """Estimates over peaks, by run; those as they are again in an address space that does."""
-    rows, most, large, refused = [], [], [], []
-    for name in names:
-        config, changes = FITTING[name]
-        with tempfile.TemporaryDirectory() as home:
-            done = _run(["-c", _CHILD, json.dumps([config, changes, f"{home}/run"])])
-            if done.returncode:
-                raise ValueError(f"{name} failed: {done.stderr[-2000:]}")
-            told = json.loads(done.stdout.splitlines()[-1])
-            for stage, (estimate, peak) in told["stages"].items():
-                print(f"{name}, {stage}: {gib(estimate)} of {gib(peak)}", flush=True)
-            estimates, peaks = zip(*told["stages"].values(), strict=True)
-            most.append(max(a / b for a, b in zip(estimates, peaks, strict=True)))
-            if max(estimates) >= _LARGE:
-                large.append(max(estimates) / max(peaks))
-                told_of = f"memory, {name}: estimate over measured peak of the run"
-                rows.append(Row(told_of, large[-1], "higher", asked=0.5))
-            if not changes:
-                refused.append(
-                    _refused_again(config, pathlib.Path(home, "run"), _AMPLE * told["space"])
-                )
-        largest = f"memory, {name}: estimate over measured peak, largest of its stages"
-        rows.append(Row(largest, most[-1], "lower", asked=1.0))
-    if list(names) == [*FITTING]:
-        rows += [
-            Row("memory: runs refused that fit", sum(refused), "lower", asked=0),
-            Row("memory: runs in an address space that does, tried", len(refused), "higher"),
-            Row("memory: estimate over measured peak, largest of all stages", max(most), "lower",
-                asked=1.0),
-            Row("memory: estimate over measured peak, smallest of runs over 0.5 GiB", min(large),
-                "higher", asked=0.5),
-        ]  # fmt: skip
+def measure(name: str) -> list[Row]:
+    """A run's estimate over its peak; one that is as it is again in an address space that does."""
+    config, changes = FITTING[name]
+    with tempfile.TemporaryDirectory() as home:
+        done = _run(["-c", _CHILD, json.dumps([config, changes, f"{home}/run"])])
+        if done.returncode:
+            raise ValueError(f"{name} failed: {done.stderr[-2000:]}")
+        told = json.loads(done.stdout.splitlines()[-1])
+        for stage, (estimate, peak) in told["stages"].items():
+            print(f"{name}, {stage}: {gib(estimate)} of {gib(peak)}", flush=True)
+        estimates, peaks = zip(*told["stages"].values(), strict=True)
+        largest = max(a / b for a, b in zip(estimates, peaks, strict=True))
+        rows = [Row(f"memory, {name}: {_STAGES}", largest, "lower", asked=1.0)]
+        if max(estimates) >= _LARGE:
+            share = max(estimates) / max(peaks)
+            rows.append(Row(f"memory, {name}: {_WHOLE}", share, "higher", asked=0.5))
+        if not changes:
+            refused = _refused_again(config, pathlib.Path(home, "run"), _AMPLE * told["space"])
+            rows.append(Row(f"memory, {name}: {_AGAIN}", float(refused), "lower", asked=0))
     return rows
+
+
+_STAGES = "estimate over measured peak, largest of its stages"
+_WHOLE = "estimate over measured peak of the run"
+_AGAIN = "refused in about the address space that it took"
+
+
+def totals() -> list[Row]:
+    """The worst of all runs that were measured, from their rows."""
+    told = {row["name"]: row["value"] for row in read_json(DISK)}
+
+    def of(what: str) -> list[float]:
+        return [told[name] for run in FITTING if (name := f"memory, {run}: {what}") in told]
+
+    stages, whole, again = (of(what) for what in (_STAGES, _WHOLE, _AGAIN))
+    return [
+        Row("memory: runs measured", len(stages), "higher", asked=len(FITTING)),
+        Row("memory: runs refused that fit", sum(again), "lower", asked=0),
+        Row("memory: estimate over measured peak, largest", max(stages), "lower", asked=1.0),
+        Row("memory: estimate over measured peak, smallest of runs over 0.5 GiB",
+            min(whole, default=None), "higher", asked=0.5),
+    ]  # fmt: skip
 
 
 def _refused_again(config: str, home: pathlib.Path, space: float) -> bool:
@@ -252,11 +261,16 @@ def main(words: Sequence[str]) -> int:
     names = [name for name in cases if name.startswith(given.only)]
     if not names:
         raise ValueError(f"--only={given.only!r}: no run starts so; there are {', '.join(cases)}")
-    rows = measure(names) if given.what == "measure" else refuse(names)
+    if given.what == "measure":
+        for name in names:
+            record(measure(name), path=DISK)
+        record(rows := totals(), path=DISK)
+    else:
+        rows = refuse(names)
+        if names == [*cases]:
+            record(rows, path=DISK)
     for row in rows:
         print(f"{row.name}: {row.value}")
-    if given.what == "measure" or names == [*cases]:
-        record(rows, path=DISK)
     return 0
 
 
