@@ -54,7 +54,7 @@ FITTING: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "digits_resnet, 400 models at once": (
         "configs/digits_resnet.py:runlocal",
-        {"bank.num_subsets": "200", "bank.models_at_once": "400", "train.epochs": "1"},
+        {"bank.num_subsets": "200", "bank.models_at_once": "400", "num_checkpoints": "1"},
     ),
     "bible_gpt, K x R x O": (
         _TEXT,
