@@ -18,8 +18,8 @@ from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.run import base_model, planning
 from stride_jax.run.planning import refusal, stages
 from stride_jax.run.settings import RunSettings
-from stride_jax.runtime import files
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime import npz
 from stride_jax.runtime.files import read_arrays, write_arrays
 from stride_jax.runtime.memory import Limit, limits
 from stride_jax.settings import ExactSettings, IndexSettings
@@ -195,7 +195,7 @@ def test_memory_that_is_gone_ends_in_one_line_that_names_the_stage(
 def test_a_file_too_large_for_the_memory_is_not_taken_for_a_torn_one(tmp_path, monkeypatch):
     path = tmp_path / "models.npz"
     write_arrays(path, losses=np.zeros((2, 3)), margins=np.zeros((2, 3)), seconds=1.0)
-    monkeypatch.setattr(files, "limits", lambda: [Limit("a box", 1000, 50)])
+    monkeypatch.setattr(npz, "limits", lambda: [Limit("a box", 1000, 50)])
     with pytest.raises(MemoryError, match=r"models.npz: it holds \d+ bytes .* may take 50 more"):
         read_arrays(path)
     with pytest.raises(MemoryError):

@@ -146,6 +146,5 @@ def _refuse_packed(file: zipfile.ZipFile, size: int) -> None:
     room = min((limit.left for limit in limits()), default=whole)
     if whole > room:
         raise MemoryError(
-            f"{file.filename} holds {whole} bytes of arrays, and this process may take "
-            f"{max(room, 0)} more"
+            f"it holds {whole} bytes of arrays, and this process may take {max(room, 0)} more"
         )
