@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.faults import DISK, finished
+from benchmarks.drill.faults import finished
+from benchmarks.drill.runs import DISK
 from benchmarks.house import Row, record
 from benchmarks.program import Asked, Program, listed
 from stride_jax import Attribution, Index

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import logging
 
-from benchmarks.faults import DISK
+from benchmarks.drill.runs import DISK
 from benchmarks.house import ROOT, Row, command, record
 from benchmarks.odd_lists import GROUPS, Homes, Place
 from stride_jax.cli.doors import USAGE, Parser
