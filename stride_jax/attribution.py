@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from stride_jax.ids import as_ids, as_keys
-from stride_jax.runtime.files import UnreadableFileError
+from stride_jax.runtime.files import UnreadableFileError, reading
 from stride_jax.runtime.tables import read_table, write_table
 from stride_jax.scores import Scores, as_dense, as_scores, mean, ranked, row_scores, top_rows
 from stride_jax.unit import Unit, words
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Of the file; raised when its columns or its note change.
 _FORMAT = 1
+_REMEDY = "give the path of a file that it wrote"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "jaxopt", "numpy", "stride-jax")
 
 
@@ -276,29 +277,30 @@ class Attribution:
           UnreadableFileError: not Parquet, not written by `save`, or of another format.
         """
         table, note = _read(path)
-        query_ids, stored_ids = np.array(note["query_ids"], str), table["train_id"].astype(str)
-        if note["train_ids"] is None:
-            train_ids, at = np.unique(stored_ids, return_index=True)
-            labels = table["train_label"][at] if "train_label" in table else None
-        else:
-            train_ids, labels = np.array(note["train_ids"], str), note.get("train_labels")
-        pairs = _positions(query_ids, table["query_id"]), _positions(train_ids, stored_ids)
-        shape = (len(query_ids), len(train_ids))
-        diagnostics = note.get("diagnostics", {}).items()
-        return cls(
-            query_ids,
-            train_ids,
-            scipy.sparse.csr_array((table["score"], pairs), shape=shape),
-            note["settings"],
-            note["versions"],
-            note.get("query_labels"),
-            labels,
-            {name: np.array(values, dtype) for name, (dtype, values) in diagnostics},
-            _exact(table, tuple(note.get("sources", ())), pairs, shape),
-            tuple(note.get("sources", ())),
-            note.get("train_keys"),
-            _unit(note.get("unit")),
-        )
+        with reading(path, "an attribution", _REMEDY):
+            query_ids, stored_ids = np.array(note["query_ids"], str), table["train_id"].astype(str)
+            if note["train_ids"] is None:
+                train_ids, at = np.unique(stored_ids, return_index=True)
+                labels = table["train_label"][at] if "train_label" in table else None
+            else:
+                train_ids, labels = np.array(note["train_ids"], str), note.get("train_labels")
+            pairs = _positions(query_ids, table["query_id"]), _positions(train_ids, stored_ids)
+            shape = (len(query_ids), len(train_ids))
+            diagnostics = note.get("diagnostics", {}).items()
+            return cls(
+                query_ids,
+                train_ids,
+                scipy.sparse.csr_array((table["score"], pairs), shape=shape),
+                note["settings"],
+                note["versions"],
+                note.get("query_labels"),
+                labels,
+                {name: np.array(values, dtype) for name, (dtype, values) in diagnostics},
+                _exact(table, tuple(note.get("sources", ())), pairs, shape),
+                tuple(note.get("sources", ())),
+                note.get("train_keys"),
+                _unit(note.get("unit")),
+            )
 
     def _query(self, query_id: str) -> int:
         rows = np.flatnonzero(self.query_ids == str(query_id))
@@ -392,8 +394,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
     needed = {"query_ids", "train_ids", "settings", "versions"}
     if not isinstance(note, dict) or not needed <= set(note):
         raise UnreadableFileError(
-            f"{path} holds no attribution: Attribution.save did not write it; give the path of a "
-            "file that it wrote"
+            f"{path} holds no attribution: Attribution.save did not write it; {_REMEDY}"
         )
     if (number := note.get("format", _FORMAT)) != _FORMAT:
         raise UnreadableFileError(

@@ -45,7 +45,14 @@ from stride_jax.inputs import on_device, shapes
 from stride_jax.observed import forward_batch
 from stride_jax.operators import Operators, example_features
 from stride_jax.runtime.digests import parameters_fingerprint
-from stride_jax.runtime.files import UnreadableFileError, atomic_path, read_arrays, write_arrays
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    atomic_path,
+    first_line,
+    read_arrays,
+    reading,
+    write_arrays,
+)
 from stride_jax.taps import Params, TappedModel
 
 Tree = dict[str, dict[str, Any]]
@@ -247,16 +254,19 @@ def load_operators(path: str | os.PathLike[str]) -> Tree:
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise UnreadableFileError(f"{path} can't be read as safetensors ({error})") from error
+            raise UnreadableFileError(
+                f"{path} can't be read as safetensors ({first_line(error)})"
+            ) from error
     else:
         arrays = read_arrays(path)
     tree: Tree = {}
-    for name, value in arrays.items():
-        site, part, rest = (*name.split(":", 2), "", "")[:3]
-        if rest:
-            tree.setdefault(site, {}).setdefault(part, {})[rest] = value
-        else:
-            tree.setdefault(site, {})[part] = value
+    with reading(path, "operators", "give a file that save_operators wrote"):
+        for name, value in arrays.items():
+            site, part, rest = (*name.split(":", 2), "", "")[:3]
+            if rest:
+                tree.setdefault(site, {}).setdefault(part, {})[rest] = value
+            else:
+                tree.setdefault(site, {})[part] = value
     needed = {"mean", "scale", "projection", "a", "size"}
     if not tree or any(needed - set(own) for own in tree.values()):
         raise UnreadableFileError(f"{path} holds no operators: save_operators did not write it")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from stride_jax.runtime import checkpoint, claim
-from stride_jax.runtime.files import atomic_path, read_arrays, write_arrays
+from stride_jax.runtime.files import UnreadableFileError, atomic_path, read_arrays, write_arrays
 from stride_jax.runtime.folders import local_folder
+from stride_jax.runtime.metrics import MetricsWriter
 
 HOLD = """
 import pathlib, sys, time
@@ -57,6 +58,27 @@ def test_litter_of_killed_writes_is_removed_and_nothing_else(tmp_path):
         assert not claim.litter(tmp_path)
     assert all((tmp_path / name).exists() for name in kept)
     assert not any((tmp_path / name).exists() for name in [*lost, path.name])
+
+
+def test_links_in_a_folder_are_neither_followed_nor_written_through(tmp_path):
+    home, outside = tmp_path / "run", tmp_path / "outside"
+    for folder in (home / "incomplete.y", outside):
+        folder.mkdir(parents=True)
+    (outside / "precious").write_text("x")
+    (home / "incomplete.x").symlink_to(outside)
+    (home / ".a.abcdefgh.part").symlink_to(outside / "precious")
+    (home / "incomplete.y" / "z").symlink_to(outside)
+    with claim.only_run(home):
+        assert os.listdir(home) == [".running"]
+    (home / ".running").unlink()
+    (home / ".running").symlink_to(outside / "precious")
+    with pytest.raises(UnreadableFileError, match=r"is a link to .*precious"), claim.only_run(home):
+        pass
+    (home / "metrics").mkdir()
+    (home / "metrics/metrics.jsonl").symlink_to(outside / "precious")
+    with pytest.raises(UnreadableFileError, match=r"is a link to .*precious"):
+        MetricsWriter(home / "metrics")
+    assert (outside / "precious").read_text() == "x"
 
 
 @hypothesis.settings(max_examples=40, deadline=None, database=None)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stride_jax.runtime import checkpoint, digests, npz, tables
+from stride_jax.data.source import DataSettings, load_splits
+from stride_jax.runtime import checkpoint, digests, machine, npz, tables
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.files import UnreadableFileError, read_arrays, write_arrays
 from stride_jax.runtime.tables import read_table, write_table
@@ -343,10 +344,39 @@ def test_small_files_that_stand_for_much_are_refused_before_they_are_read(tmp_pa
     with pq.ParquetWriter(tmp_path / "many.parquet", rows.schema) as file:
         file.write_batch(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "memory_bytes", lambda: 10**7)
+        patch.setattr(machine, "memory_bytes", lambda: 10**7)
         with pytest.raises(UnreadableFileError, match="1000000 rows would take over"):
             read_table(tmp_path / "many.parquet")
     assert len(read_table(tmp_path / "many.parquet")[0]["a"]) == 10**6
+
+
+def test_a_text_that_stands_in_every_row_is_not_written_out(tmp_path):
+    words = pa.DictionaryArray.from_arrays(np.zeros(500, np.int32), ["a" * 10**6])
+    pq.write_table(pa.table({"a": words}), tmp_path / "a.parquet", store_schema=False)
+    with pytest.raises(UnreadableFileError, match=r"its column 'a' would take 0.5 GiB"):
+        read_table(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"a": [[1, 2]]}), tmp_path / "b.parquet")
+    with pytest.raises(UnreadableFileError, match="its column 'a' holds lists"):
+        read_table(tmp_path / "b.parquet")
+    columns = {"a": np.array(["x", "", "ü", "x"] * 3), "b": np.arange(12.0)}
+    write_table(tmp_path / "c.parquet", columns, {"n": 1})
+    found, note = read_table(tmp_path / "c.parquet")
+    assert {name: list(v) for name, v in found.items()} == {n: list(v) for n, v in columns.items()}
+    assert note == {"n": 1}
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "huggingface:x", "a/..", "a/data_dir=x,b=1"])
+def test_names_of_datasets_lead_nowhere_else(tmp_path, name):
+    with pytest.raises(ValueError, match="communities' code is not fetched"):
+        load_splits(DataSettings(name), tmp_path)
+
+
+def test_a_prepared_dataset_imports_nothing_of_others(tmp_path):
+    home = tmp_path / "foo" / "1.0.0"
+    home.mkdir(parents=True)
+    (home / "features.json").write_text(json.dumps({"a": [{"pythonClassName": "evil.Feature"}]}))
+    with pytest.raises(UnreadableFileError, match=r"features.json .*would import 'evil.Feature'"):
+        load_splits(DataSettings("foo"), tmp_path)
 
 
 if __name__ == "__main__":

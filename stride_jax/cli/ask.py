@@ -11,7 +11,6 @@ groups (--config.groups=book), the answer says what each does besides.
 """
 
 import argparse
-import json
 import pathlib
 import shlex
 import sys
@@ -31,7 +30,7 @@ from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.folders import can_write, local_folder
-from stride_jax.runtime.screen import visible
+from stride_jax.runtime.screen import json_text, visible
 
 _NEEDED = ("model", "operators")
 """Stages whose checkpoints an answer reads."""
@@ -107,8 +106,8 @@ def _shown(passage: Passage) -> Text:
     """A passage in one paragraph, its tokens the bolder the more they agree with the question."""
     colour = "green" if passage.score > 0 else "red"
     text = Text(f"{passage.score:+.4f}  ", style=f"bold {colour}")
-    source = f"{passage.found_by}  {'; '.join(passage.references)}  [{passage.id}]\n"
-    text.append(visible(source), style="dim")
+    source = f"{passage.found_by}  {'; '.join(passage.references)}  [{passage.id}]"
+    text.append(visible(source, kept="") + "\n", style="dim")
     sign = 1 if passage.score > 0 else -1
     for piece, share in zip(passage.pieces, passage.shares, strict=True):
         strength = sign * share
@@ -129,7 +128,7 @@ def show(answer: Answer, console: Console) -> None:
         console.print(said)
     if answer.against is not None:
         console.print(Text(visible(f"rather than: {answer.against}"), style="dim"))
-    console.print(Text(f"scores: {answer.meaning}; {answer.scores}", style="dim"))
+    console.print(Text(visible(f"scores: {answer.meaning}; {answer.scores}"), style="dim"))
     for title, passages in (("proponents", answer.proponents), ("opponents", answer.opponents)):
         console.print(Text(f"\n{title}", style="underline"))
         for passage in passages:
@@ -139,12 +138,12 @@ def show(answer: Answer, console: Console) -> None:
     for group in answer.groups:
         colour = "green" if group.score > 0 else "red"
         text = Text(f"{group.score:+.4f}  ", style=f"bold {colour}")
-        text.append(visible(group.name))
+        text.append(visible(group.name, kept=""))
         console.print(text.append(f"  {group.examples} sequences", style="dim"))
     numbers = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in answer.diagnostics.items())
-    console.print(Text(f"\n{answer.verdict}", style="bold"))
+    console.print(Text(visible(f"\n{answer.verdict}"), style="bold"))
     said = f"loss {answer.loss:.2f} nats; {answer.support} sequences with a score; {numbers}"
-    console.print(Text(said, style="dim"))
+    console.print(Text(visible(said), style="dim"))
 
 
 def prompts(given: str | None, console: Console) -> Iterator[str]:
@@ -202,7 +201,7 @@ def main(words: Sequence[str]) -> int:
             console.print(Text(visible(str(error), kept=""), style="red"))
             continue
         if given.json:
-            print(json.dumps(plain(answer)), flush=True)
+            print(json_text(plain(answer)), flush=True)
         else:
             show(answer, console)
     return 0

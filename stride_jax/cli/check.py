@@ -6,7 +6,6 @@ Trains the model, or restores it from the workdir, and checks it: a few forward 
 code 2 where something would make every score meaningless.
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import logging
@@ -18,7 +17,7 @@ from stride_jax.run.settings import check_workdir
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import bars
-from stride_jax.runtime.screen import visible
+from stride_jax.runtime.screen import json_text, visible
 
 
 def _parser() -> Parser:
@@ -46,5 +45,5 @@ def main(words: Sequence[str]) -> int:
     workdir = local_folder(given.workdir)
     check_workdir(workdir, settings, given.reuse)
     report = check_run(Run(settings, workdir, bars))
-    print(json.dumps(report.to_dict(), indent=1) if given.json else visible(str(report)))
+    print(json_text(report.to_dict(), indent=1) if given.json else visible(str(report)))
     return USAGE if report.level == "error" else 0

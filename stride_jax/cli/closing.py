@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stride_jax.runtime.screen import visible
+
 # Groups at either end of the list.
 _SHOWN = 5
 
@@ -90,7 +92,8 @@ def _groups(groups: Mapping[str, Any]) -> list[str]:
     return [
         f"{title:<29}{'examples':>12}{'mean score':>14}{'first for':>12}",
         *(
-            f"{row['name'][:28]:<29}{row['examples']:>12}{row['mean']:>+14.4f}{row['first']:>12.0%}"
+            f"{visible(row['name'], kept='')[:28]:<29}{row['examples']:>12}"
+            f"{row['mean']:>+14.4f}{row['first']:>12.0%}"
             for row in rows
         ),
     ]

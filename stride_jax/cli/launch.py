@@ -11,7 +11,6 @@ command continues it.
 import argparse
 import dataclasses
 import pathlib
-import shlex
 import shutil
 import socket
 import subprocess
@@ -20,11 +19,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stride_jax.cli.doors import Parser, read_settings
-from stride_jax.run.launching.jobs import local_commands, render, submission
+from stride_jax.run.launching.jobs import local_commands, quoted, render, submission
 from stride_jax.run.launching.settings import TARGETS, LaunchSettings, Slurm, TpuVm, Xpk
 from stride_jax.run.launching.supervise import PREEMPTED, supervise
 from stride_jax.run.launching.sweeps import expand
+from stride_jax.runtime.files import atomic_path
 from stride_jax.runtime.folders import local_folder
+from stride_jax.runtime.screen import visible
 
 _ABOUT = {
     LaunchSettings: {
@@ -100,7 +101,8 @@ def start(settings: LaunchSettings) -> int:
     if settings.target == "slurm":
         script = render(settings)
         (workdir / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
-        (workdir / "launch.sbatch").write_text(script, encoding="utf-8")
+        with atomic_path(workdir / "launch.sbatch") as temporary:
+            temporary.write_text(script, encoding="utf-8")
     return subprocess.run(words, input=script, encoding="utf-8", check=False).returncode
 
 
@@ -128,9 +130,9 @@ def main(words: Sequence[str]) -> int:
         _check_here(settings)
     for job in jobs:
         if given.sweep:
-            print(f"# {job.job_name}: {shlex.quote(job.workdir)}", flush=True)
+            print(visible(f"# {job.job_name}: {quoted(job.workdir)}"), flush=True)
         if given.dry_run:
-            print(render(job))
+            print(visible(render(job)))
             continue
         code = start(job)
         if code == PREEMPTED:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from stride_jax.cli import streams
 from stride_jax.cli.doors import USAGE, lacking, missing_package, one_line
-from stride_jax.runtime.screen import visible
+from stride_jax.runtime.screen import excepthook, marked, visible
 from stride_jax.version import __version__
 
 
@@ -20,18 +20,24 @@ class Command:
     Attributes:
       about: one line for `--help`.
       extras: extras of the package that it needs.
+      imports: whether it reads a config, which may import from the folder it is used in.
     """
 
     about: str
     extras: tuple[str, ...]
+    imports: bool = True
 
 
 COMMANDS = {
     "run": Command("Run a config from data to scores and their evaluation.", ("run",)),
     "plan": Command("What a config will cost on a mesh, before anything runs.", ()),
     "launch": Command("Run a config on several processes, or hand it to a cluster.", ()),
-    "ask": Command("Ask a language model's run which texts made it say so.", ("run", "text")),
-    "verify": Command("Whether a run's files are what was written, or two runs agree.", ("run",)),
+    "ask": Command(
+        "Ask a language model's run which texts made it say so.", ("run", "text"), imports=False
+    ),
+    "verify": Command(
+        "Whether a run's files are what was written, or two runs agree.", ("run",), imports=False
+    ),
     "check": Command("Whether a config's model is safe to attribute, in words.", ("run",)),
 }
 
@@ -86,10 +92,13 @@ def _command(name: str, words: Sequence[str]) -> int:
         raise ValueError(
             "the current folder was removed: change to another, and run the same command"
         ) from None
-    # A config may import from the folder it is used in, as under `python -m`.
-    if here not in sys.path and "" not in sys.path:
+    # A config may import from the folder it is used in, as under `python -m`. Other commands read
+    # what is not trusted, and may be started in its folder.
+    if COMMANDS[name].imports and here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
-    return importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
+    sys.excepthook = excepthook
+    with marked():
+        return importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
 
 
 def _refuse(who: str, line: str) -> int:

@@ -7,7 +7,6 @@ Compiles the real programs for that many devices (of the CPU, which stand for th
 reads bytes, arithmetic and communication from them. Ends with code 1 where the run would not fit.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from stride_jax.cli.doors import Parser, read_settings
 from stride_jax.cli.plan_report import parse_mesh, table, verdict
 from stride_jax.run.planning import CHIPS, extent_of, gib, index_bytes, needs, plan
 from stride_jax.runtime.mesh import arranged
+from stride_jax.runtime.screen import json_text, visible
 
 
 def _parser() -> Parser:
@@ -55,16 +55,17 @@ def main(words: Sequence[str]) -> int:
     }
     if given.json:
         rows = [{**vars(s), "peak_bytes": s.peak_bytes} for s in stages]
-        print(json.dumps({**about, "stages": rows}, indent=1))
+        print(json_text({**about, "stages": rows}, indent=1))
     else:
-        print(table(stages, given.utilisation))
-        print(
+        print(visible(table(stages, given.utilisation)))
+        line = (
             f"{data} x {subset} devices; index {gib(about['index_bytes'])} whatever N; the "
             f"design's table {gib(about['design_bytes'])} on every device in recovery; the host "
             f"holds at least {gib(about['host_bytes'])}; at {given.utilisation:.0%} of the "
             "published peaks"
         )
+        print(visible(line))
     if given.chip and (why := verdict(stages, given.chip)):
-        print(f"{settings.model.kind}: {why}", file=sys.stderr)
+        print(visible(f"{settings.model.kind}: {why}"), file=sys.stderr)
         return 1
     return 0

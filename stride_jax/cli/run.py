@@ -131,7 +131,7 @@ def leaving_others() -> Iterator[None]:
             print(f"stride-jax run: {visible(line, kept='')}", file=sys.stderr)
             code = USAGE
         else:
-            traceback.print_exc()
+            print(visible(traceback.format_exc()), end="", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)

@@ -8,7 +8,6 @@ The exit code is 2 where something is wrong. --redo renames bad products, so tha
 `stride-jax run` of the folder makes these stages again, and nothing else.
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import logging
@@ -20,7 +19,7 @@ from stride_jax.run.settings import read_run_settings
 from stride_jax.run.stages import PRODUCTS
 from stride_jax.run.verify import compare, set_aside, verify
 from stride_jax.runtime.folders import local_folder
-from stride_jax.runtime.screen import visible
+from stride_jax.runtime.screen import json_text, visible
 
 
 def _parser() -> Parser:
@@ -45,7 +44,7 @@ def main(words: Sequence[str]) -> int:
         report = Report(tuple(compare(run, _opened(given.against), given.tolerance)))
     else:
         report = Report(tuple(verify(run)))
-    print(json.dumps(report.to_dict(), indent=1) if given.json else visible(str(report)))
+    print(json_text(report.to_dict(), indent=1) if given.json else visible(str(report)))
     bad = [one.name for one in report.findings if one.level == "error"]
     if given.redo:
         for stage in bad:
@@ -53,7 +52,7 @@ def main(words: Sequence[str]) -> int:
             for path in paths:
                 print(visible(f"{stage}: set aside as {path}", kept=""))
             if not paths:
-                print(f"{stage}: nothing was renamed; see its remedy above")
+                print(visible(f"{stage}: nothing was renamed; see its remedy above"))
     return USAGE if bad else 0
 
 

@@ -5,10 +5,14 @@ import dataclasses
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from stride_jax.runtime.files import reading, refuse_endless
+from stride_jax.runtime.tables import bounded_table
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -131,6 +135,13 @@ def _document(row: dict[str, Any], where: str, name: str, text: str, identity: s
     content = row.pop(text)
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{where}: column {text!r} must hold text, not {content!r}")
+    try:
+        (name + content + json.dumps(row, ensure_ascii=False, default=str)).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} holds {error.object[error.start : error.end]!r}, half of a character that "
+            "UTF-8 can't write: mend the text, or the file's name"
+        ) from error
     own_id = row.pop(identity, None)
     source_id = name if own_id is None else str(own_id)
     return Document(Source(source_id, source_id, metadata=row), content)
@@ -138,6 +149,7 @@ def _document(row: dict[str, Any], where: str, name: str, text: str, identity: s
 
 def _rows(file: pathlib.Path, separator: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The place of each document, for messages, and its columns."""
+    refuse_endless(file)
     if file.stat().st_size == 0:
         raise ValueError(f"{file} is empty: remove it or put text into it")
     if file.suffix.lower() == ".parquet":
@@ -162,7 +174,7 @@ def _rows(file: pathlib.Path, separator: str, text: str) -> Iterator[tuple[str, 
 def _json_row(line: str, where: str, text: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}); each line must be one object") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where} must be an object such as {{{text!r}: ...}}, not {line[:40]!r}")
@@ -171,16 +183,14 @@ def _json_row(line: str, where: str, text: str) -> dict[str, Any]:
 
 
 def _parquet_rows(file: pathlib.Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # Imported here: a quarter of a second.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{file} can't be read as Parquet ({error}): write it again or remove it"
-        ) from error
+    with reading(file, "Parquet", "write it again or remove it"):
+        table, nested = bounded_table(file)
+    if nested:
+        warnings.warn(
+            f"{file}: columns of lists and structures are not read: {', '.join(nested)}; write "
+            "them as text to have them as metadata",
+            stacklevel=2,
+        )
     _need(text, table.column_names, str(file))
     for number, row in enumerate(table.to_pylist()):
         yield f"{file} row {number}", row

@@ -10,8 +10,8 @@ from stride_jax.examples import Examples
 from stride_jax.runtime.files import (
     UnreadableFileError,
     content_digest,
-    first_line,
     read_json,
+    reading,
     write_json,
 )
 
@@ -62,7 +62,12 @@ def map_splits(
         contents = read_json(home / "splits.json")
     except (UnreadableFileError, FileNotFoundError) as error:
         raise UnreadableFileError(f"{error}; {remedy}") from error
-    for name, digest in contents.get("files", {}).items() if check else ():
+    with reading(home / "splits.json", "splits", remedy):
+        num_classes, roles = int(contents["num_classes"]), [str(r) for r in contents["roles"]]
+        digests = {str(name): digest for name, digest in contents.get("files", {}).items()}
+        if odd := [name for name in (*roles, *digests) if not _is_name(name)]:
+            raise ValueError(f"a split is named {odd[0]!r}")
+    for name, digest in digests.items() if check else ():
         file = home / name
         if not file.exists() or content_digest(file) != digest:
             raise UnreadableFileError(
@@ -71,17 +76,21 @@ def map_splits(
 
     def column(role: str, name: str) -> np.ndarray:
         mode, file = None if name in ("ids", "keys") else "r", home / f"{role}-{name}.npy"
-        try:
-            return np.load(file, mmap_mode=mode, allow_pickle=False)
-        except Exception as error:  # numpy raises a different error for each kind of tear
-            raise UnreadableFileError(
-                f"{file} can't be read as an array ({first_line(error)}); {remedy}"
-            ) from error
+        with reading(file, "an array", remedy):
+            array = np.load(file, mmap_mode=mode, allow_pickle=False)
+            if not isinstance(array, np.ndarray) or array.size > os.path.getsize(file):
+                raise ValueError("it holds no array of a size that it could have")
+            return array
 
     def examples(role: str) -> Examples:
         keys = column(role, "keys") if (home / f"{role}-keys.npy").exists() else None
         inputs, labels, ids = (column(role, name) for name in ("inputs", "labels", "ids"))
-        return Examples.trusted(inputs, labels, ids, None, keys)
+        with reading(home / "splits.json", "splits", remedy):
+            return Examples.trusted(inputs, labels, ids, None, keys)
 
-    splits = {role: examples(role) for role in contents["roles"]}
-    return splits, int(contents["num_classes"])
+    return {role: examples(role) for role in roles}, num_classes
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name of a file leads nowhere else."""
+    return pathlib.PurePath(name).name == name and "\0" not in name

@@ -2,14 +2,17 @@
 
 import dataclasses
 import importlib
+import json
 import os
+import pathlib
+import re
 from typing import Any
 
 import numpy as np
 
 from stride_jax.data.quiet import naming, quiet
 from stride_jax.examples import Examples
-from stride_jax.runtime.files import disk_named
+from stride_jax.runtime.files import disk_named, first_line, reading
 
 _OURS = {
     "mnist5k": ("builders", "Mnist5k"),
@@ -21,6 +24,10 @@ _OURS = {
     "digit_segments": ("numeric", "DigitSegments"),
 }
 """Names of our datasets; module and class of their builders. The modules import TFDS and Pillow."""
+
+# A community's name in front would fetch its code, and arguments behind change the folder.
+_NAME = re.compile(r"[A-Za-z]\w*(/[\w+-][\w+.-]*)?(:[\d*]+(\.[\d*]+){2})?", re.ASCII)
+_CLASSES, _TFDS = ("pythonClassName", "python_class_name", "type"), "tensorflow_datasets."
 
 _NUMBERS = ("diabetes", "linear_numbers", "digit_segments")
 """Those of them whose labels are numbers."""
@@ -52,16 +59,37 @@ class DataSettings:
 def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"dataset {name!r}: use one of {sorted(_OURS)} or the name of a TFDS dataset, which is "
+            "dataset[/config][:version]; communities' code is not fetched"
+        )
     if name in _OURS:
         module, builder = _OURS[name]
         ours = importlib.import_module(f"stride_jax.data.{module}")
         return getattr(ours, builder)(data_dir=data_dir, file_format="array_record")
+    for file in pathlib.Path(data_dir, re.split("[/:]", name)[0]).rglob("features.json"):
+        with reading(file, "features of a dataset", "remove its folder"):
+            _refuse_imports(json.loads(file.read_text(encoding="utf-8")))
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"no dataset {name!r}: use one of {sorted(_OURS)} or the name of a TFDS dataset"
         ) from error
+    except Exception as error:  # of a version that there is not, or of torn files
+        raise ValueError(f"dataset {name!r} can't be opened: {first_line(error)}") from error
+
+
+def _refuse_imports(value: Any) -> None:
+    """Refuse names of classes that are not TFDS's own: it imports their modules."""
+    if isinstance(value, dict):
+        named = [own for key, own in value.items() if key in _CLASSES and isinstance(own, str)]
+        if bad := [own for own in named if "." in own and not own.startswith(_TFDS)]:
+            raise ValueError(f"it would import {bad[0]!r}")
+    inner = value.values() if isinstance(value, dict) else value
+    for own in inner if isinstance(value, (dict, list)) else ():
+        _refuse_imports(own)
 
 
 def _read(builder: Any, split: str, column: str) -> Examples:

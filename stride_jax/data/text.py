@@ -13,7 +13,7 @@ from stride_jax.data.documents import Document, files_of, read_documents
 from stride_jax.data.packing import Packed, Tokenised, pack_stream, select, tokenise
 from stride_jax.data.text_examples import TextExamples, named
 from stride_jax.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
-from stride_jax.runtime.files import fingerprint
+from stride_jax.runtime.files import fingerprint, reading
 
 ROLES = ("train", "calibration", "query")
 
@@ -135,7 +135,7 @@ def _fingerprint(settings: TextSettings) -> str:
 
 
 def _digest(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as content:
+    with reading(path, "text", "give a file"), open(path, "rb") as content:
         return hashlib.file_digest(content, "blake2b").hexdigest()
 
 

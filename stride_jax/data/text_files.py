@@ -10,8 +10,6 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from stride_jax.data.documents import Source
 from stride_jax.data.packing import Spans
 from stride_jax.data.text_examples import TextExamples
@@ -22,6 +20,7 @@ from stride_jax.runtime.files import (
     file_digest,
     read_arrays,
     read_json,
+    reading,
     write_arrays,
     write_json,
 )
@@ -29,6 +28,7 @@ from stride_jax.runtime.files import (
 # To be raised when tokenising, packing or these files change: older folders are then not read.
 FORMAT = 2
 
+_REMEDY = "delete its folder to have it written again"
 _PLAIN = ("tokenizer.json", "sources.json")  # files without checksums of their own
 _ARRAYS = ("inputs_NxT", "labels_NxT", "weights_NxT", "ids")
 _SPANS = tuple(field.name for field in dataclasses.fields(Spans))
@@ -71,36 +71,26 @@ def read(folder: str | os.PathLike[str], roles: Iterable[str]) -> dict[str, Any]
       UnreadableFileError: a file is torn; the message names it and the remedy.
     """
     place = pathlib.Path(folder)
-    digests = read_json(place / "settings.json")["files"]
-    for name in _PLAIN:
-        if file_digest(place / name) != digests[name]:
-            raise UnreadableFileError(
-                f"{place / name} is not what was written: its digest differs; delete its folder to "
-                "have it written again"
-            )
-    sources = _read_sources(place / "sources.json")
+    written = read_json(place / "settings.json")
+    with reading(place / "settings.json", "settings of texts", _REMEDY):
+        digests = dict(written["files"])
+        plain = {name: digests[name] for name in _PLAIN}
+    for name, digest in plain.items():
+        with reading(place / name, "what was written", _REMEDY):
+            if file_digest(place / name) != digest:
+                raise ValueError("it is not what was written: its digest differs")
+    with reading(place / "sources.json", "sources", _REMEDY):
+        rows = json.loads((place / "sources.json").read_text(encoding="utf-8"))
+        sources = tuple(Source(**{**row, "labels": tuple(row["labels"])}) for row in rows)
     contents: dict[str, Any] = {"tokenizer": load_tokenizer(place / "tokenizer.json")}
     for role in roles:
-        name = f"{role}.npz"
-        arrays = _read_arrays(place / name, digests.get(name))  # earlier versions named none
-        spans = Spans(*(arrays[name] for name in _SPANS))
-        columns = (arrays[name] for name in _ARRAYS)
-        contents[role] = TextExamples(*columns, spans=spans, sources=sources)
+        path = place / f"{role}.npz"
+        try:
+            arrays = read_arrays(path, digests.get(path.name))  # earlier versions named none
+        except UnreadableFileError as error:
+            raise UnreadableFileError(f"{error}; {_REMEDY}") from error
+        with reading(path, "sequences", _REMEDY):
+            spans = Spans(*(arrays[name] for name in _SPANS))
+            columns = (arrays[name] for name in _ARRAYS)
+            contents[role] = TextExamples(*columns, spans=spans, sources=sources)
     return contents
-
-
-def _read_arrays(path: pathlib.Path, digest: str | None) -> dict[str, np.ndarray]:
-    try:
-        return read_arrays(path, digest)
-    except UnreadableFileError as error:
-        raise UnreadableFileError(f"{error}; delete its folder to have it written again") from error
-
-
-def _read_sources(path: pathlib.Path) -> tuple[Source, ...]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(Source(**{**row, "labels": tuple(row["labels"])}) for row in rows)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UnreadableFileError(
-            f"{path} can't be read ({error}); delete its folder to have it written again"
-        ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stride_jax.runtime.files import atomic_path
+from stride_jax.runtime.files import atomic_path, reading
 
 if TYPE_CHECKING:
     import tokenizers
@@ -39,7 +39,16 @@ class Tokenizer:
         return self.core.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids `[L]` int32 of one text, without a mark at its start."""
+        """Token ids `[L]` int32 of one text, without a mark at its start.
+
+        Raises:
+          ValueError: half of a character, as a terminal passes bytes that are not UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end]
+            raise ValueError(f"the text holds {half!r}, no character: give it in UTF-8") from error
         return next(self.encode_all([text]))[0]
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -130,10 +139,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     from tokenizers import Tokenizer as Core
 
     try:
-        with open(path, encoding="utf-8") as file:
+        with (
+            reading(path, "an HF tokenizer.json", "give the file of a tokenizer"),
+            open(path, encoding="utf-8") as file,
+        ):
             core = Core.from_str(file.read())
     except FileNotFoundError as error:
         raise ValueError(f"no tokenizer file {path}: give the path of one") from error
-    except Exception as error:  # the package raises plain Exception for a file that isn't its own
-        raise ValueError(f"{path} can't be read as an HF tokenizer.json: {error}") from error
     return _wrapped(core, str(path))

@@ -1,6 +1,5 @@
 """The training sequences that answer a query, by their ids, so that any order will do."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from stride_jax.data.text_examples import TextExamples, passage_keys
-from stride_jax.runtime.files import UnreadableFileError, write_json
+from stride_jax.runtime.files import read_json, reading, write_json
 
 Truth = Mapping[str, Sequence[str]]
 """From the id of a query to the ids of the training sequences that are relevant to it."""
@@ -75,12 +74,6 @@ def read_truth(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     Raises:
       UnreadableFileError: the file is torn or not ours; the message names it and the remedy.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            truth = json.load(file)
+    truth = read_json(path)
+    with reading(path, "a retrieval truth", "delete its folder to have it written again"):
         return {str(name): [str(other) for other in others] for name, others in truth.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UnreadableFileError(
-            f"{path} can't be read as a retrieval truth ({error}); delete its folder to "
-            "have it written again"
-        ) from error

@@ -15,12 +15,15 @@ from stride_jax.models.importing import (
     Imported,
     Path,
     WeightsError,
+    check_depth,
     fill,
     param_shapes,
     read_config,
 )
 from stride_jax.models.llama import LlamaSettings
-from stride_jax.runtime.files import first_line
+from stride_jax.runtime.files import first_line, naming
+
+_REMEDY = "give the file that came with these weights"
 
 _LAYERS = {
     "query": "self_attn.q_proj",
@@ -62,14 +65,17 @@ def read_huggingface(folder: str | os.PathLike[str], **overrides: Any) -> Import
     if not files or not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} lacks config.json or *.safetensors: give a folder with both")
     config = read_config(folder / "config.json", ["model_type", "vocab_size"])
-    llama = huggingface_settings(config, **overrides)
-    settings = ModelSettings("llama", llama=llama)
+    with naming(folder / "config.json", "sizes of a model", _REMEDY):
+        llama = huggingface_settings(config, **overrides)
+        settings = ModelSettings("llama", llama=llama)
     tensors = _load(files)
+    check_depth(llama.depth, tensors)
     if llama.tied_head:
         head, table = (tensors.get(f"{_OTHERS[name]}.weight") for name in ("head", "embed"))
         if head is not None and table is not None and np.array_equal(head, table):
             del tensors["lm_head.weight"]  # some writers store it twice
-    shapes = param_shapes(settings, config["vocab_size"])
+    with naming(folder / "config.json", "sizes of a model", _REMEDY):
+        shapes = param_shapes(settings, config["vocab_size"])
     params = fill(shapes, tensors, _their_name, "is config.json of these weights?")
     source = {"format": "huggingface", "model_type": config["model_type"]}
     return Imported(settings, config["vocab_size"], params, source)

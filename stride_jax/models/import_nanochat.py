@@ -28,10 +28,12 @@ from stride_jax.models.importing import (
     Imported,
     Path,
     WeightsError,
+    check_depth,
     fill,
     param_shapes,
     read_config,
 )
+from stride_jax.runtime.files import naming
 
 _SIZES = {
     "sequence_len": "sequence_len",
@@ -84,9 +86,12 @@ def read_nanochat(
     if not isinstance(config, dict):
         raise WeightsError(f"model_config in {meta_path} is no object: is it nanochat's?")
     tensors = _load(folder / f"model_{step:06d}.pt")
-    settings = ModelSettings("gpt", gpt=nanochat_settings(config, tensors, **overrides))
+    with naming(meta_path, "sizes of a model", "give the file that came with these weights"):
+        check_depth(config.get("n_layer"), tensors)
+        settings = ModelSettings("gpt", gpt=nanochat_settings(config, tensors, **overrides))
+        shapes = param_shapes(settings, config["vocab_size"])
     params = fill(
-        param_shapes(settings, config["vocab_size"]),
+        shapes,
         tensors,
         _their_name,
         "where a feature or a size differs, give the setting to read_nanochat",

@@ -73,6 +73,19 @@ def param_shapes(settings: ModelSettings, num_classes: int) -> Any:
     return jax.eval_shape(module.init, jax.random.key(0), tokens)["params"]  # pyright: ignore[reportIndexIssue]
 
 
+def check_depth(depth: Any, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuse sizes that these weights can't have, before a model of them is laid out.
+
+    Raises:
+      WeightsError: more layers than there are arrays, or no number of layers.
+    """
+    if type(depth) is not int or not 1 <= depth <= len(tensors):
+        raise WeightsError(
+            f"the config has {depth!r} layers, the weights {len(tensors)} arrays: is it the file "
+            "that came with the weights?"
+        )
+
+
 def fill(
     shapes: Any, tensors: Mapping[str, np.ndarray], their_name: Callable[[Path], str], hint: str
 ) -> Any:

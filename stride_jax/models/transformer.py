@@ -137,12 +137,15 @@ def check_tokens(tokens_BxT: jax.Array, sequence_len: int) -> None:
         )
 
 
+_DEEPEST = 10_000  # a model is laid out layer by layer before any memory is asked for
+
+
 def check_sizes(
     depth: int, width: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: str
 ) -> None:
     """Raise unless the sizes of a transformer fit together; the message has the remedy."""
-    if depth < 1 or width < 1:
-        raise ValueError(f"depth={depth}, width={width}: both at least 1")
+    if not 1 <= depth <= _DEEPEST or width < 1:
+        raise ValueError(f"depth={depth}, width={width}: both at least 1, depth to {_DEEPEST}")
     if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(
             f"num_heads={num_heads} must be a positive multiple of num_kv_heads={num_kv_heads}"

@@ -17,6 +17,7 @@ from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.files import naming
 
 
 def train_base(
@@ -64,8 +65,9 @@ def restore_base(
     )
     params, config = checkpoint.restore(folder, like)
     params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
-    rates = tuple(config["learning_rates"])
-    calibration = models.Calibration(config["temperature"], config.get("variance"))
+    with naming(folder, "settings of a model", "remove the folder to have it trained again"):
+        rates = tuple(config["learning_rates"])
+        calibration = models.Calibration(config["temperature"], config.get("variance"))
     objective = calibration.objective(settings.train.objective)
     model = Model(module, tuple(params), rates, calibration.temperature, objective)
     return model, config

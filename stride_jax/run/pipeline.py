@@ -47,6 +47,7 @@ from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.files import naming
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.scores import Scores
@@ -303,7 +304,13 @@ class Run:
                 self.products.partial("recovery"), execution,
             )  # fmt: skip
 
-        return from_arrays(self.products.arrays("recovery", compute, lambda: self.measurements))
+        arrays = self.products.arrays("recovery", compute, lambda: self.measurements)
+        path = self.products.path("recovery").with_suffix(".npz")
+        with naming(path, "scores", "remove it to have the stage 'recovery' run again"):
+            found, wanted = from_arrays(arrays), (len(self.query), len(self.train))
+            if found.scores.shape != wanted:
+                raise ValueError(f"scores of shape {found.scores.shape}, not {wanted}")
+            return found
 
     @property
     def influences(self) -> Scores:
@@ -324,8 +331,11 @@ class Run:
             own = evaluation.unit_of_bank(self._relative(), bank, asked)
             return {"unit": np.array([own.slope, *own.ci95])}
 
-        slope, low, high = self.products.arrays("unit", compute, lambda: self.reading)["unit"]
-        return Unit(float(slope), (float(low), float(high)))
+        own = self.products.arrays("unit", compute, lambda: self.reading)["unit"]
+        path = self.products.path("unit").with_suffix(".npz")
+        with naming(path, "a unit", "remove it to have the stage 'unit' run again"):
+            slope, low, high = own
+            return Unit(float(slope), (float(low), float(high)))
 
     @property
     def measured_unit(self) -> Unit | None:

@@ -17,10 +17,35 @@ import numpy as np
 
 from stride_jax.runtime import processes
 from stride_jax.runtime.digests import parameters_fingerprint
-from stride_jax.runtime.files import UnreadableFileError, fingerprint, read_arrays, write_arrays
+from stride_jax.runtime.files import (
+    UnreadableFileError,
+    fingerprint,
+    naming,
+    read_arrays,
+    reading,
+    write_arrays,
+)
 from stride_jax.version import __version__
 
 Arrays = dict[str, np.ndarray]
+
+
+class _Read(Arrays):
+    """Arrays of a file; what is asked for and not there is an error of the file."""
+
+    def __init__(self, arrays: Arrays, path: pathlib.Path, stage: str) -> None:
+        super().__init__(arrays)
+        self._path, self._stage = path, stage
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise UnreadableFileError(
+            f"{self._path} lacks {name!r}, so it is no product of the stage {self._stage!r}: "
+            f"{_remedy(self._stage)}"
+        )
+
+
+def _remedy(stage: str) -> str:
+    return f"remove it to have the stage {stage!r} run again"
 
 
 class Products:
@@ -72,9 +97,10 @@ class Products:
             wrote it.
           tree: its arrays.
         """
-        self.seconds[stage] = float(config["seconds"])
-        if "note" in config:
-            self._check(stage, config["note"])
+        with naming(self.path(stage), "a product", _remedy(stage)):
+            self.seconds[stage] = float(config["seconds"])
+            if "note" in config:
+                self._check(stage, config["note"])
         self._digests[stage] = parameters_fingerprint(tree)
 
     def _check(self, stage: str, stored: Mapping[str, Any]) -> None:
@@ -87,8 +113,7 @@ class Products:
         Raises:
           UnreadableFileError: names the file and the remedy.
         """
-        own, path = self.note(stage), self.path(stage)
-        remedy = f"remove it to have the stage {stage!r} run again"
+        own, path, remedy = self.note(stage), self.path(stage), _remedy(stage)
         if (stored["stage"], stored["key"]) != (stage, own["key"]):
             raise UnreadableFileError(
                 f"{path}* holds the product {stored['stage']}/{stored['key']}: it was moved here; "
@@ -143,8 +168,11 @@ class Products:
                     f"{error}; it is the product of the stage {stage!r}: remove it to have the "
                     "stage run again"
                 ) from error
-            if "note" in arrays:  # earlier versions wrote none
-                self._check(stage, json.loads(str(arrays.pop("note"))))
+            with reading(path, "a product", _remedy(stage)):
+                if "note" in arrays:  # earlier versions wrote none
+                    self._check(stage, json.loads(str(arrays.pop("note"))))
+                arrays = _Read(arrays, path, stage)
+                arrays["seconds"] = np.array(float(arrays["seconds"]))
             self.tidy(stage)
         else:
             needs()

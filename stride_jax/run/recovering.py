@@ -119,4 +119,6 @@ def _whole(name: str, arrays: Arrays) -> Scores:
     data, indices, ends, shape = (
         arrays[f"{name}:{n}"] for n in ("data", "indices", "indptr", "shape")
     )
-    return scipy.sparse.csr_array((data, indices, ends), shape=tuple(shape.tolist()))
+    whole = scipy.sparse.csr_array((data, indices, ends), shape=tuple(shape.tolist()))
+    whole.check_format(full_check=True)  # SciPy's programs trust the places that they are given
+    return whole

@@ -17,7 +17,7 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES
 from stride_jax.runtime import checkpoint
-from stride_jax.runtime.files import UnreadableFileError, plain, read_json
+from stride_jax.runtime.files import UnreadableFileError, plain, read_json, reading
 from stride_jax.scores import as_dense
 
 Values = dict[str, np.ndarray]
@@ -38,6 +38,9 @@ def verify(run: Run) -> Iterator[Finding]:
         except ValueError as error:
             measured, _, remedy = str(error).rpartition("; ")
             yield Finding(stage, "error", measured or str(error), remedy)
+        except Exception as error:  # whole files of arrays that are others than the stage's
+            said = f"{run.products.path(stage)}* can't be used ({type(error).__name__}: {error})"
+            yield Finding(stage, "error", said, f"remove it to have the stage {stage!r} run again")
         else:
             size = sum(v.nbytes for v in arrays.values())
             yield Finding(stage, "ok", f"{len(arrays)} arrays, {size / 2**20:.1f} MiB, as written")
@@ -148,8 +151,9 @@ def _summary(run: Run, file: pathlib.Path) -> Values:
     told = read_json(file)
     if "digest" not in json.loads(file.read_text(encoding="utf-8")):
         raise UnreadableFileError(f"{file} has no digest; run the config to have it written again")
-    _refuse_foreign(run, told["settings"], file)
-    return {"lds": np.array(np.nan if told["lds"] is None else told["lds"])}
+    with reading(file, "a summary", "run the config to have it written again"):
+        _refuse_foreign(run, told["settings"], file)
+        return {"lds": np.array(np.nan if told["lds"] is None else told["lds"], np.float64)}
 
 
 def _attribution(run: Run, file: pathlib.Path) -> Values:

@@ -8,6 +8,7 @@ Orbax is imported in the functions: it takes a second, and only runs need it.
 
 import functools
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -16,9 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from stride_jax.runtime import digests
-from stride_jax.runtime.files import UnreadableFileError, first_line, plain
+from stride_jax.runtime.files import UnreadableFileError, first_line, naming, plain
+from stride_jax.runtime.machine import refuse_unpacked
 from stride_jax.runtime.memory import is_about_memory
 
 
@@ -74,7 +77,10 @@ def latest(path: str | os.PathLike[str]) -> int | None:
         return None
     import orbax.checkpoint as ocp
 
-    with ocp.CheckpointManager(folder) as manager:
+    with (
+        naming(folder, "checkpoints", "delete the folder to make it again"),
+        ocp.CheckpointManager(folder) as manager,
+    ):
         return manager.latest_step()
 
 
@@ -90,13 +96,15 @@ def shapes(path: str | os.PathLike[str]) -> Any:
     try:
         with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
             step = manager.latest_step()
-            return manager.item_metadata(step)["params"].tree
+            tree = manager.item_metadata(step)["params"].tree
+        _refuse_claims(folder, tree)
+        return tree
     except Exception as error:  # orbax raises many kinds; the remedy is the same
         if is_about_memory(error):
             raise
         raise CheckpointError(
-            f"the checkpoint in {folder} can't be read ({error}); delete the folder to make it "
-            "again"
+            f"the checkpoint in {folder} can't be read ({first_line(error)}); delete the folder "
+            "to make it again"
         ) from error
 
 
@@ -127,14 +135,16 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
         like,
     )
+    step = latest(folder) if step is None else step
     with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
-        step = manager.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"{folder} holds no finished checkpoint: delete it and run again")
         try:
             # Compared before restoring: orbax leaves its readers open where shapes differ.
-            if difference := _difference(manager.item_metadata(step)["params"], shapes):
+            saved = manager.item_metadata(step)["params"]
+            if difference := _difference(saved, shapes):
                 raise ValueError(difference)
+            _refuse_claims(folder, saved.tree)
             out = manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -199,6 +209,26 @@ def _handlers() -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     return {"params": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+
+
+def _refuse_claims(folder: pathlib.Path, saved: Any) -> None:
+    """Refuse arrays of more than a checkpoint's bytes can hold, and pieces larger than the whole.
+
+    Args:
+      folder: of the checkpoint.
+      saved: metadata of its arrays, which may be anybody's.
+
+    Raises:
+      ValueError: memory would be taken out of proportion; orbax ends the process where it can't be.
+    """
+    leaves = jax.tree.leaves(saved, is_leaf=lambda x: hasattr(x, "shape"))
+    for leaf in leaves:
+        piece = getattr(leaf.storage, "chunk_shape", None) or leaf.shape
+        if any(own > max(whole, 1) for own, whole in zip(piece, leaf.shape, strict=True)):
+            raise ValueError(f"{leaf.name} is {leaf.shape}, in pieces of {tuple(piece)}")
+    needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    stored = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    refuse_unpacked(needed, stored, f"its {len(leaves)} arrays")
 
 
 def _difference(saved: Any, wanted: Any) -> str | None:

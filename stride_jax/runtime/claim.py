@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from stride_jax.runtime.files import TEMPORARY, read_json
+from stride_jax.runtime.files import TEMPORARY, appended, read_json
 
 _NAME = ".running"
 # Half-written files of ours, checkpoints of orbax, datasets of TFDS.
@@ -36,7 +36,7 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
       BusyError: another run is at work there; with its host, process and start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _NAME, "a+", encoding="utf-8") as file:
+    with appended(folder / _NAME) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -46,10 +46,12 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
             ) from error
         file.truncate(0)
         began = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        json.dump({"host": socket.gethostname(), "process": os.getpid(), "began": began}, file)
-        file.flush()
+        who = {"host": socket.gethostname(), "process": os.getpid(), "began": began}
+        file.write(json.dumps(who).encode())
         for path in litter(folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            # A link goes, and what it leads to stays.
+            is_folder = path.is_dir() and not path.is_symlink()
+            shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)
         yield
         file.truncate(0)
 

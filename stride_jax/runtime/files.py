@@ -13,7 +13,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import xxhash
@@ -87,6 +87,7 @@ def fingerprint(*parts: Any) -> str:
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Hash of a file's bytes, 16 hexadecimal digits."""
+    refuse_endless(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
@@ -109,6 +110,30 @@ def disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def appended(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A file opened to be appended to, unbuffered; a link that stands there is not followed.
+
+    Raises:
+      UnreadableFileError: it is a link, or no file.
+    """
+    _refuse_link(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UnreadableFileError(f"{path} is no regular file, which a run would write: remove it")
+    return open(path, "ab", buffering=0, opener=_no_link)
+
+
+def _refuse_link(path: str | os.PathLike[str]) -> None:
+    if os.path.islink(path):
+        raise UnreadableFileError(
+            f"{os.fspath(path)} is a link to {os.readlink(path)}, which a run would write to: "
+            "remove the link"
+        )
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextlib.contextmanager
@@ -146,15 +171,64 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
       UnreadableFileError: the file is torn, no JSON, or not what was written; the message names it.
     """
-    try:
+    with reading(path, "JSON", "write it again, or copy it anew"):
         told = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         if isinstance(told, dict) and "digest" in told and told.pop("digest") != fingerprint(told):
             raise ValueError("it is not what was written: the digest of its content differs")
         return told
-    except (ValueError, RecursionError) as error:
-        raise UnreadableFileError(
-            f"{path} can't be read as JSON ({first_line(error)}): write it again, or copy it anew"
-        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], kind: str, remedy: str) -> Iterator[None]:
+    """Whatever goes wrong while a file is read, in one error that names it.
+
+    Args:
+      path: path of the file; anything but a regular file is refused, a device has no end.
+      kind: what it should be.
+      remedy: what to do about it.
+
+    Raises:
+      UnreadableFileError: in place of any error but that there is no such file.
+
+    >>> with reading("/dev/null", "JSON", "give a file"):
+    ...     pass
+    Traceback (most recent call last):
+    stride_jax.runtime.files.UnreadableFileError: /dev/null can't be read as JSON (it is no \
+regular file): give a file
+    """
+    with naming(path, kind, remedy):
+        refuse_endless(path)
+        yield
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str], kind: str, remedy: str) -> Iterator[None]:
+    """As `reading`, of what comes from a folder.
+
+    >>> with naming("runs/x", "settings", "make it again"):
+    ...     {}["seconds"]
+    Traceback (most recent call last):
+    stride_jax.runtime.files.UnreadableFileError: runs/x can't be read as settings (it lacks \
+'seconds'): make it again
+    """
+    try:
+        yield
+    except (FileNotFoundError, ImportError, UnreadableFileError):
+        raise
+    except Exception as error:  # what a library raises depends on the place of the damage
+        missing = isinstance(error, KeyError)
+        reason = f"it lacks {first_line(error)}" if missing else first_line(error)
+        raise UnreadableFileError(f"{path} can't be read as {kind} ({reason}): {remedy}") from error
+
+
+def refuse_endless(path: str | os.PathLike[str]) -> None:
+    """Refuse devices, pipes and folders: reading them has no end, or never begins.
+
+    Raises:
+      ValueError: it is there, and no file.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no regular file")
 
 
 def first_line(error: BaseException) -> str:
@@ -186,6 +260,7 @@ def read_arrays(path: str | os.PathLike[str], digest: str | None = None) -> dict
       MemoryError: it is larger than the memory that is left; names it.
     """
     try:
+        refuse_endless(path)
         if digest is not None and (stored := npz.stored_digest(path)) != digest:
             raise ValueError(f"it is another file: its digest is {stored}, not {digest}")
         return npz.read(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from stride_jax.runtime.files import disk_named
+from stride_jax.runtime.files import appended, disk_named
 
 
 def memory_bytes() -> int:
@@ -43,7 +43,7 @@ class MetricsWriter:
         self.folder = pathlib.Path(folder)
         with disk_named(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lines = (self.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+            self._lines = appended(self.folder / "metrics.jsonl")
             self._events = EventsWriter(str(self.folder / "events"))
 
     def __call__(self, loop: str, step: int, values: Mapping[str, Any]) -> None:
@@ -53,7 +53,7 @@ class MetricsWriter:
 
         numbers = {name: float(value) for name, value in values.items()}
         with disk_named(self.folder):
-            self._lines.write(json.dumps({"loop": loop, "step": step, **numbers}) + "\n")
+            self._lines.write(json.dumps({"loop": loop, "step": step, **numbers}).encode() + b"\n")
             for name, value in numbers.items():
                 summary = scalar(f"{loop}/{name}", value)
                 self._events.write_event(Event(summary=summary, step=step, wall_time=time.time()))

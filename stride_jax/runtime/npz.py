@@ -81,11 +81,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 with file.open(member) as own:
                     _refuse_claim(own, member)  # numpy takes memory for what headers claim
             with np.load(path, allow_pickle=False) as older:
-                return {name: older[name] for name in older.files}
+                return {name: _sized(older[name], size) for name in older.files}
         whole, arrays = xxhash.xxh3_64(), {}
         for member in file.infolist():
             name = member.filename.removesuffix(".npy")
-            arrays[name] = _read_member(raw, member, name, whole)
+            arrays[name] = _sized(_read_member(raw, member, name, whole), size)
         if (own := _KIND + whole.hexdigest()) != written:
             raise ValueError(
                 f"it is not what was written: the digest of its content is {own}, not {written}"
@@ -128,6 +128,13 @@ def _refuse_claim(own: IO[bytes], member: zipfile.ZipInfo) -> None:
     shape, _, dtype = read(own)
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > member.file_size:
         raise ValueError(f"{member.filename!r} claims more than the {member.file_size} bytes there")
+
+
+def _sized(array: np.ndarray, size: int) -> np.ndarray:
+    """An array, unless it has more entries than its file has bytes: entries of no size."""
+    if array.size > size:
+        raise ValueError(f"it holds {array.size} entries of {array.itemsize} bytes")
+    return array
 
 
 def _header(name: str, dtype: np.dtype, shape: tuple[int, ...], transposed: bool) -> bytes:

@@ -15,5 +15,6 @@ def silent(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
     return iterable
 
 
-bars: Progress = functools.partial(tqdm.tqdm, dynamic_ncols=True, leave=False)
-"""A tqdm bar on stderr that clears itself: the entry points' default."""
+# A bar moves the cursor: in a file or a pipe there is none.
+bars: Progress = functools.partial(tqdm.tqdm, dynamic_ncols=True, leave=False, disable=None)
+"""A tqdm bar on a terminal that clears itself: the entry points' default."""

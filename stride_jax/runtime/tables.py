@@ -18,8 +18,10 @@ from stride_jax.runtime.files import (
     fingerprint,
     first_line,
     plain,
+    refuse_endless,
 )
-from stride_jax.runtime.memory import is_about_memory, memory_bytes
+from stride_jax.runtime.machine import refuse_unpacked
+from stride_jax.runtime.memory import is_about_memory
 
 _KEY = b"stride_jax"
 _XXH3 = "xxh3:"
@@ -55,12 +57,10 @@ def read_table(
     Warns:
       UserWarning: an earlier version wrote it, without a digest.
     """
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            _refuse_huge(file.metadata)
-            table = file.read()
+        table, nested = bounded_table(path)
+        if nested:
+            raise ValueError(f"its column {nested[0]!r} holds lists or structures")
         note = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
         if isinstance(note, dict):
             note = _opened(path, table, note)
@@ -77,15 +77,59 @@ def read_table(
     return columns, note
 
 
-def _refuse_huge(metadata: Any) -> None:
-    """A small file may stand for any number of rows: it is refused before memory is taken."""
-    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    needed, memory = 8 * metadata.num_rows * metadata.num_columns + sum(groups), memory_bytes()
-    if memory is not None and needed > memory // 2:
-        raise ValueError(
-            f"its {metadata.num_rows} rows would take over {needed / 2**30:.1f} GiB, half of this "
-            f"machine's {memory / 2**30:.1f}: read it on a larger one"
-        )
+def bounded_table(path: str | os.PathLike[str]) -> tuple[Any, list[str]]:
+    """A Parquet file as a pyarrow table, unless it would take memory out of proportion.
+
+    A value that is stored once may stand in any number of rows, so texts are read as numbers of a
+    dictionary, and written out when their size is known.
+
+    Returns:
+      The table, and the names of columns of lists and structures. These are left out: how much they
+      hold, no count of rows says.
+
+    Raises:
+      ValueError: no regular file, or too large; and what pyarrow raises of a torn one.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    refuse_endless(path)
+    size = os.path.getsize(path)
+    with pq.ParquetFile(path) as file:
+        # Not `group.column(j)`: it ends the process where a torn footer lacks the column.
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        fields = list(file.schema_arrow)
+    nested = [field.name for field in fields if pa.types.is_nested(field.type)]
+    flat = [field.name for field in fields if field.name not in nested]
+    texts = [field.name for field in fields if _is_text(field.type)]
+    rows = sum(max(group.num_rows, 0) for group in groups)
+    packed = sum(max(group.total_byte_size, 0) for group in groups)
+    refuse_unpacked(8 * rows * len(flat) + packed, size, f"its {rows} rows")
+    with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts) as file:
+        table = file.read(columns=flat)
+    for name in texts:
+        table = _written_out(table, name, size)
+    return table, nested
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _written_out(table: Any, name: str, size: int) -> Any:
+    """A table with a column of texts in place of their numbers in a dictionary."""
+    import pyarrow.compute as pc
+
+    needed, place = 0, table.column_names.index(name)
+    for chunk in table.column(place).chunks:
+        lengths = pc.binary_length(chunk.dictionary).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        counts = np.bincount(chunk.indices.drop_null().to_numpy(), minlength=len(lengths))
+        needed += int(lengths.astype(np.int64) @ counts)
+    refuse_unpacked(needed, size, f"its column {name!r}")
+    column = table.column(place)
+    return table.set_column(place, name, column.cast(column.type.value_type))
 
 
 def _opened(path: str | os.PathLike[str], table: Any, envelope: dict[str, Any]) -> Any:

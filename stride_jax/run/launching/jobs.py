@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from stride_jax.run.launching.settings import LaunchSettings
+from stride_jax.runtime.screen import visible
 
 # A preempted process has this long to save, on every target.
 SAVING_SECONDS = 120
@@ -65,7 +66,7 @@ def _wrapped(words: Sequence[str], head: int, indent: str = "", raw: Sequence[st
       indent: indent of the lines that follow.
       raw: more lines, already quoted.
     """
-    lines = [shlex.join(words[:head]), *map(_quoted, words[head:]), *raw]
+    lines = [" ".join(map(quoted, words[:head])), *map(_quoted, words[head:]), *raw]
     return f" \\\n{indent}  ".join(lines)
 
 
@@ -76,19 +77,32 @@ def _quoted(word: str) -> str:
     --command='a b' --taps="('input',)"
     """
     key, equals, value = word.partition("=")
-    plain = "'" in value and not set('"$`\\!') & set(value)
-    inner = f'"{value}"' if plain else shlex.quote(value)
-    return f"{shlex.quote(key)}={inner}" if equals else shlex.quote(word)
+    plain = "'" in value and not set('"$`\\!') & set(value) and visible(value) == value
+    inner = f'"{value}"' if plain else quoted(value)
+    return f"{quoted(key)}={inner}" if equals else quoted(word)
+
+
+def quoted(word: str) -> str:
+    """As `shlex.quote`; a word with characters that no screen should get is spelled in bytes.
+
+    >>> print(quoted("a b"), quoted("a\\x1b[2J"))
+    'a b' $'a\\x1b[2J'
+    """
+    if visible(word) == word:
+        return shlex.quote(word)
+    raw = word.encode("utf-8", "surrogateescape")
+    plain = (chr(b) if 0x20 <= b < 0x7F and b not in b"'\\" else f"\\x{b:02x}" for b in raw)
+    return f"$'{''.join(plain)}'"
 
 
 def _local_single(settings: LaunchSettings) -> str:
-    logs = shlex.quote(f"{settings.workdir}/logs")
+    logs = quoted(f"{settings.workdir}/logs")
     run = _wrapped(command(settings), _HEAD, raw=[f"> >(tee -a {logs}/process-0.log) 2>&1"])
     return f"#!/usr/bin/env bash\nset -euo pipefail\nmkdir -p {logs}\nexec {run}\n"
 
 
 def _local(settings: LaunchSettings) -> str:
-    logs = shlex.quote(f"{settings.workdir}/logs")
+    logs = quoted(f"{settings.workdir}/logs")
     meeting = [
         *("--multihost", '--coordinator="127.0.0.1:$PORT"'),
         *(f"--num_processes={settings.processes}", '--process_id="$i"'),
@@ -176,7 +190,7 @@ def _gcloud(settings: LaunchSettings) -> list[str]:
         *("gcloud", "compute", "tpus", "tpu-vm", "ssh", tpu.tpu_name),
         *_place(tpu.zone, tpu.project),
         "--worker=all",
-        f"--command=cd {shlex.quote(tpu.checkout)} && {remote}",
+        f"--command=cd {quoted(tpu.checkout)} && {remote}",
     ]
 
 

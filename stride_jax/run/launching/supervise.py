@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from stride_jax.run.launching.jobs import SAVING_SECONDS
+from stride_jax.runtime.files import appended
+from stride_jax.runtime.screen import visible
 
 PREEMPTED = os.EX_TEMPFAIL  # 75: saved, the same command continues
 
@@ -49,7 +51,7 @@ def supervise(commands: Sequence[Sequence[str]], logs: pathlib.Path, grace: Grac
     with _signals() as received, contextlib.ExitStack() as stack:
         try:
             for i, words in enumerate(commands):
-                log = stack.enter_context((logs / f"process-{i}.log").open("ab", buffering=0))
+                log = stack.enter_context(appended(logs / f"process-{i}.log"))
                 children.append(_start(words, log, shown=i == 0, stack=stack))
             return _watch(children, received, logs, grace)
         finally:
@@ -112,9 +114,8 @@ def _watch(
             bad = next((i for i, code in enumerate(ended) if code), None)
             if bad is not None:
                 result = _shell_code(ended[bad] or 0)
-                print(
-                    f"process {bad} ended with code {result}: {logs}/process-{bad}.log", flush=True
-                )
+                line = f"process {bad} ended with code {result}: {logs}/process-{bad}.log"
+                print(visible(line, kept=""), flush=True)
         if None not in ended:
             return result
         if deadline is None and (received or result):
