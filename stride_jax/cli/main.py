@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # while an error of it can still be told
     except KeyboardInterrupt:
-        print(f"stride-jax {name}: interrupted", file=sys.stderr)
+        print(visible(f"stride-jax {name}: interrupted"), file=sys.stderr)
         return 130
     except Exception as error:
         lost = streams.lost_output(error) if isinstance(error, OSError) else None
