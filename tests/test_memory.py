@@ -227,7 +227,8 @@ def test_files_are_held_against_the_address_space(tmp_path):
     import pyarrow.parquet as pq
 
     write_arrays(tmp_path / "large.npz", a=np.zeros(2**23))
-    pq.write_table(pa.table({"a": np.random.default_rng(0).random(2**23)}), tmp_path / "large.parquet")
+    table = pa.table({"a": np.random.default_rng(0).random(2**23)})
+    pq.write_table(table, tmp_path / "large.parquet")
     paths = [str(tmp_path / name) for name in ("large.npz", "large.parquet")]
     done = subprocess.run(
         [sys.executable, "-c", _READ, *paths], capture_output=True, text=True, check=True
