@@ -174,12 +174,12 @@ _NAMES = (
 _MORE_NAMES = (
     "\u202eabc", "dot.", "space ", "...", "a=b,c:d", "@1", "12", "null", "incomplete.x",
     "x.orbax-checkpoint-tmp", ".h.abcdefgh.part", "{DATASET}-{SPLIT}",
-    "x-00000-of-00001", "c" * 255, "d/" * 600 + "d", "./~", "../near/back",
+    "x-00000-of-00001", "c" * 255, "d/" * 600 + "d", "../near/back",
 )  # fmt: skip
 _REFUSED = (
     ("", "workdir"), ("a[1]", "a[1]"), ("a*", "a*"), ("a?", "a?"), ("a\\b", "a\\\\b"),
     ("\x1b[31mred", "\\x1b[31mred"), ("l" * 300, "300 bytes"), ("d/" * 2000, "bytes"),
-    ("~/runs", "~/runs"), ("file:///tmp/run", "file:///tmp/run"), ("gs://bucket/run", "gs://bucket"),
+    ("~/runs", "~/runs"), ("./~", "~"), ("file:///tmp/run", "file:///tmp/run"), ("gs://bucket/run", "gs://bucket"),
     ("s3:", "s3:"), ("caf\udce9", "caf"), ("/dev/null", "/dev/null"), ("/dev/null/x", "/dev/null"),
     ("/proc/run", "/proc/run"), ("file", "file"), ("file/below", "near/file"),
     ("dangling", "dangling"), ("circle", "circle"), ("circle/below", "circle"),

@@ -74,10 +74,10 @@ def _refuse_address(text: str, name: str) -> None:
             f"{name}={text!r}: these are local folders for now; mount the bucket (gcsfuse, s3fs, "
             "xpk storage attach) and give the folder"
         )
-    if text.startswith("~"):
+    if str(pathlib.Path(text)).startswith("~"):  # a path object has folded ./~
         raise ValueError(
-            f"{name}={text!r} begins with '~', which shells leave as it is here: write $HOME in "
-            "its place, or ./ before it"
+            f"{name}={text!r} begins with '~', which shells leave as it is here and libraries "
+            "may not: write $HOME in its place, or the whole path"
         )
 
 
