@@ -222,7 +222,7 @@ def removals(
         settings.removal_top_k, num_seeds=1, models_at_once=run.bank.settings.models_at_once
     )
     recipe = run.settings.train
-    setup = evaluation.Retraining(run.module, run.train, chosen, recipe)
+    setup = run.retraining._replace(query=chosen)
     asked = fingerprint(repr(run.module), recipe, run.train.inputs, chosen.inputs, removal)
 
     def stored(name: str, key: str, work: Callable[[], CounterfactualResult]) -> dict[str, Any]:

@@ -294,8 +294,9 @@ SWITCHES = {
     "January": (
         {"window_pattern": "SSSL"},
         {"smear": False, "backout": False, "gate_channels": 32},
-        {"rope_theta": 1e4, "qk_scale": 1.0, "value_gate_scale": 2.0},
+        {"rope_theta": 1e4, "qk_scale": 1.0, "value_gate_scale": 2.0, "softcap": 15.0},
     ),
+    "rounded tables": ({}, {}, {"rope_rounded": True}),
 }
 
 
@@ -311,10 +312,17 @@ def test_logits_are_those_of_nanochat_in_torch(switch, tmp_path):
     state = torch_gpt.random_state(config, **parts)
     tokens = TOKENS_BxT % config["vocab_size"]
     torch_gpt.save(tmp_path, 7, config, state)
-    imported = read_nanochat(tmp_path, **({"short_window": 4} | overrides))
+    overrides = {"short_window": 4, "rope_rounded": False} | overrides
+    imported = read_nanochat(tmp_path, **overrides)
     ours = imported.settings.gpt
     features = torch_gpt.Features(
-        ours.rope_theta, ours.qk_norm, ours.qk_scale, ours.value_gate_scale, 4, ours.softcap
+        ours.rope_theta,
+        ours.qk_norm,
+        ours.qk_scale,
+        ours.value_gate_scale,
+        4,
+        ours.softcap,
+        ours.rope_rounded,
     )
     want = torch_gpt.logits(state, torch.tensor(tokens, dtype=torch.int64), config, features)
     assert_same_logits(imported, tokens, want.numpy(), switch)

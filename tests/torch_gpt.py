@@ -18,6 +18,7 @@ class Features:
     gate_scale: float = 3.0
     short_window: int = 4
     softcap: float = 15.0
+    rounded: bool = False
 
 
 def random_state(config, *, values=True, gate_channels=12, scalars=True, smear=True, backout=True):
@@ -70,7 +71,7 @@ def norm(x):
     return torch.nn.functional.rms_norm(x, x.shape[-1:])
 
 
-def turned(x, theta):
+def turned(x, theta, rounded):
     """Pairs `(x_e, x_{e + E/2})` as complex numbers, times `exp(−i t theta^(−2e/E))`."""
     import torch
 
@@ -78,6 +79,8 @@ def turned(x, theta):
     speed = theta ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = torch.arange(time, dtype=torch.float64)[:, None] * speed
     turn = torch.polar(torch.ones_like(angle), -angle).to(torch.complex64)[None, :, None]
+    if rounded:
+        turn = torch.complex(*(v.bfloat16().float() for v in (turn.real, turn.imag)))
     pairs = torch.complex(x[..., :half], x[..., half:]) * turn
     return torch.cat([pairs.real, pairs.imag], dim=-1)
 
@@ -96,7 +99,7 @@ def attention(state, name, x, tokens, config, features, short):
         gate = torch.sigmoid(x[..., : gate_weight.shape[1]] @ gate_weight.T)
         table = state[f"value_embeds.{name.rsplit('.', 1)[1]}.weight"]
         v = v + features.gate_scale * gate.unsqueeze(-1) * table[tokens].view_as(v)
-    q, k = turned(q, features.theta), turned(k, features.theta)
+    q, k = (turned(x, features.theta, features.rounded) for x in (q, k))
     if features.qk_norm:
         q, k = norm(q) * features.qk_scale, norm(k) * features.qk_scale
     past = torch.arange(time)[:, None] - torch.arange(time)

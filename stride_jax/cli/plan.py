@@ -7,6 +7,7 @@ Compiles the real programs for that many devices (of the CPU, which stand for th
 reads bytes, arithmetic and communication from them. Ends with code 1 where the run would not fit.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +41,8 @@ def main(words: Sequence[str]) -> int:
     data, subset = parse_mesh(given.mesh)
     values, settings = read_settings(given.config, changes)
     extent = extent_of(values)
+    if (origin := settings.model.origin) is not None:  # its tables may be padded
+        extent = dataclasses.replace(extent, num_classes=origin.num_classes)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", data * subset)
     mesh = arranged((data, subset), jax.devices())

@@ -7,6 +7,7 @@ from stride_jax.data.planted import pack_completions, plant, planted_facts
 from stride_jax.data.source import DataSettings, load_splits
 from stride_jax.data.text import TextSettings, TextSplits, load_text
 from stride_jax.data.text_examples import TextExamples
+from stride_jax.data.tokens import Tokenizer, load_tokenizer
 from stride_jax.data.truths import relevant
 from stride_jax.data.verses import VerseSettings, load_verses
 from stride_jax.examples import Examples
@@ -21,10 +22,12 @@ __all__ = [
     "TextExamples",
     "TextSettings",
     "TextSplits",
+    "Tokenizer",
     "VerseSettings",
     "content_ids",
     "load_splits",
     "load_text",
+    "load_tokenizer",
     "load_verses",
     "map_splits",
     "pack_completions",

@@ -22,7 +22,7 @@ from stride_jax.evaluation.lds import (
     lds,
     lds_difference,
 )
-from stride_jax.evaluation.retrain import Retraining
+from stride_jax.evaluation.retrain import Retraining, Start
 from stride_jax.evaluation.retrieval import mean_reciprocal_rank, mislabel_auc, recall_at_k
 from stride_jax.evaluation.statistics import (
     PerQuery,
@@ -50,6 +50,7 @@ __all__ = [
     "Origin",
     "PerQuery",
     "Retraining",
+    "Start",
     "Unit",
     "UnitSettings",
     "bank_key",

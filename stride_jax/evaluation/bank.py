@@ -13,7 +13,7 @@ import numpy as np
 
 from stride_jax.models.train import TrainSettings
 from stride_jax.objectives import named_objective
-from stride_jax.runtime.files import plain
+from stride_jax.runtime.files import added, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Origin:
       num_train: N.
       train_data: fingerprint of the training examples.
       query_data: fingerprint of the queries.
+      start: hash of the parameters that models were fine-tuned from; empty for fresh ones.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Origin:
     num_train: int
     train_data: str
     query_data: str
+    start: str = added("")
 
 
 @dataclasses.dataclass(frozen=True)

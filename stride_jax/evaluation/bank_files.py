@@ -42,7 +42,8 @@ class IncompleteBankError(ValueError):
 def bank_origin(setup: Retraining) -> Origin:
     """Model, recipe and data of a bank, as values that can be compared and written."""
     data = [fingerprint(e.inputs, e.labels) for e in (setup.train, setup.query)]
-    return Origin(repr(setup.module), setup.training, len(setup.train), *data)
+    start = "" if setup.start is None else setup.start.digest
+    return Origin(repr(setup.module), setup.training, len(setup.train), *data, start)
 
 
 def bank_key(origin: Origin, settings: BankSettings) -> str:
@@ -92,7 +93,7 @@ def fill_bank(
     origin = bank_origin(setup)
     home = pathlib.Path(folder) / bank_key(origin, settings)
     write_json(home / "settings.json", {"bank": settings, "origin": origin})
-    data = device_data(setup.train, setup.query)
+    data = device_data(setup)
     shards = list(_shards(home, settings).items())
     own = shards[len(shards) * i // n : len(shards) * (i + 1) // n]
     total = settings.num_subsets * settings.num_seeds

@@ -5,7 +5,7 @@ Letters of its own: B models trained together, J models in all.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,18 @@ from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.progress import Progress, silent
 
 
+class Start(NamedTuple):
+    """Parameters that retrained models start from.
+
+    Attributes:
+      digest: hash of their contents.
+      load: function that gives them as numpy arrays.
+    """
+
+    digest: str
+    load: Callable[[], Any]
+
+
 class Retraining(NamedTuple):
     """What models are retrained from, and what they are asked about.
 
@@ -30,12 +42,14 @@ class Retraining(NamedTuple):
       train: training examples.
       query: queries.
       training: recipe of the base model; its seed is not used.
+      start: what models are fine-tuned from; None for fresh parameters of each model's seed.
     """
 
     module: Any
     train: Examples
     query: Examples
     training: TrainSettings
+    start: Start | None = None
 
 
 class Outputs(NamedTuple):
@@ -58,9 +72,11 @@ def model_keys(root_seed: int, subset_B: np.ndarray, seed_B: np.ndarray) -> jax.
     return fold(jnp.asarray(subset_B, jnp.uint32), jnp.asarray(seed_B, jnp.uint32))
 
 
-def device_data(train: Examples, query: Examples) -> dict[str, jax.Array]:
-    """Training examples and queries on the device, as `train_and_score` takes them."""
-    return {
+def device_data(setup: Retraining) -> dict[str, Any]:
+    """Training examples, queries and start on the device, as `train_and_score` takes them."""
+    train, query = setup.train, setup.query
+    start = {} if setup.start is None else {"start": jax.device_put(setup.start.load())}
+    return start | {
         "inputs": jnp.asarray(train.inputs),
         "labels": jnp.asarray(train.labels),
         "query_inputs": jnp.asarray(query.inputs),
@@ -70,7 +86,7 @@ def device_data(train: Examples, query: Examples) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames=("module", "training", "mesh"))
 def train_and_score(
-    data: dict[str, jax.Array],
+    data: dict[str, Any],
     members_BxS: jax.Array,
     keys_B: jax.Array,
     *,
@@ -91,9 +107,10 @@ def train_and_score(
       Losses and margins, `[B, Q]`.
     """
 
-    def one(data: dict[str, jax.Array], members_S: jax.Array, key: jax.Array) -> Outputs:
+    def one(data: dict[str, Any], members_S: jax.Array, key: jax.Array) -> Outputs:
         init_key, order_key = jax.random.split(key)
-        params = initial_params(module, init_key, data["inputs"])
+        fresh = functools.partial(initial_params, module, init_key, data["inputs"])
+        params = data["start"] if "start" in data else fresh()
         forward = lambda p, x: module.apply({"params": p}, x)[0]  # noqa: E731
         params = fit(
             forward, params, data["inputs"], data["labels"], members_S, order_key, training
@@ -174,7 +191,7 @@ def retrain(
     Yields:
       Losses and margins of each chunk's models, `[B, Q]` numpy.
     """
-    data, total = device_data(setup.train, setup.query), len(members_JxS)
+    data, total = device_data(setup), len(members_JxS)
     size = min(models_at_once, total)
     pieces = chunks(total, size)
     for start, stop in progress(pieces, desc=desc, total=len(pieces)):

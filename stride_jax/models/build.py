@@ -8,20 +8,41 @@ from stride_jax.models.gpt import GPT, GPTSettings
 from stride_jax.models.llama import Llama, LlamaSettings
 from stride_jax.models.mlp import MLP
 from stride_jax.models.resnet import ResNet9
+from stride_jax.runtime.files import added
 
 KINDS = ("mlp", "resnet9", "gpt", "llama")
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a model starts from, read off its folder; not to be given by hand.
+
+    Attributes:
+      format: `huggingface`, `nanochat` or `orbax`.
+      digest: hash of the weights' contents.
+      num_classes: C, size of the vocabulary or number of classes.
+      tokenizer: hash of the tokenizer.json that came with it; empty without one.
+    """
+
+    format: str
+    digest: str
+    num_classes: int
+    tokenizer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """The architecture of a model.
+    """The architecture of a model, or the weights that it starts from.
 
     Attributes:
       kind: `mlp`, `resnet9`, `gpt` or `llama`.
       widths: units of each hidden layer of the MLP.
       width: channels of the ResNet's stem.
       gpt: sizes and switches of the GPT.
-      llama: sizes and switches of the Llama or Qwen2.
+      llama: sizes and switches of the Llama, Mistral, Qwen2 or Qwen3.
+      init_from: folder of a pre-trained model, which says all of the above: Hugging Face's,
+        nanochat's, or a run's workdir or model folder; empty for a model trained from its seed.
+      origin: what was found there; filled in by the run.
     """
 
     kind: str = "mlp"
@@ -29,6 +50,8 @@ class ModelSettings:
     width: int = 16
     gpt: GPTSettings = GPTSettings()
     llama: LlamaSettings = LlamaSettings()
+    init_from: str = added("")
+    origin: Origin | None = added(None)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

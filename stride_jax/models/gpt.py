@@ -23,6 +23,7 @@ from stride_jax.models.transformer import (
     rms_norm,
     rotate,
 )
+from stride_jax.runtime.files import added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class GPTSettings:
       attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
       remat: whether a block is computed again in the backward pass, to need less memory.
       dtype: dtype of the computation, `float32` or `bfloat16`; parameters are float32.
+      rope_rounded: whether the rotary tables are rounded to bfloat16, as nanochat's are.
     """
 
     depth: int = 4
@@ -87,6 +89,7 @@ class GPTSettings:
     attention: str = "einsum"
     remat: bool = False
     dtype: str = "float32"
+    rope_rounded: bool = added(False)
 
     def __post_init__(self) -> None:
         if self.width % max(self.num_heads, 1):
@@ -157,7 +160,9 @@ class Attention(nn.Module):
             first = x_BxTxD[..., : s.value_gate_channels]
             gate = nn.sigmoid(linear(s.num_kv_heads, "value_gate", _gate_init, dtype)(first))
             v += s.value_gate_scale * gate[..., None] * values_BxTxGE.reshape(v.shape)
-        q, k = (rotate(each, s.rope_theta, clockwise=True) for each in (q, k))
+        q, k = (
+            rotate(each, s.rope_theta, clockwise=True, rounded=s.rope_rounded) for each in (q, k)
+        )
         if s.qk_norm:
             q, k = rms_norm(q) * s.qk_scale, rms_norm(k) * s.qk_scale
         out = causal_attention(q, k, v, s.window(self.layer), s.attention)

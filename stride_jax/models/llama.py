@@ -1,7 +1,8 @@
-"""Decoders in the form of Llama and Qwen2.
+"""Decoders in the form of Llama, Mistral, Qwen2 and Qwen3.
 
-Weighted RMSNorm, rotary positions, SwiGLU, grouped-query attention, optional biases of q, k and v
-(Touvron et al., LLaMA, 2023; Yang et al., Qwen2, 2024). Letters as in `transformer`.
+Weighted RMSNorm, rotary positions, SwiGLU, grouped-query attention; optionally biases of q, k and v
+(Touvron et al., LLaMA, 2023; Yang et al., Qwen2, 2024), norms of q and k (Yang et al., Qwen3, 2025)
+and a sliding window (Jiang et al., Mistral 7B, 2023). Letters as in `transformer`.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from flax import linen as nn
 from stride_jax.models.recording import Recorder
 from stride_jax.models.transformer import (
     ATTENTIONS,
+    RopeScaling,
     causal_attention,
     check_sizes,
     check_tokens,
@@ -22,11 +24,12 @@ from stride_jax.models.transformer import (
     rms_norm,
     rotate,
 )
+from stride_jax.runtime.files import added
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaSettings:
-    """Sizes and switches of a Llama or Qwen2.
+    """Sizes and switches of a Llama, Mistral, Qwen2 or Qwen3.
 
     Attributes:
       depth: L, layers.
@@ -44,6 +47,9 @@ class LlamaSettings:
       attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
       remat: whether a block is computed again in the backward pass, to need less memory.
       dtype: dtype of the computation, `float32` or `bfloat16`; parameters are float32.
+      qk_norm: whether the heads of q and k have weighted RMSNorms, as in Qwen3.
+      window: tokens before its own that a token attends to; 0 for all.
+      rope_scaling: stretch of the rotary frequencies, as in Llama 3.1; None for none.
     """
 
     depth: int = 4
@@ -61,6 +67,9 @@ class LlamaSettings:
     attention: str = "einsum"
     remat: bool = False
     dtype: str = "float32"
+    qk_norm: bool = added(False)
+    window: int = added(0)
+    rope_scaling: RopeScaling | None = added(None)
 
     def __post_init__(self) -> None:
         if not self.head_dim and self.width % max(self.num_heads, 1):
@@ -72,6 +81,8 @@ class LlamaSettings:
         )
         if self.hidden < 1:
             raise ValueError(f"hidden={self.hidden}: at least 1")
+        if self.window < 0:
+            raise ValueError(f"window={self.window}: a number of tokens, 0 for all")
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention={self.attention!r}: use one of {ATTENTIONS}")
 
@@ -87,9 +98,9 @@ class Norm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        scale_D = self.param("scale", nn.initializers.ones, (x_BxTxD.shape[-1],))
-        return rms_norm(x_BxTxD, self.eps) * scale_D.astype(x_BxTxD.dtype)[None, None]
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x, self.eps) * jnp.expand_dims(scale_D.astype(x.dtype), range(x.ndim - 1))
 
 
 class Block(nn.Module):
@@ -107,9 +118,11 @@ class Block(nn.Module):
             out = linear(num * s.head_width, name, init, dtype, s.qkv_bias)(normed)
             return out.reshape(*out.shape[:2], num, s.head_width)
 
-        q = rotate(heads("query", s.num_heads), s.rope_theta)
-        k = rotate(heads("key", s.num_kv_heads), s.rope_theta)
-        out = causal_attention(q, k, heads("value", s.num_kv_heads), None, s.attention)
+        q, k = heads("query", s.num_heads), heads("key", s.num_kv_heads)
+        if s.qk_norm:
+            q, k = (Norm(s.norm_eps, name=f"{n}_norm")(v) for n, v in (("query", q), ("key", k)))
+        q, k = (rotate(v, s.rope_theta, scaling=s.rope_scaling) for v in (q, k))
+        out = causal_attention(q, k, heads("value", s.num_kv_heads), s.window or None, s.attention)
         x = x + linear(s.width, "out", init, dtype)(out)
         normed = Norm(s.norm_eps, name="mlp_norm")(x)
         gate = nn.silu(linear(s.hidden, "gate", init, dtype)(normed))
@@ -118,7 +131,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """A Llama or Qwen2 over int32 tokens `[B, T]`; logits `[B, T, C]` float32.
+    """A decoder of these forms over int32 tokens `[B, T]`; logits `[B, T, C]` float32.
 
     Attention is causal, so padding on the right changes no earlier logits.
 

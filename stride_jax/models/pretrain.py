@@ -38,6 +38,7 @@ def pretrain(
     settings: TrainSettings,
     num_checkpoints: int = 1,
     *,
+    start: Any = None,
     progress: Progress = silent,
     keep: Keep = nowhere,
 ) -> tuple[list[Any], list[float]]:
@@ -48,6 +49,7 @@ def pretrain(
       inputs, labels: the examples, as in `train.fit`.
       settings: recipe, with the loss, and seed.
       num_checkpoints: number of equal stretches of training, each of which ends in a checkpoint.
+      start: parameters to start from; None for fresh ones of the seed.
       progress: wraps the pieces.
       keep: where parameters, optimiser and checkpoints are saved between pieces.
 
@@ -92,7 +94,7 @@ def pretrain(
         state, total = jax.lax.fori_loop(first, last, body, (state, jnp.float32(0)))
         return state, total / (last - first)
 
-    params = initial_params(module, init_key, inputs)
+    params = initial_params(module, init_key, inputs) if start is None else start
     state: State = params, optimizer(settings, num_steps).init(params)
     reached = [jax.tree.map(np.zeros_like, jax.device_get(params)) for _ in ends]
     begin, (state, reached) = keep.resume("training", (state, reached))

@@ -27,7 +27,7 @@ class TrainSettings:
     """The recipe of the base model and of every model of the bank.
 
     Attributes:
-      epochs: passes over the examples.
+      epochs: passes over the examples; 0 for a model that is used as it is (`model.init_from`).
       batch_size: examples per step.
       optimizer: `sgd` (momentum .9), `adamw` or `muon` (matrices; adamw for the rest).
       learning_rate: peak of the learning rate, which falls to zero along a cosine.
@@ -53,9 +53,10 @@ class TrainSettings:
         named_objective(self.objective)
         if self.optimizer not in ("sgd", "adamw", "muon"):
             raise ValueError(f"optimizer={self.optimizer!r}: use 'sgd', 'adamw' or 'muon'")
-        if self.epochs < 1 or self.batch_size < 1:
+        if self.epochs < 0 or self.batch_size < 1:
             raise ValueError(
-                f"epochs={self.epochs}, batch_size={self.batch_size}: both must be at least 1"
+                f"epochs={self.epochs}, batch_size={self.batch_size}: at least 1, or 0 epochs for "
+                "a model that is used as it is"
             )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps, in [0, 1)")

@@ -3,6 +3,8 @@
 Letters: B sequences, T tokens, D width, H query heads, G key/value heads, E width of a head.
 """
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -27,7 +29,46 @@ def rms_norm(x: jax.Array, eps: float = 2.0**-23) -> jax.Array:
     return (wide * jax.lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
-def rotate(x_BxTxHxE: jax.Array, theta: float, clockwise: bool = False) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Rotary frequencies stretched for long contexts, as in Llama 3.1 (`rope_type` llama3).
+
+    A frequency that turns at least `high` times within the original context stays, one that turns
+    at most `low` times is divided by `factor`, and those between lie on a straight line.
+
+    Attributes:
+      factor: divisor of the slowest frequencies.
+      low, high: turns within `context`, `low < high`.
+      context: tokens of the context before it was stretched.
+    """
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    context: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.low < self.high or self.context < 1:
+            raise ValueError(f"{self}: give factor >= 1, 0 < low < high and context >= 1")
+
+    def __call__(self, speed_e: jax.Array) -> jax.Array:
+        """Scaled frequencies, radians per token.
+
+        >>> [f"{v:.3f}" for v in RopeScaling(8.0, 1.0, 4.0, 100)(jnp.array([1.0, 0.01]))]
+        ['1.000', '0.001']
+        """
+        turns_e = self.context * speed_e / (2 * math.pi)
+        kept_e = jnp.clip((turns_e - self.low) / (self.high - self.low), 0.0, 1.0)
+        return speed_e * (kept_e + (1 - kept_e) / self.factor)
+
+
+def rotate(
+    x_BxTxHxE: jax.Array,
+    theta: float,
+    clockwise: bool = False,
+    scaling: RopeScaling | None = None,
+    rounded: bool = False,
+) -> jax.Array:
     """Rotary positions: turn the pair `(x_e, x_{e+E/2})` of token t by the angle `t theta^(−2e/E)`.
 
     A query's product with a key then depends on their distance alone (Su et al., RoFormer, 2021).
@@ -38,6 +79,8 @@ def rotate(x_BxTxHxE: jax.Array, theta: float, clockwise: bool = False) -> jax.A
       x_BxTxHxE: queries or keys, E even.
       theta: base of the frequencies.
       clockwise: direction of the turn.
+      scaling: stretch of the frequencies; None for none.
+      rounded: whether sines and cosines are rounded to bfloat16 first.
 
     >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2).repeat(2, axis=1)
     >>> [f"{v:.2f}" for v in rotate(x, 1e4)[0, 1, 0]]  # cos 1, sin 1
@@ -47,8 +90,14 @@ def rotate(x_BxTxHxE: jax.Array, theta: float, clockwise: bool = False) -> jax.A
     """
     length, half = x_BxTxHxE.shape[1], x_BxTxHxE.shape[3] // 2
     speed = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    speed = speed if scaling is None else scaling(speed)
     angle = (jnp.arange(length, dtype=jnp.float32)[:, None] * speed[None])[None, :, None]
-    cos, sin = jnp.cos(angle).astype(x_BxTxHxE.dtype), jnp.sin(angle).astype(x_BxTxHxE.dtype)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    if rounded:  # `reduce_precision`: XLA may drop a conversion there and back
+        cos, sin = (
+            jax.lax.reduce_precision(v, exponent_bits=8, mantissa_bits=7) for v in (cos, sin)
+        )
+    cos, sin = cos.astype(x_BxTxHxE.dtype), sin.astype(x_BxTxHxE.dtype)
     sin = -sin if clockwise else sin
     left, right = jnp.split(x_BxTxHxE, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)

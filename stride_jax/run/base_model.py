@@ -1,4 +1,4 @@
-"""A run's base model: trained, calibrated on held-out examples, and restored."""
+"""A run's base model: trained or taken from elsewhere, calibrated, and restored."""
 
 import functools
 import pathlib
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from stride_jax import models
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
+from stride_jax.run import model_source
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime import mesh as meshes
@@ -23,26 +24,67 @@ from stride_jax.runtime.files import naming
 def train_base(
     module: Any, splits: dict[str, Examples], settings: RunSettings, execution: Execution
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Train the base model and calibrate it on the split `calibration`.
+    """Train or fine-tune the base model, or take it as it is; calibrate it on `calibration`.
 
     Returns:
       Parameters of the checkpoints, the model itself last; and the config to store beside them.
     """
     began, held_out, train = time.monotonic(), splits["calibration"], splits["train"]
-    checkpoints, rates = models.pretrain(
-        module, train.inputs, train.labels, settings.train, settings.num_checkpoints,
-        progress=execution.progress, keep=execution.keep,
-    )  # fmt: skip
+    start = starting_params(module, train.inputs[:1], settings, execution.mesh)
+    if settings.train.epochs:
+        checkpoints, rates = models.pretrain(
+            module, train.inputs, train.labels, settings.train, settings.num_checkpoints,
+            start=start, progress=execution.progress, keep=execution.keep,
+        )  # fmt: skip
+    else:
+        checkpoints, rates = [start], [1.0]
     forward = jax.jit(lambda params, x: module.apply({"params": params}, x)[0])
     logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
     calibration = models.calibrate(settings.train.objective, logits, np.asarray(held_out.labels))
     return checkpoints, {
         "model": settings.model,
         "train": settings.train,
+        "num_classes": module.num_classes,
         **calibration._asdict(),
         "learning_rates": rates,
         "seconds": time.monotonic() - began,
     }
+
+
+def starting_params(module: Any, one: np.ndarray, settings: RunSettings, mesh: Mesh | None) -> Any:
+    """Parameters of `model.init_from`, each device reading its own part; None without.
+
+    Args:
+      module: linen module.
+      one: inputs of one example, as a batch.
+      settings: those of the run.
+      mesh: devices that the parameters are laid out over; None for numpy arrays.
+
+    Raises:
+      WeightsError: the module has other arrays than the weights.
+    """
+    if not settings.model.init_from:
+        return None
+    shapes = jax.eval_shape(_fresh(module, one), jax.random.key(0))
+    rule = None if mesh is None else _layout(shapes, settings, mesh)
+    params = model_source.load(settings.model, rule)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
+        raise models.WeightsError(
+            f"the model in init_from={settings.model.init_from!r} does not read these data: inputs "
+            f"of shape {one.shape[1:]}, {module.num_classes} classes"
+        )
+    return params
+
+
+def _fresh(module: Any, one: np.ndarray) -> Any:
+    return functools.partial(models.initial_params, module, inputs=jnp.asarray(one))
+
+
+def _layout(shapes: Any, settings: RunSettings, mesh: Mesh) -> Any:
+    """Shardings of the parameters by `execution.mesh.parameters`."""
+    if settings.execution.mesh.parameters == "sharded":
+        return meshes.sharded_parameters(shapes, mesh)
+    return jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
 
 
 def restore_base(
@@ -57,14 +99,15 @@ def restore_base(
       settings: those of the run: number of stored checkpoints, and the objective.
       mesh: devices that the checkpoint is read onto.
     """
-    fresh = functools.partial(models.initial_params, module, inputs=jnp.asarray(one))
-    whole = meshes.replicated(mesh)
+    shapes = jax.eval_shape(_fresh(module, one), jax.random.key(0))
     like = jax.tree.map(
-        lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=whole),
-        [jax.eval_shape(fresh, jax.random.key(0))] * settings.num_checkpoints,
-    )
-    params, config = checkpoint.restore(folder, like)
-    params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
+        lambda v, where: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where),
+        shapes, _layout(shapes, settings, mesh),
+    )  # fmt: skip
+    params, config = checkpoint.restore(folder, [like] * settings.num_checkpoints)
+    if settings.execution.mesh.parameters == "replicated" or jax.process_count() > 1:
+        # Methods that one process runs alone read local arrays.
+        params = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), params)
     with naming(folder, "settings of a model", "remove the folder to have it trained again"):
         rates = tuple(config["learning_rates"])
         calibration = models.Calibration(config["temperature"], config.get("variance"))

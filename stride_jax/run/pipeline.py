@@ -24,6 +24,7 @@ from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.data import (
     Examples,
+    TextSettings,
     TextSplits,
     load_splits,
     load_text,
@@ -37,12 +38,12 @@ from stride_jax.frozen import FrozenModel, freeze, resolve
 from stride_jax.models.train import refuse_kind
 from stride_jax.near_copies import near_copy_keys
 from stride_jax.objectives import named_objective
-from stride_jax.run import grouping, stages
-from stride_jax.run.base_model import restore_base, train_base
+from stride_jax.run import grouping, model_source, stages
+from stride_jax.run.base_model import restore_base, starting_params, train_base
 from stride_jax.run.planning import model_speed, with_speed
 from stride_jax.run.products import Arrays, Products
 from stride_jax.run.recovering import from_arrays, read_in_blocks
-from stride_jax.run.settings import SETTINGS, RunSettings, used
+from stride_jax.run.settings import SETTINGS, RunSettings, adopted, used
 from stride_jax.runtime import checkpoint, durable, processes
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.digests import parameters_fingerprint
@@ -68,6 +69,8 @@ class Run:
         stop: durable.StopRequest | None = None,
         report: durable.Report | None = None,
     ) -> None:
+        if settings.model.init_from and settings.model.origin is None:
+            settings = adopted(settings)
         self.settings = settings
         # A run that is there may be read where nothing can be written.
         there = os.path.exists(os.path.join(workdir, SETTINGS))
@@ -108,8 +111,16 @@ class Run:
             splits = load_verses(s.verses, self.workdir)
         else:
             assert s.text is not None, "this run is not of text"
-            splits = load_text(s.text, self.workdir)
+            splits = load_text(self._with_tokenizer(s.text), self.workdir)
         return plant(splits, planted_facts(seed=0, count=s.facts)) if s.facts else splits
+
+    def _with_tokenizer(self, text: TextSettings) -> TextSettings:
+        """The text's settings with the tokenizer that came with the model, unless one is given."""
+        model = self.settings.model
+        if text.tokenizer or model.origin is None:
+            return text
+        kept = model_source.kept_tokenizer(model, self.workdir / "data")
+        return dataclasses.replace(text, tokenizer=kept)
 
     @functools.cached_property
     def data(self) -> tuple[dict[str, Examples], int]:
@@ -153,7 +164,8 @@ class Run:
             own = splits["train"]
             keys = near_copy_keys(token_lists(own, "near_copies"), near, ids=own.ids)
             splits["train"] = dataclasses.replace(own, keys=keys)
-        return splits, self.text.tokenizer.vocab_size
+        origin = self.settings.model.origin  # a model's tables may be padded
+        return splits, self.text.tokenizer.vocab_size if origin is None else origin.num_classes
 
     @property
     def train(self) -> Examples:
@@ -182,6 +194,8 @@ class Run:
             )
             config["note"] = self.products.note("model")
             checkpoint.save(folder, meshes.everywhere(params, self.mesh), config)
+            if self.settings.is_text and processes.leads():
+                self.text.tokenizer.save(folder / "tokenizer.json")  # for runs that start from it
             processes.wait("model written")
         self.products.tidy("model")
         model, config = restore_base(
@@ -390,10 +404,20 @@ class Run:
         self.products.seconds["bank"] = bank.seconds
         return bank
 
+    @property
+    def retraining(self) -> evaluation.Retraining:
+        """What models of the bank are trained from: their seeds, or what the base model was."""
+        settings, start = self.settings, None
+        if (origin := settings.model.origin) is not None:
+            load = functools.partial(
+                starting_params, self.module, self.train.inputs[:1], settings, None
+            )
+            start = evaluation.Start(origin.digest, load)
+        return evaluation.Retraining(self.module, self.train, self.query, settings.train, start)
+
     def _retrained(self, stage: str, settings: evaluation.BankSettings) -> evaluation.Bank:
         """A stage's models, retrained by all processes; those that are in the folder are read."""
-        setup = evaluation.Retraining(self.module, self.train, self.query, self.settings.train)
-        folder = self.workdir / "bank"
+        setup, folder = self.retraining, self.workdir / "bank"
         evaluation.fill_bank(
             setup, settings, folder, worker=(processes.index(), processes.count()),
             progress=self.stop.between(self.progress), clock=time.monotonic,

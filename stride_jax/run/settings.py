@@ -13,6 +13,7 @@ from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.near_copies import NearCopySettings
 from stride_jax.objectives import named_objective
+from stride_jax.run import model_source
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
@@ -52,8 +53,9 @@ class RunSettings:
       verses: in place of `text`, for verse retrieval.
       facts: number of invented sentences planted in the text, which replace the queries.
       near_copies: which training sequences act as one; None for exact copies alone.
-      model: architecture.
-      train: recipe of the base model and of the bank's models.
+      model: architecture, or the weights to start from.
+      train: recipe of the base model and of the bank's models; no epochs for a model that is used
+        as it is.
       num_checkpoints: checkpoints along the base model's training, the last one the model itself.
       index: settings of the index.
       groups: what training examples are grouped by, one operator for each group besides: `label` of
@@ -88,12 +90,25 @@ class RunSettings:
                 f"num_checkpoints={self.num_checkpoints}, top_k={self.top_k}, facts={self.facts}: "
                 "give at least one checkpoint, and no negative number"
             )
+        if not self.train.epochs:
+            self._check_as_is()
         if not self.is_text and (self.near_copies or BM25 in self.read.exact.sources):
             name = "near_copies" if self.near_copies else "read.exact.sources=bm25"
             raise ValueError(f"{name} reads tokens, but this run has no text: leave it out")
         if self.groups:
             self._check_groups()
         self._check_objective()
+
+    def _check_as_is(self) -> None:
+        """Refuse what needs training, of a model that is used as it is."""
+        if not self.model.init_from:
+            raise ValueError("train.epochs=0 trains nothing: give model.init_from, or epochs")
+        for name in ("bank", "unit"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} retrains models by the recipe in `train`, but this model is used as "
+                    f"it is (train.epochs=0): set {name}=None, or fine-tune it for some epochs"
+                )
 
     def _check_groups(self) -> None:
         """Refuse names that the data are known to lack; own files are asked when they are read."""
@@ -138,8 +153,11 @@ class RunSettings:
 OTHER_SECTIONS = ("leaderboard", "retrieval", "plan")
 """Sections of a config that other programs read."""
 
-# Settings that change no product, or by rounding at most.
-_FREE = ("execution.", "bank.models_at_once", "unit.models_at_once")
+# What a model's section has whatever its kind.
+_SOURCE = ("kind", "init_from", "origin")
+
+# Settings that change no product, or by rounding at most; the digest of a model's source counts.
+_FREE = ("execution.", "model.init_from", "bank.models_at_once", "unit.models_at_once")
 
 
 def run_settings(
@@ -155,7 +173,45 @@ def run_settings(
       ValueError: an unknown name (lists the known ones) or a value of the wrong type.
     """
     own = {name: value for name, value in values.items() if name not in OTHER_SECTIONS}
-    return build(RunSettings, own, from_text=from_text)
+    settings = build(RunSettings, own, from_text=from_text)
+    return adopted(settings, _flat(own)) if settings.model.init_from else settings
+
+
+def adopted(settings: RunSettings, given: Collection[str] | None = None) -> RunSettings:
+    """Settings completed by the pre-trained model that they start from.
+
+    Without a recipe (`train`) that model is used as it is; it has one checkpoint unless more are
+    asked for.
+
+    Args:
+      settings: settings with `model.init_from`.
+      given: dotted names that were set; by default those with other values than their defaults.
+
+    Raises:
+      ValueError: weights, settings or a tokenizer that don't fit each other.
+    """
+    if given is None:
+        given = model_source.differing(settings)
+    below = {name.removeprefix("model.") for name in given if name.startswith("model.")}
+    model = model_source.adopt(settings.model, below)
+    train, checkpoints = settings.train, settings.num_checkpoints
+    if not any(name.partition(".")[0] == "train" for name in given):
+        train = dataclasses.replace(train, epochs=0)
+    if "num_checkpoints" not in given:
+        checkpoints = 1
+    if not train.epochs and checkpoints != 1:
+        raise ValueError(
+            f"num_checkpoints={checkpoints} of a model that is used as it is (train.epochs=0): it "
+            "has one; leave the setting out"
+        )
+    if settings.verses is not None:
+        raise ValueError(
+            "verses train a tokenizer of their own, which the model in init_from does not read: "
+            "use `text`"
+        )
+    if settings.text is not None:
+        model_source.check_tokenizer(model, settings.text.tokenizer)
+    return dataclasses.replace(settings, model=model, train=train, num_checkpoints=checkpoints)
 
 
 def used(settings: RunSettings) -> dict[str, Any]:
@@ -167,7 +223,7 @@ def used(settings: RunSettings) -> dict[str, Any]:
     values = plain(settings)
     kind, index, read = settings.model.kind, values["index"], values["read"]
     sections = {"mlp": ("widths",), "resnet9": ("width",), "gpt": ("gpt",), "llama": ("llama",)}
-    values["model"] = {n: v for n, v in values["model"].items() if n in ("kind", *sections[kind])}
+    values["model"] = {n: v for n, v in values["model"].items() if n in (*_SOURCE, *sections[kind])}
     if settings.index.fit != "joint":
         del index["joint"]
     if settings.read.selection.rule == "fixed":

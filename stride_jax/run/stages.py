@@ -36,7 +36,15 @@ class Stage:
 
 def _data(values: dict[str, Any]) -> Any:
     names = ("data", "text", "verses", "facts", "near_copies")
-    return {name: values[name] for name in names if name in values}
+    own = {name: values[name] for name in names if name in values}
+    origin = values["model"].get("origin")  # its tokenizer reads the text
+    return own if origin is None else own | {"tokenizer": origin["tokenizer"]}
+
+
+def _model(values: dict[str, Any]) -> Any:
+    """Weights to start from count by their digest, wherever they lie."""
+    model = {name: value for name, value in values["model"].items() if name != "init_from"}
+    return model, values["train"], values["num_checkpoints"]
 
 
 def _operators(values: dict[str, Any]) -> Any:
@@ -50,7 +58,7 @@ def _unit(values: dict[str, Any]) -> Any:
 
 PRODUCTS = {
     "data": Stage((), _data, together=False),
-    "model": Stage(("data",), lambda v: (v["model"], v["train"], v["num_checkpoints"])),
+    "model": Stage(("data",), _model),
     "operators": Stage(("model",), _operators),
     "measurements": Stage(("operators",), lambda v: v["read"]["measure"]),
     "groups": Stage(("operators",), lambda v: v["read"]["measure"]),

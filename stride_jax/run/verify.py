@@ -142,8 +142,7 @@ def _leaves(tree: Any) -> Values:
 
 def _bank(run: Run) -> Values:
     assert run.settings.bank is not None, "asked where there is one"
-    setup = evaluation.Retraining(run.module, run.train, run.query, run.settings.train)
-    bank = evaluation.read_bank(setup, run.settings.bank, run.workdir / "bank")
+    bank = evaluation.read_bank(run.retraining, run.settings.bank, run.workdir / "bank")
     return {"losses": bank.losses_MxExQ, "margins": bank.margins_MxExQ}
 
 

@@ -175,6 +175,80 @@ def _but_closed_loops(
         hook(kind, error, trace)
 
 
+def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str], int]:
+    """What lies beside the arrays of the last checkpoint of a folder; no array is read.
+
+    Returns:
+      The config as saved, the arrays' checksums by path, and the checkpoint's number.
+
+    Raises:
+      CheckpointError: nothing there, damaged, or written by a version without checksums.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = pathlib.Path(path).absolute()
+    try:
+        with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
+            step = manager.latest_step()
+            if step is None:
+                raise ValueError("no finished checkpoint")
+            args = ocp.args.Composite(config=ocp.args.JsonRestore())  # pyright: ignore[reportCallIssue]
+            content = digests.opened(manager.restore(step, args=args)["config"])
+    except Exception as error:  # orbax raises many kinds; the remedy is the same
+        if is_about_memory(error):
+            raise
+        raise CheckpointError(
+            f"the checkpoint in {folder} can't be read ({first_line(error)}): copy it anew, or "
+            "make it again"
+        ) from error
+    return content["config"], content["arrays"], step
+
+
+def restore_one(path: str | os.PathLike[str], like: Any, position: int | None) -> Any:
+    """Read one tree of the last checkpoint of a folder: the whole, or one of a list of trees.
+
+    Args:
+      path: folder of the checkpoint series.
+      like: the tree as `jax.ShapeDtypeStruct`s with shardings.
+      position: its place in the list; None where the checkpoint is the tree itself.
+
+    Raises:
+      CheckpointError: it can't be read, or is not what was written.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = pathlib.Path(path).absolute()
+    _, written, step = read_config(folder)
+    wanted: Any = like
+    args = ocp.checkpoint_utils.construct_restore_args(like)
+    if position is not None:
+        stored = shapes(folder)
+        wanted = [jax.tree.map(lambda _: ocp.PLACEHOLDER, tree) for tree in stored]
+        wholes: list[Any] = [jax.tree.map(lambda _: ocp.RestoreArgs(), tree) for tree in stored]
+        wanted[position], wholes[position] = like, args
+        args = wholes
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=args)  # pyright: ignore[reportCallIssue]
+            tree = reader.restore(folder / str(step) / "params", args=restore)
+    except Exception as error:  # orbax raises many kinds; the remedy is the same
+        if is_about_memory(error):
+            raise
+        raise CheckpointError(
+            f"checkpoint {step} in {folder} can't be restored ({first_line(error)}): copy it anew, "
+            "or make it again"
+        ) from error
+    prefix = "" if position is None else f"[{position}]"
+    tree = tree if position is None else tree[position]
+    own = {n.removeprefix(prefix): v for n, v in written.items() if n.startswith(prefix)}
+    if bad := digests.differing(tree, own):
+        raise CheckpointError(
+            f"checkpoint {step} in {folder} is not what was written: {prefix}{bad[0]} differs: a "
+            "disk or a copy damaged it; copy it anew, or make it again"
+        )
+    return tree
+
+
 def _enveloped(tree: Any, config: Any) -> dict[str, Any]:
     """The settings, and checksums of the arrays that they are of."""
     return digests.sealed({"config": plain(config), "arrays": digests.by_path(tree)})
