@@ -330,7 +330,7 @@ def test_logits_are_those_of_nanochat_in_torch(switch, tmp_path):
     del state["lm_head.weight"]
     torch_gpt.save(tmp_path, 8, config, state | {"transformer.h.0.extra": torch.ones(1)})
     with pytest.raises(WeightsError, match=r"\['lm_head.weight'\].*\['transformer.h.0.extra'\]"):
-        read_nanochat(tmp_path)
+        read_nanochat(tmp_path, **overrides)
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def bank_origin(setup: Retraining) -> Origin:
     """Model, recipe and data of a bank, as values that can be compared and written."""
     data = [fingerprint(e.inputs, e.labels) for e in (setup.train, setup.query)]
     start = "" if setup.start is None else setup.start.digest
-    return Origin(repr(setup.module), setup.training, len(setup.train), *data, start)
+    return Origin(repr(setup.module), setup.training, len(setup.train), *data, start=start)
 
 
 def bank_key(origin: Origin, settings: BankSettings) -> str:

@@ -1,6 +1,6 @@
 """Hugging Face folders, `config.json` and `*.safetensors`, of Llama's kin into our `Llama`.
 
-Needs safetensors (the extra `torch`; torch itself is not used). Pickled weights are never read.
+Needs safetensors (the extra `text`). Pickled weights are never read.
 """
 
 import os
@@ -156,7 +156,7 @@ def _open(files: list[pathlib.Path]) -> dict[str, Tensor]:
         import safetensors  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            "reading Hugging Face weights needs safetensors: pip install 'stride-jax[torch]'"
+            "reading Hugging Face weights needs safetensors: pip install 'stride-jax[text]'"
         ) from error
     tensors: dict[str, Tensor] = {}
     for path in files:
