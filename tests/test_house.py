@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from benchmarks import house
 from stride_jax.data import TextSettings, VerseSettings
 from stride_jax.evaluation import BankSettings, UnitSettings
+from stride_jax.models import GPTSettings, LlamaSettings, ModelSettings, Origin, RopeScaling
 from stride_jax.near_copies import NearCopySettings
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.files import plain
@@ -48,6 +49,12 @@ def test_settings_leaves_are_those_of_a_run_with_every_section():
         near_copies=NearCopySettings(),
         unit=UnitSettings(),
         bank=BankSettings(),
+        model=ModelSettings(
+            gpt=GPTSettings(rope_rounded=True),
+            llama=LlamaSettings(qk_norm=True, window=1, rope_scaling=RopeScaling()),
+            init_from="model",
+            origin=Origin("orbax", "0", 2, "1"),
+        ),
     )
     hidden = 1  # train.objective, which JSON leaves out at its default
     assert house.settings_leaves(house.ROOT) == len(flatten_dict(plain(whole))) + hidden

@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(tmp_path):
     write_model(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
-    refused(r"shapes differ: .*gate_proj.weight is \(24, 16\) there, \(16, 32\) here")
+    refused(r"shapes differ: .*gate_proj.weight is \(16, 24\) there, \(16, 32\) here")
     write_model(folder, shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
     refused(r"lacks model-00002-of-00003.safetensors: copy the missing weights too")

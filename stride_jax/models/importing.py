@@ -149,6 +149,8 @@ def check(
 ) -> None:
     """Refuse weights that do not fit our tree, by names and shapes alone.
 
+    A dense kernel `[in, out]` is the transpose of a torch weight `[out, in]`; nothing else differs.
+
     Args:
       shapes: our tree, from `param_shapes`.
       tensors: their arrays by name.
@@ -167,8 +169,8 @@ def check(
         )
     wrong = []
     for name, (path, leaf) in ours.items():
-        shape = tuple(tensors[name].shape)
-        if (shape[::-1] if path[-1] == "kernel" else shape) != leaf.shape:
+        shape = tuple(tensors[name].shape)[:: -1 if path[-1] == "kernel" else 1]
+        if shape != leaf.shape:
             wrong.append(f"{name} is {shape} there, {leaf.shape} here")
     if wrong:
         raise WeightsError(f"shapes differ: {'; '.join(wrong)}; {hint}")
