@@ -169,13 +169,17 @@ def test_fine_tuning_starts_from_the_weights_and_an_earlier_run_is_a_source(tmp_
     np.testing.assert_allclose(losses_MxExQ[0], losses_MxExQ[1], rtol=1e-5)
     assert np.abs(tuned.bank.losses_MxExQ - losses_MxExQ).max() > 1e-3
 
-    shutil.rmtree(frozen.products.path("model"))  # one is left: the workdir's own
+    check_workdir(tmp_path / "tuned", tuned.settings)
+    split = {"mesh": {"parameters": "sharded"}}
     for source in (tmp_path / "tuned", tuned.products.path("model")):
-        settings = run_settings(config_of(tmp_path, model={"init_from": str(source)}))
+        config = config_of(tmp_path, model={"init_from": str(source)}, execution=split)
+        settings = run_settings(config)
         assert settings.model.llama == tuned.settings.model.llama
         child = Run(settings, tmp_path / f"child-{source.name}")
         np.testing.assert_array_equal(child.text.train.inputs_NxT, tuned.text.train.inputs_NxT)
         jax.tree.map(np.testing.assert_array_equal, child.model.params, tuned.model.params)
+        kernel = child.model.params["block0"]["gate"]["kernel"]
+        assert kernel.addressable_data(0).size == kernel.size // 8
 
 
 def test_devices_read_their_own_part_in_the_dtype_asked_for(tmp_path, monkeypatch):
