@@ -30,7 +30,9 @@ def train_base(
       Parameters of the checkpoints, the model itself last; and the config to store beside them.
     """
     began, held_out, train = time.monotonic(), splits["calibration"], splits["train"]
-    start = starting_params(module, train.inputs[:1], settings, execution.mesh)
+    # Fine-tuning runs on one device of each process; a model as it is goes straight to all.
+    mesh = None if settings.train.epochs else execution.mesh
+    start = starting_params(module, train.inputs[:1], settings, mesh)
     if settings.train.epochs:
         checkpoints, rates = models.pretrain(
             module, train.inputs, train.labels, settings.train, settings.num_checkpoints,
@@ -39,7 +41,7 @@ def train_base(
     else:
         checkpoints, rates = [start], [1.0]
     forward = jax.jit(lambda params, x: module.apply({"params": params}, x)[0])
-    logits = np.asarray(forward(checkpoints[-1], jnp.asarray(held_out.inputs)))
+    logits = meshes.fetch(forward(checkpoints[-1], np.asarray(held_out.inputs)))
     calibration = models.calibrate(settings.train.objective, logits, np.asarray(held_out.labels))
     return checkpoints, {
         "model": settings.model,
