@@ -119,7 +119,12 @@ def as_folder(package: pathlib.Path, folder: pathlib.Path) -> Any:
 
     (file,) = package.glob("*.gguf")
     read = {"gguf_file": file.name, "local_files_only": True}
-    model = transformers.AutoModelForCausalLM.from_pretrained(package, **read).eval()
+    packed = transformers.AutoModelForCausalLM.from_pretrained(package, **read)
+    config = packed.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # its arrays were dequantised
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.load_state_dict(packed.state_dict())
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(package, **read).save_pretrained(folder)
     return model
