@@ -35,6 +35,7 @@ _READ = _SIZES | {
 }
 # What says how a model was made, stored or is to be served.
 _HARMLESS = {
+    "_model_name_or_path",
     "_name_or_path",
     "_attn_implementation_autoset",
     "architectures",
