@@ -205,9 +205,9 @@ def main(words: Sequence[str]) -> int:
         file = home / f"seen-{group}.json"
         if file.exists():
             groups[group] = [Seen(**one) for one in read_json(file)]
-    TABLE.write_text(markdown(groups), encoding="utf-8")
     found = rows([one for seen in groups.values() for one in seen])
-    record(found, path=DISK)
+    record(found, path=DISK)  # before the table, which git knows, is another
+    TABLE.write_text(markdown(groups), encoding="utf-8")
     for row in found:
         print(f"{row.name}: {row.value}")
     return 0
