@@ -55,6 +55,7 @@ def config(home: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
         "num_query": 4, "num_calibration": 4, "length": 128,
     }  # fmt: skip
     told["model"]["gpt"]["sequence_len"] = 128
+    told["train"]["epochs"], told["num_checkpoints"] = 2, 2
     told |= {"groups": f"book{EVERY}", "unit": None, "bank": None}
     own = home / "texts.json"
     own.write_text(json.dumps(told))
@@ -79,30 +80,33 @@ def outputs(home: pathlib.Path) -> dict[str, str]:
         "check.check_workdir = fails\ndef get_config(): return {}\n"
     )
     pieces = EVERY.replace("\r", "")
-    lines = "".join(f"In the {pieces[i : i + 80]}\n" for i in range(0, len(pieces), 80))
-    some = f"begin {EVERY[:40]}"
+    lines = "".join(f"In the {pieces[i : i + 24]}\n" for i in range(0, len(pieces), 24))
+    some = f"begin {EVERY[:24]}"
+    given = ["launch", with_config, at, "--dry_run"]
     said = {
-        "run": _said(["run", with_config, at]),
-        "run again": _said(["run", with_config, at]),
+        "run": _said(["run", with_config, at], check=True),
+        "run again": _said(["run", with_config, at], check=True),
         "run of other settings": _said(["run", with_config, at, f"--config.groups={EVERY}"]),
-        "ask": _said(["ask", at, "--completion=was"], typed=lines),
-        "ask, JSON": _said(["ask", at, "--json", "--completion=was", "--top=20"], typed=lines),
+        "ask": _said(["ask", at, "--completion=was"], check=True, typed=lines),
+        "ask, JSON": _said(
+            ["ask", at, "--json", "--completion=was", "--top=20"], check=True, typed=lines
+        ),
         "ask, completions": _said(
-            ["ask", at, "--prompt=In the", f"--completion={some}", f"--against={some}"]
+            ["ask", at, "--prompt=In the", f"--completion={some}", f"--against={some}x"], check=True
         ),
         "ask, too much": _said(["ask", at, f"--prompt=In the {EVERY}"]),
-        "ask, its own words": _said(["ask", at, "--prompt=In the", "--top=50"]),
+        "ask, its own words": _said(["ask", at, "--prompt=In the", "--top=50"], check=True),
         "ask, bad bytes": _said(["ask", at, "--prompt=\udcff\udcfe"]),
-        "verify": _said(["verify", at]),
-        "verify, JSON": _said(["verify", at, "--json"]),
-        "verify against": _said(["verify", at, f"--against={work}"]),
-        "check": _said(["check", with_config, at]),
-        "check, JSON": _said(["check", with_config, at, "--json"]),
-        "plan": _said(["plan", f"--config.groups={EVERY}", with_config]),
-        "launch": _said(["launch", with_config, at, "--dry_run", f"--name={EVERY}"]),
-        "launch, processes": _said(["launch", with_config, at, "--dry_run", "--processes=2"]),
-        "launch, sweep": _said(["launch", with_config, at, "--dry_run", "--sweep"]),
-        "launch here": _said(["launch", with_config, at]),
+        "verify": _said(["verify", at], check=True),
+        "verify, JSON": _said(["verify", at, "--json"], check=True),
+        "verify against": _said(["verify", at, f"--against={work}"], check=True),
+        "check": _said(["check", with_config, at], check=True),
+        "check, JSON": _said(["check", with_config, at, "--json"], check=True),
+        "plan": _said(["plan", f"--config.groups={EVERY}", with_config], check=True),
+        "launch": _said([*given, f"--name={EVERY}"], check=True),
+        "launch, processes": _said([*given, "--processes=2"], check=True),
+        "launch, sweep": _said([*given, "--sweep"]),
+        "launch here": _said(["launch", with_config, at], check=True),
         "config with an error": _said(["run", f"--config={broken}", at]),
         "bug": _said(["check", f"--config={bug}", at]),
     }  # fmt: skip
@@ -141,7 +145,7 @@ def _said(words: list[str], check: bool = False, typed: str = "") -> str:
 def _python(words: list[str], check: bool = False, typed: str = "") -> str:
     done = subprocess.run(
         [os.fsencode(word) for word in (sys.executable, *words)], cwd=ROOT, check=check,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, input=typed.encode(),
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
     )  # fmt: skip
     return done.stdout.decode("utf-8", "surrogateescape")
