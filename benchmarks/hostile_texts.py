@@ -15,6 +15,11 @@ from stride_jax.runtime import checkpoint
 
 # What a path can't hold, or a workdir is refused for.
 _IN_NAMES = "".join(text for text in KINDS.values() if not set(text) & set("\0/[]*?\\"))
+# The commands are many, their programs few.
+_COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs/compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 EVERY = " ".join(KINDS.values()).replace("\0", "")
 
 
@@ -146,6 +151,6 @@ def _python(words: list[str], check: bool = False, typed: str = "") -> str:
     done = subprocess.run(
         [os.fsencode(word) for word in (sys.executable, *words)], cwd=ROOT, check=check,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, input=typed.encode(),
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"} | _COMPILED,
     )  # fmt: skip
     return done.stdout.decode("utf-8", "surrogateescape")
