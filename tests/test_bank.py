@@ -160,7 +160,7 @@ def test_a_bank_of_groups_is_trained_on_everything_but_one(small, tmp_path):
     bank = built(small, GROUPS, tmp_path)
     assert bank.losses_MxExQ.shape == (7, 1, 20)
     assert bank.alpha == pytest.approx(52 / 60)
-    module, train, query, _ = small
+    module, train, query = small[:3]
     forward = lambda p, x: module.apply({"params": p}, x)[0]  # noqa: E731
     init_key, order_key = jax.random.split(model_keys(0, np.array([6]), np.array([0]))[0])
     params = initial_params(module, init_key, jnp.asarray(train.inputs))
