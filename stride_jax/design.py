@@ -20,11 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.runtime.rows import Rows
 from stride_jax.runtime.settings import check_types
 
 # Rows that one fused loop adds up.
 _UNROLL = 32
 _IN_BOUNDS = "promise_in_bounds"
+# Rows of a membership that are drawn together; examples per subset of which none is ever empty.
+_DRAWN, _CROWDED = 1024, 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +141,15 @@ def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
             f"{len(ids) - len(set(map(str, ids)))} of {len(ids)} example ids are repeated; "
             "ids must be distinct (content_ids makes them so)"
         )
-    k, d, n = design.num_subsets, design.degree, len(ids)
+    _refuse_sizes(design, len(ids))
+    subsets_Nxd = _draw(jnp.asarray(id_words(ids)), design)
+    _refuse_empty(design, np.asarray(subsets_Nxd))
+    return subsets_Nxd
+
+
+def _refuse_sizes(design: Design, n: int) -> None:
+    """Refuse designs that tell no examples apart, or have too many subsets."""
+    k, d = design.num_subsets, design.degree
     if d == k:
         raise ValueError(
             f"degree={d} = num_subsets={k}: every example would be in every subset, so no "
@@ -149,19 +160,49 @@ def membership(design: Design, ids: Sequence[str] | np.ndarray) -> jax.Array:
             f"num_subsets={k} exceeds num_train * degree = {n} * {d} = {n * d}: some subsets would "
             "be empty; lower num_subsets or raise the degree"
         )
-    subsets_Nxd = _draw(jnp.asarray(id_words(ids)), design)
-    sizes = np.bincount(np.asarray(subsets_Nxd).reshape(-1), minlength=k)
+
+
+def _refuse_empty(design: Design, subsets_Nxd: np.ndarray) -> None:
+    """Refuse a draw that leaves a subset without examples."""
+    k, (n, d) = design.num_subsets, subsets_Nxd.shape
+    sizes = np.bincount(subsets_Nxd.reshape(-1), minlength=k)
     if (empty := int((sizes == 0).sum())) > 0:
         raise ValueError(
             f"{empty} of {k} subsets are empty ({n} examples in {d} subsets each, {n * d / k:.1f} "
             f"per subset on average); use num_subsets <= {max(1, n * d // 10)}, or another seed"
         )
-    return subsets_Nxd
+
+
+class Membership(Rows):
+    """The membership of examples whose names are read as they are asked for, `[N, d]`.
+
+    Args:
+      design: K, d and seed.
+      names: keys of the examples, or ids where each stands alone.
+
+    Raises:
+      ValueError: as `membership`, but for empty subsets, which are refused where they are likely.
+    """
+
+    def __init__(self, design: Design, names: Rows) -> None:
+        _refuse_sizes(design, len(names))
+        self._design, self._names = design, names
+        self.shape, self.dtype = (len(names), design.degree), np.dtype(np.int32)
+        if len(names) * design.degree < _CROWDED * design.num_subsets:
+            _refuse_empty(design, self[:])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The subsets of some examples."""
+        words = id_words(self._names[rows])
+        # Few sizes, so that few programs are compiled.
+        size = -(-len(words) // _DRAWN) * _DRAWN
+        drawn = _draw(jnp.asarray(np.resize(words, (size, 2))), self._design)
+        return np.asarray(drawn)[: len(words)]
 
 
 def known_membership(
-    design: Design, ids: Sequence[str] | np.ndarray, keys: np.ndarray | None = None
-) -> jax.Array | None:
+    design: Design, ids: Sequence[str] | np.ndarray | Rows, keys: np.ndarray | None = None
+) -> jax.Array | Membership | None:
     """The membership where it is known before any example is read; None where content decides.
 
     Args:
@@ -173,6 +214,8 @@ def known_membership(
       ValueError: as `membership`, or more clusters than examples.
     """
     if design.kind == "hash":
+        if isinstance(ids, Rows):
+            return Membership(design, keys if isinstance(keys, Rows) else ids)
         if keys is None:
             return membership(design, ids)
         names, group_N = np.unique(keys, return_inverse=True)

@@ -230,7 +230,7 @@ def positions(index: Index, examples: Examples) -> np.ndarray:
     Raises:
       ValueError: an id of the index that is not there, with its number and the first.
     """
-    if np.array_equal(examples.ids, index.train_ids):
+    if examples.ids is index.train_ids or np.array_equal(examples.ids, index.train_ids):
         return np.arange(len(index.train_ids))
     place: Mapping[str, int] = {name: i for i, name in enumerate(examples.ids.tolist())}
     rows = np.array([place.get(name, -1) for name in index.train_ids.tolist()])

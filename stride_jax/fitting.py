@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import operators as ops
+from stride_jax.design import Membership
 from stride_jax.examples import Examples
 from stride_jax.frozen import Chunk, FrozenModel, evenly_spaced, on_one_device
 from stride_jax.groups import Groups, sizes
@@ -25,6 +26,8 @@ from stride_jax.taps import Params
 
 Operators = dict[str, ops.Operators]
 Moments = dict[str, ops.Moments]
+Members = jax.Array | np.ndarray | Membership
+"""Membership `[N, d]`, held or drawn as it is asked for."""
 
 # Examples per cluster in the sample that centroids are fitted on.
 _PER_CLUSTER = 8
@@ -83,7 +86,7 @@ class Fitted:
 def fit_operators(
     frozen: FrozenModel,
     examples: Examples,
-    subsets_Nxd: jax.Array | None,
+    subsets_Nxd: Members | None,
     execution: Execution = Execution(),
     labels: ops.Labels | None = None,
 ) -> Fitted:
@@ -98,7 +101,7 @@ def fit_operators(
     """
     if frozen.settings.fit == "joint":
         assert subsets_Nxd is not None, "trained operators have a hash design"
-        return _train(frozen, examples, subsets_Nxd, execution)
+        return _train(frozen, examples, jnp.asarray(subsets_Nxd), execution)
     few = evenly_spaced(examples, frozen.settings.basis.sample)
     sample = list(frozen.chunks(few, on_one_device(frozen.params, execution), "basis"))
     basis = _fit_basis(frozen, sample)
@@ -257,7 +260,7 @@ def _rotations(
 def pass_over(
     frozen: FrozenModel,
     examples: Examples,
-    subsets_Nxd: jax.Array | None,
+    subsets_Nxd: Members | None,
     fixed: Fixed,
     execution: Execution,
     labels: ops.Labels | None = None,

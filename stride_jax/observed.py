@@ -14,6 +14,7 @@ from stride_jax.inputs import described, read_rows
 from stride_jax.objectives import CROSS_ENTROPY, Hessian, Objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.rows import Rows
 from stride_jax.taps import Activations, Params, TappedModel
 
 PullBack = Callable[[jax.Array], jax.Array]
@@ -264,6 +265,8 @@ def _check_targets(objective: Objective, examples: Examples, shape: tuple[int, .
             f"logits of shape {shape} for one example do not fit labels of shape {labels.shape}: "
             f"{fits}"
         )
+    if isinstance(labels, Rows):  # checked when they were written, and batch by batch
+        labels = labels.stand_in
     objective.check(labels[:, None] if numbers and labels.ndim == 1 else labels, shape[-1])
 
 

@@ -121,7 +121,7 @@ def continuation(run: Run, prompt: str, settings: AskSettings) -> str:
     Raises:
       ValueError: an empty prompt, or one that fills the context.
     """
-    tokenizer, length = run.text.tokenizer, run.train.inputs.shape[1]
+    tokenizer, length = run.corpus.tokenizer, run.train.inputs.shape[1]
     question(tokenizer, prompt, " ", length + 1)  # refuses prompts that can't be continued
     tokens = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
     start, key = len(tokens), jax.random.key(settings.seed)
@@ -193,7 +193,7 @@ def ask(
       ValueError: no prompt, a question that `question.question` refuses, words that no completion
         has, or a completion that is held against itself.
     """
-    tokenizer, length = run.text.tokenizer, run.train.inputs.shape[1]
+    tokenizer, length = run.corpus.tokenizer, run.train.inputs.shape[1]
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError("no prompt to ask about: give one")
@@ -285,7 +285,7 @@ def _passage(run: Run, row: int, score: float, source: str, y_K: np.ndarray) -> 
 
     `<y_t, y_x>` over the K operators: the token's own measurements against the question's.
     """
-    text, tokenizer = run.text.train, run.text.tokenizer
+    text, tokenizer = run.corpus.train, run.corpus.tokenizer
     example = run.train.take([row])
     single = MeasureSettings("first_order", group=1)
     y_TxK = asking.measure_all(run.frozen, run.index.operators, example, single)

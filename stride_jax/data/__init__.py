@@ -4,6 +4,7 @@ from stride_jax.data.bible import BOOKS, TRANSLATIONS
 from stride_jax.data.bible import FIELDS as BIBLE_FIELDS
 from stride_jax.data.mapped import map_splits, write_splits
 from stride_jax.data.planted import pack_completions, plant, planted_facts
+from stride_jax.data.shards import ShardSettings, ShardSplits, load_shards
 from stride_jax.data.source import DataSettings, load_splits
 from stride_jax.data.text import TextSettings, TextSplits, load_text
 from stride_jax.data.text_examples import TextExamples
@@ -19,12 +20,15 @@ __all__ = [
     "TRANSLATIONS",
     "DataSettings",
     "Examples",
+    "ShardSettings",
+    "ShardSplits",
     "TextExamples",
     "TextSettings",
     "TextSplits",
     "Tokenizer",
     "VerseSettings",
     "content_ids",
+    "load_shards",
     "load_splits",
     "load_text",
     "load_tokenizer",

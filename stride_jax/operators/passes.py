@@ -3,7 +3,9 @@
 Letter of its own: W devices along the mesh axis `data`.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +34,7 @@ from stride_jax.operators.sites import Site
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shapes_like
+from stride_jax.runtime.rows import Rows
 
 
 class Store(NamedTuple):
@@ -79,7 +82,7 @@ class Pass(NamedTuple):
 
 def accumulate(
     design: Design,
-    members: jax.Array | np.ndarray | Content,
+    members: jax.Array | np.ndarray | Rows | Content,
     site: Site,
     basis: Basis,
     source: Source,
@@ -134,9 +137,7 @@ def accumulate(
         everywhere = stores.spread(sums.kept, mesh.shape[meshes.DATA])
         kept = meshes.place(everywhere, NamedSharding(mesh, P(meshes.DATA)))
         sums = sums._replace(kept=kept)
-    tables = [(None, None)] * -(-(count - begin) // size)
-    if not isinstance(members, Content):
-        tables = sum_tables(np.asarray(members)[begin:], design.num_subsets, size, mesh)
+    tables = _tables(members, begin, design.num_subsets, size, mesh)
     waiting: list[tuple[int, PerExample]] = []
 
     def state() -> tuple[Sums, PerExample]:
@@ -148,8 +149,8 @@ def accumulate(
         kept = None if sums.kept is None else stores.gathered(sums.kept, store.places)
         return sums._replace(kept=kept), own
 
-    for i, first in enumerate(execution.progress(range(begin, count, size), desc="operators")):
-        batch = _placed(source.data, np.arange(first, first + size), tables[i], mesh, labels)
+    for first in execution.progress(range(begin, count, size), desc="operators"):
+        batch = _placed(source.data, np.arange(first, first + size), next(tables), mesh, labels)
         sums, made = step(sums, params, site, basis, content, batch)
         waiting.append((first, made))
         keep.step(loop, min(first + size, count), state)
@@ -168,7 +169,7 @@ def _no_kept(site: Site, basis: Basis, store: Store, devices: int = 1) -> Kept |
 def _placed(
     data: Any,
     rows_B: np.ndarray,
-    table: tuple[np.ndarray | None, np.ndarray | None],
+    table: "Table",
     mesh: Mesh,
     labels: Labels | None,
 ) -> Batch:
@@ -267,13 +268,35 @@ def batch_sizes(
     return size, (parts, max(1, min(outputs, width)))
 
 
+Table = tuple[np.ndarray | None, np.ndarray | None]
+"""Of a batch: the rows that each sum adds, and the subsets' sizes."""
+
+
+def _tables(members: Any, begin: int, num_subsets: int, size: int, mesh: Mesh) -> Iterator[Table]:
+    """The tables of batches from `begin` on, one after the other."""
+    if isinstance(members, Content):
+        yield from itertools.repeat((None, None))
+    elif not isinstance(members, Rows):
+        yield from sum_tables(np.asarray(members)[begin:], num_subsets, size, mesh)
+    else:
+        # Nothing of N is held. One shape that hardly ever fails to suffice, so one program.
+        count, degree = members.shape
+        mean = size / mesh.shape[meshes.DATA] * degree / num_subsets
+        most = math.ceil(mean + 6 * mean**0.5 + 4)
+        for first in range(begin, count, size):
+            some = members[first : first + size]
+            ((rows, sizes),) = sum_tables(some, num_subsets, size, mesh, most)
+            most = rows.shape[1]
+            yield rows, sizes
+
+
 def sum_tables(
-    subsets_Nxd: np.ndarray, num_subsets: int, size: int, mesh: Mesh
+    subsets_Nxd: np.ndarray, num_subsets: int, size: int, mesh: Mesh, least: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For every batch, the rows that each sum adds, `[W, S, K]`, and the subsets' sizes, `[K]`.
 
     The W devices along `data` number their rows of the batch from 0; the row after the last one is
-    zero and serves as padding.
+    zero and serves as padding. S is the number of rows of the longest sum, and at least `least`.
     """
     own = size // mesh.shape[meshes.DATA]
     tables = []
@@ -283,5 +306,6 @@ def sum_tables(
         rows = [np.where(mask > 0, rows, own).T for rows, mask in parts]
         tables.append((rows, np.sum([mask.sum(axis=1) for _, mask in parts], 0, np.float32)))
     most = max((len(rows) for parts, _ in tables for rows in parts), default=0)
+    most = max(most, least)
     pad = lambda v: np.pad(v, ((0, most - len(v)), (0, 0)), constant_values=own)  # noqa: E731
     return [(np.stack([pad(rows) for rows in parts]), sizes) for parts, sizes in tables]

@@ -24,8 +24,10 @@ from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.data import (
     Examples,
+    ShardSplits,
     TextSettings,
     TextSplits,
+    load_shards,
     load_splits,
     load_text,
     load_verses,
@@ -104,15 +106,23 @@ class Run:
     # ── data and base model ──────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
-    def text(self) -> TextSplits:
-        """Sequences and tokenizer of a language model's run, and the truth of its retrieval."""
+    def corpus(self) -> TextSplits | ShardSplits:
+        """Sequences and tokenizer of a language model's run, held in memory or not."""
         s = self.settings
+        if s.shards is not None:
+            return load_shards(s.shards)
         if s.verses is not None:
             splits = load_verses(s.verses, self.workdir)
         else:
             assert s.text is not None, "this run is not of text"
             splits = load_text(self._with_tokenizer(s.text), self.workdir)
         return plant(splits, planted_facts(seed=0, count=s.facts)) if s.facts else splits
+
+    @property
+    def text(self) -> TextSplits:
+        """The corpus where it is held in memory, with the truth of its retrieval."""
+        assert isinstance(self.corpus, TextSplits), "this run is of shards"
+        return self.corpus
 
     def _with_tokenizer(self, text: TextSettings) -> TextSettings:
         """The text's settings with the tokenizer that came with the model, unless one is given."""
@@ -130,8 +140,14 @@ class Run:
             data = self._read_data()
         self._refuse_labels(*data)
         self.products.seconds["data"] = time.monotonic() - began
-        self.products.loaded("data", *(own.ids for own in data[0].values()))
+        self.products.loaded("data", *self._told(data[0]))
         return data
+
+    def _told(self, splits: dict[str, Examples]) -> list[np.ndarray | str]:
+        """What tells one data set from another: ids, or the digest of those that are not read."""
+        if self.settings.is_text and isinstance(self.corpus, ShardSplits):
+            return [self.corpus.digest]
+        return [own.ids for own in splits.values()]
 
     def _refuse_labels(self, splits: dict[str, Examples], width: int) -> None:
         """Labels that the objective can't read, before a model is trained on them."""
@@ -143,8 +159,11 @@ class Run:
                 objective.check(rows, width)
 
     def _read_data(self) -> tuple[dict[str, Examples], int]:
-        """In memory; for several processes, memory-mapped files that the first of them writes."""
-        if processes.count() == 1:
+        """In memory; for several processes, memory-mapped files that the first of them writes.
+
+        Of shards each process reads the rows that it asks for.
+        """
+        if processes.count() == 1 or self.settings.shards is not None:
             return self._load_data()
         if processes.leads():
             write_splits(self.mapped, *self._load_data())
@@ -158,14 +177,17 @@ class Run:
     def _load_data(self) -> tuple[dict[str, Examples], int]:
         if not self.settings.is_text:
             return load_splits(self.settings.data, self.workdir / "data")
+        origin = self.settings.model.origin  # a model's tables may be padded
+        vocabulary = self.corpus.tokenizer.vocab_size if origin is None else origin.num_classes
+        if isinstance(self.corpus, ShardSplits):
+            return self.corpus.examples(), vocabulary
         roles = ("train", "calibration", "query")
         splits = {role: getattr(self.text, role).examples for role in roles}
         if (near := self.settings.near_copies) is not None:
             own = splits["train"]
             keys = near_copy_keys(token_lists(own, "near_copies"), near, ids=own.ids)
             splits["train"] = dataclasses.replace(own, keys=keys)
-        origin = self.settings.model.origin  # a model's tables may be padded
-        return splits, self.text.tokenizer.vocab_size if origin is None else origin.num_classes
+        return splits, vocabulary
 
     @property
     def train(self) -> Examples:
@@ -195,7 +217,7 @@ class Run:
             config["note"] = self.products.note("model")
             checkpoint.save(folder, meshes.everywhere(params, self.mesh), config)
             if self.settings.is_text and processes.leads():
-                self.text.tokenizer.save(folder / "tokenizer.json")  # for runs that start from it
+                self.corpus.tokenizer.save(folder / "tokenizer.json")  # for runs that start from it
             processes.wait("model written")
         self.products.tidy("model")
         model, config = restore_base(

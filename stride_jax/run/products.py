@@ -84,7 +84,7 @@ class Products:
         known = {need: self._digests[need] for need in needs if need in self._digests}
         return {"stage": stage, "key": self.key(stage), "made_from": known}
 
-    def loaded(self, stage: str, *arrays: np.ndarray) -> None:
+    def loaded(self, stage: str, *arrays: np.ndarray | str) -> None:
         """Remember what was read for a stage whose files are others'."""
         self._digests[stage] = fingerprint(*arrays)
 

@@ -8,7 +8,13 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from stride_jax.data import BIBLE_FIELDS, DataSettings, TextSettings, VerseSettings
+from stride_jax.data import (
+    BIBLE_FIELDS,
+    DataSettings,
+    ShardSettings,
+    TextSettings,
+    VerseSettings,
+)
 from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.near_copies import NearCopySettings
@@ -17,7 +23,7 @@ from stride_jax.run import model_source
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
-from stride_jax.runtime.files import plain, read_json, write_json
+from stride_jax.runtime.files import added, plain, read_json, write_json
 from stride_jax.runtime.keep import KeepSettings
 from stride_jax.runtime.settings import build, check_types
 from stride_jax.settings import BM25, IndexSettings, ReadSettings
@@ -51,6 +57,7 @@ class RunSettings:
       data: dataset and splits.
       text: in place of `data`, for language models.
       verses: in place of `text`, for verse retrieval.
+      shards: in place of `text`, a corpus of any size that `stride-jax prepare` tokenised.
       facts: number of invented sentences planted in the text, which replace the queries.
       near_copies: which training sequences act as one; None for exact copies alone.
       model: architecture, or the weights to start from.
@@ -70,6 +77,7 @@ class RunSettings:
     data: DataSettings = DataSettings()
     text: TextSettings | None = None
     verses: VerseSettings | None = None
+    shards: ShardSettings | None = added(None)
     facts: int = 0
     near_copies: NearCopySettings | None = None
     model: ModelSettings = ModelSettings()
@@ -95,6 +103,8 @@ class RunSettings:
         if not self.is_text and (self.near_copies or BM25 in self.read.exact.sources):
             name = "near_copies" if self.near_copies else "read.exact.sources=bm25"
             raise ValueError(f"{name} reads tokens, but this run has no text: leave it out")
+        if self.shards is not None:
+            self._check_shards()
         if self.groups:
             self._check_groups()
         self._check_objective()
@@ -109,6 +119,18 @@ class RunSettings:
                     f"{name} retrains models by the recipe in `train`, but this model is used as "
                     f"it is (train.epochs=0): set {name}=None, or fine-tune it for some epochs"
                 )
+
+    def _check_shards(self) -> None:
+        """Refuse what would read all of a corpus that is not held."""
+        read = {
+            "near_copies": self.near_copies, "facts": self.facts, "groups": self.groups,
+            "read.exact.sources=bm25": BM25 in self.read.exact.sources,
+        }  # fmt: skip
+        if asked := [name for name, value in read.items() if value]:
+            raise ValueError(
+                f"{asked[0]} reads all texts into memory, and shards are made for corpora that do "
+                "not fit: leave it out, or give the texts as text={'name': 'files', 'path': …}"
+            )
 
     def _check_groups(self) -> None:
         """Refuse names that the data are known to lack; own files are asked when they are read."""
@@ -147,7 +169,7 @@ class RunSettings:
     @property
     def is_text(self) -> bool:
         """Whether the run is of a language model."""
-        return self.text is not None or self.verses is not None
+        return any(own is not None for own in (self.text, self.verses, self.shards))
 
 
 OTHER_SECTIONS = ("leaderboard", "retrieval", "plan")
@@ -211,6 +233,9 @@ def adopted(settings: RunSettings, given: Collection[str] | None = None) -> RunS
         )
     if settings.text is not None:
         model_source.check_tokenizer(model, settings.text.tokenizer)
+    if settings.shards is not None:
+        own = pathlib.Path(settings.shards.folder) / "tokenizer.json"
+        model_source.check_tokenizer(model, str(own))
     return dataclasses.replace(settings, model=model, train=train, num_checkpoints=checkpoints)
 
 
@@ -234,8 +259,13 @@ def used(settings: RunSettings) -> dict[str, Any]:
         del values["groups"]
     if settings.near_copies is None:
         del values["near_copies"]
-    # Of the three kinds of data one is used: verses before text before a dataset.
-    kinds = {"verses": settings.verses, "text": settings.text, "data": settings.data}
+    # Of the four kinds of data one is used: shards, verses, text, or a dataset.
+    kinds = {
+        "shards": settings.shards,
+        "verses": settings.verses,
+        "text": settings.text,
+        "data": settings.data,
+    }
     data = next(name for name, own in kinds.items() if own is not None)
     unused = {*kinds} - {data} | (set() if settings.is_text else {"facts"})
     return {name: v for name, v in values.items() if name not in unused}

@@ -12,6 +12,7 @@ import numpy as np
 from stride_jax import attribution, evaluation
 from stride_jax import index as indices
 from stride_jax.data import map_splits
+from stride_jax.data.prepared import check_files
 from stride_jax.model_checks import Finding
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import used
@@ -128,6 +129,9 @@ def _stages(run: Run) -> dict[str, tuple[Callable[[], bool], Callable[[], Values
 
 
 def _data(run: Run) -> Values:
+    if run.settings.shards is not None:
+        check_files(pathlib.Path(run.settings.shards.folder))  # too large to be held
+        return {}
     if run.mapped.exists():
         map_splits(run.mapped)
     splits = run.data[0].items()

@@ -17,6 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from stride_jax.runtime.rows import Rows
+
 DATA, SUBSET = "data", "subset"
 
 
@@ -126,7 +128,8 @@ def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
     """Arrays that every process holds, or some of their rows, laid out over devices.
 
     Args:
-      tree: arrays; of memory-mapped ones a process reads only the rows of its own devices.
+      tree: arrays; of memory-mapped ones, and of `Rows`, a process reads only the rows of its own
+        devices.
       sharding: one for all arrays, or a tree of them.
       rows: indices along the first axis; all by default.
     """
@@ -135,10 +138,11 @@ def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
 
     def one(v: Any, where: NamedSharding) -> jax.Array:
         if jax.process_count() == 1:
-            return jax.device_put(v if rows is None else v[rows], where)
+            own = v if rows is None else v[rows]
+            return jax.device_put(np.asarray(own) if isinstance(own, Rows) else own, where)
         if isinstance(v, jax.Array) and not v.is_fully_addressable:
             return jax.device_put(v, where)
-        v = np.asarray(v) if not isinstance(v, np.ndarray) else v
+        v = v if isinstance(v, (np.ndarray, Rows)) else np.asarray(v)
         shape = v.shape if rows is None else (len(rows), *v.shape[1:])
         dtype = jax.dtypes.canonicalize_dtype(v.dtype)
 
