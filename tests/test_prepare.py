@@ -33,6 +33,7 @@ from stride_jax.design import known_membership
 from stride_jax.fitting import fit_operators
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import run_settings
+from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError, read_json
 
 T = 16
@@ -382,7 +383,7 @@ def test_run_from_shards_is_the_run_from_text_in_memory(corpus, texts, tmp_path)
     # The same model, so that only what is read, and how, may differ.
     subsets_Nxd = known_membership(run.frozen.settings.design, memory.train.ids)
     np.testing.assert_array_equal(run.index.subsets_Nxd, subsets_Nxd)
-    fitted = fit_operators(run.frozen, memory.train, subsets_Nxd, run.execution("other"))
+    fitted = fit_operators(run.frozen, memory.train, subsets_Nxd, Execution(run.mesh))
     for site, own in fitted.operators.items():
         other = run.index.operators[site]
         np.testing.assert_allclose(other.a_KxRxO, own.a_KxRxO, rtol=1e-5, atol=1e-6)
