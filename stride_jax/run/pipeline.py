@@ -177,17 +177,21 @@ class Run:
     def _load_data(self) -> tuple[dict[str, Examples], int]:
         if not self.settings.is_text:
             return load_splits(self.settings.data, self.workdir / "data")
-        origin = self.settings.model.origin  # a model's tables may be padded
-        vocabulary = self.corpus.tokenizer.vocab_size if origin is None else origin.num_classes
         if isinstance(self.corpus, ShardSplits):
-            return self.corpus.examples(), vocabulary
+            return self.corpus.examples(), self._num_tokens
         roles = ("train", "calibration", "query")
         splits = {role: getattr(self.text, role).examples for role in roles}
         if (near := self.settings.near_copies) is not None:
             own = splits["train"]
             keys = near_copy_keys(token_lists(own, "near_copies"), near, ids=own.ids)
             splits["train"] = dataclasses.replace(own, keys=keys)
-        return splits, vocabulary
+        return splits, self._num_tokens
+
+    @property
+    def _num_tokens(self) -> int:
+        """Classes of a language model."""
+        origin = self.settings.model.origin  # a model's tables may be padded
+        return self.corpus.tokenizer.vocab_size if origin is None else origin.num_classes
 
     @property
     def train(self) -> Examples:

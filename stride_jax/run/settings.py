@@ -234,8 +234,8 @@ def adopted(settings: RunSettings, given: Collection[str] | None = None) -> RunS
     if settings.text is not None:
         model_source.check_tokenizer(model, settings.text.tokenizer)
     if settings.shards is not None:
-        own = pathlib.Path(settings.shards.folder) / "tokenizer.json"
-        model_source.check_tokenizer(model, str(own))
+        tokenizer = pathlib.Path(settings.shards.folder) / "tokenizer.json"
+        model_source.check_tokenizer(model, str(tokenizer))
     return dataclasses.replace(settings, model=model, train=train, num_checkpoints=checkpoints)
 
 
