@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from stride_jax.data.documents import Document, Source, joined
-from stride_jax.data.quiet import naming, quiet
-from stride_jax.runtime.files import disk_named
+from stride_jax.data.quiet import naming, preparing, quiet
 
 VERSION = "1.0.0"
 """Version of the data that are prepared from the wheels."""
@@ -114,7 +113,7 @@ def read_verses(
     verses = []
     for name in names:
         builder: Any = Bible(config=name, data_dir=os.fspath(data_dir), file_format="array_record")
-        with quiet(), disk_named(builder.data_dir):
+        with quiet(), preparing(builder.data_dir):
             builder.download_and_prepare(file_format="array_record")
         source = builder.as_data_source("train")
         # One call for all records: one at a time takes twice as long.

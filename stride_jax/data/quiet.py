@@ -1,12 +1,13 @@
 """TFDS without its output, and with the names of files it can't read."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
 from collections.abc import Iterator
 
-from stride_jax.runtime.files import UnreadableFileError, first_line
+from stride_jax.runtime.files import UnreadableFileError, disk_named, first_line
 from stride_jax.runtime.memory import is_about_memory
 
 
@@ -25,6 +26,19 @@ def quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def preparing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the folder in errors of writing a dataset: of a full disk, TFDS raises several kinds."""
+    full = os.strerror(errno.ENOSPC)
+    try:
+        with disk_named(folder):
+            yield
+    except RuntimeError as error:
+        if full not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, full, str(folder)) from error
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from stride_jax.data.quiet import naming, quiet
+from stride_jax.data.quiet import naming, preparing, quiet
 from stride_jax.examples import Examples
-from stride_jax.runtime.files import disk_named, first_line, reading
+from stride_jax.runtime.files import first_line, reading
 
 _OURS = {
     "mnist5k": ("builders", "Mnist5k"),
@@ -167,7 +167,7 @@ def load_splits(
             "one with 'label' and 'image' or 'features'"
         )
     with quiet():
-        with disk_named(builder.data_dir):
+        with preparing(builder.data_dir):
             builder.download_and_prepare(file_format="array_record")
         splits = {
             role: _read(builder, getattr(settings, role), column)
