@@ -43,9 +43,14 @@ class Rows(abc.ABC):
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a value."""
+        return self.dtype.itemsize
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all rows, none of which are held."""
-        return self.size * self.dtype.itemsize
+        return self.size * self.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
