@@ -31,8 +31,10 @@ from stride_jax.data.text_examples import named
 from stride_jax.data.tokens import load_tokenizer, train_tokenizer
 from stride_jax.design import known_membership
 from stride_jax.fitting import fit_operators
+from stride_jax.run import summary
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import run_settings
+from stride_jax.run.verify import verify
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import UnreadableFileError, read_json
 
@@ -389,6 +391,9 @@ def test_run_from_shards_is_the_run_from_text_in_memory(corpus, texts, tmp_path)
         np.testing.assert_allclose(other.a_KxRxO, own.a_KxRxO, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(other.size_K, own.size_K, rtol=1e-5)
     assert run.measurements.shape == (6, 48)
+    assert summary.write(run, until="attribution")["num_train"] == 150
+    said = list(verify(Run(run.settings, run.workdir)))
+    assert not [one for one in said if one.level == "error"]
     with pytest.raises(IndexError, match="row 150 of 150"):
         _ = run.train.inputs[150]
     with pytest.raises(ValueError, match=r"groups=.* reads all texts|groups reads all texts"):
