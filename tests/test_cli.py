@@ -63,7 +63,7 @@ RUN = ["run", "--config=good.py", "--workdir=out"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command given; commands are run, plan, launch, ask"),
+        ([], "no command given; commands are run, plan, launch, prepare, ask"),
         (["rnu"], "no command 'rnu'; did you mean run"),
         (["run"], "--config is missing"),
         (["run", "--config=good.py"], "--workdir is missing"),
@@ -191,8 +191,8 @@ def test_help_says_what_a_command_does_and_its_flags(command, capsys):
         main([command, "--help"])
     out = capsys.readouterr().out
     assert f"stride-jax {command}" in out
-    assert "--workdir VALUE" in out or command == "plan"
-    assert "--config.KEY=VALUE" in out or command in ("ask", "verify")
+    assert "--workdir VALUE" in out or command in ("plan", "prepare")
+    assert "--config.KEY=VALUE" in out or command in ("ask", "prepare", "verify")
     assert main(["--help"]) == 0
     assert COMMANDS[command].about in capsys.readouterr().out
 

@@ -44,7 +44,7 @@ def forward(world):
 
 def probability(forward, world, rows):
     """True class's probability after direct fits on some rows, mean over seeds."""
-    module, train, query, _ = world
+    module, train, query = world[:3]
     total = 0.0
     for key in model_keys(0, np.zeros(2), np.arange(2)):
         init_key, order_key = jax.random.split(key)
@@ -72,7 +72,7 @@ def test_removal_equals_training_without_the_examples(forward, world, reference)
 
 
 def test_removing_a_querys_class_hurts_and_removing_at_random_does_not(world, reference):
-    _, train, query, _ = world
+    _, train, query = world[:3]
     same_class = (query.labels[:, None] == train.labels).astype(np.float32)
     result = evaluation.counterfactual_removal(world, same_class, SETTINGS, reference)
     random = reference.random

@@ -29,7 +29,9 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command("Tokenise a corpus of any size into a folder that runs read.", ("text",)),
+    "prepare": Command(
+        "Tokenise a corpus of any size into a folder that runs read.", ("text",), imports=False
+    ),
     "run": Command("Run a config from data to scores and their evaluation.", ("run",)),
     "plan": Command("What a config will cost on a mesh, before anything runs.", ()),
     "launch": Command("Run a config on several processes, or hand it to a cluster.", ()),
