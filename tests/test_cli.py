@@ -63,7 +63,7 @@ RUN = ["run", "--config=good.py", "--workdir=out"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command given; commands are run, plan, launch, prepare, ask"),
+        ([], "no command given; commands are prepare, run, plan, launch, ask"),
         (["rnu"], "no command 'rnu'; did you mean run"),
         (["run"], "--config is missing"),
         (["run", "--config=good.py"], "--workdir is missing"),
