@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from benchmarks import house
-from stride_jax.data import TextSettings, VerseSettings
+from stride_jax.data import ShardSettings, TextSettings, VerseSettings
 from stride_jax.evaluation import BankSettings, UnitSettings
 from stride_jax.models import GPTSettings, LlamaSettings, ModelSettings, Origin, RopeScaling
 from stride_jax.near_copies import NearCopySettings
@@ -46,6 +46,7 @@ def test_settings_leaves_are_those_of_a_run_with_every_section():
     whole = RunSettings(
         text=TextSettings(),
         verses=VerseSettings(),
+        shards=ShardSettings("tokens"),
         near_copies=NearCopySettings(),
         unit=UnitSettings(),
         bank=BankSettings(),

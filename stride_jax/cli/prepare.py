@@ -83,11 +83,11 @@ def main(words: Sequence[str]) -> int:
         raise Preempted
     manifest = finish(job)
     if manifest is None:
-        print(f"this process is done; {len(job.missing())} parts are with the others")
+        print(visible(f"this process is done; {len(job.missing())} parts are with the others"))
         return 0
     _show(manifest, folder)
     if given.check:
-        print(f"{check_files(folder)} files are as written")
+        print(visible(f"{check_files(folder)} files are as written"))
     return 0
 
 
@@ -131,6 +131,7 @@ def _show(manifest: dict[str, Any], folder: pathlib.Path) -> None:
         for role, own in manifest["total"].items()
     )
     print(visible(f"{folder}: {manifest['documents']} documents, {streams}", kept=""))
-    print(f"{manifest['vocab_size']} token ids; {manifest['copies']} sequences repeat another")
+    said = f"{manifest['vocab_size']} token ids; {manifest['copies']} sequences repeat another"
+    print(visible(said, kept=""))
     if manifest["faults"]:
         print(visible(said_of(manifest["faults"], manifest["named"]), kept=""))
