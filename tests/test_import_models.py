@@ -347,6 +347,7 @@ def test_nanochats_softcap_that_weights_do_not_show_is_told(tmp_path):
     assert torch.equal(torch.tensor(opened.load()["head"]["kernel"]).T, state["lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_documentation_run(tmp_path):
     """The config in docs/own_model.md, with its two folders in place."""
     (block,) = re.findall(r"```python\n(.+?)```", (ROOT / "docs/own_model.md").read_text(), re.S)
