@@ -1,6 +1,15 @@
 """The four language models the paper attributes: nanochat, pre-trained on Nemotron-ClimbMix.
 
-    python -m experiments.plan --config=configs/nanochat.py:d24 --mesh=1,8 --chip=h100
+    python -m experiments.plan --config=configs/nanochat.py:d24 --topology=v5e:16x16
+    stride-jax prepare --source=climbmix/ --out=tokens --vocab_size=32768 --length=2048
+    python -m experiments.run --config=configs/nanochat.py:d24 --workdir=runs/d24
+
+The run pre-trains its model on the shards in `tokens`. A published checkpoint instead, with the
+tokenizer it was trained with, taken as it is:
+
+    stride-jax prepare --source=climbmix/ --out=tokens --tokenizer=d24/tokenizer.json --length=2048
+    python -m experiments.run --config=configs/nanochat.py:d24 --workdir=runs/d24 \\
+        --config.model.init_from=d24 --config.train.epochs=0
 
 | argument | parameters | published LDS | hours | GiB |
 |---|---|---|---|---|
@@ -52,6 +61,17 @@ def get_config(arg: str = "d24") -> ConfigDict:
                     "dtype": "bfloat16",
                 },
             },
+            "shards": {"folder": "tokens", "num_query": 500, "num_calibration": 200},
+            # One pass in steps of 2^22 tokens is the published number of steps, 5,568 at depth 24.
+            "train": {
+                "epochs": 1,
+                "batch_size": 2048,
+                "accumulation": 4,
+                "optimizer": "muon",
+                "learning_rate": 0.02,
+                "warmup": 0.01,
+            },
+            "num_checkpoints": 1,
             "index": {
                 "design": common.design(1000, "hash"),
                 "kept": None,
