@@ -103,7 +103,9 @@ def test_measurements_and_training_are_resumed_where_they_stopped(trained, tmp_p
     examples = trained.train.inputs, trained.train.labels
 
     def training(keep, _):
-        return models.pretrain(trained.module, *examples, recipe, 3, keep=keep)[0]
+        return models.pretrain(
+            trained.module, *examples, recipe, 3, execution=Execution(keep=keep)
+        )[0]
 
     whole = training(nowhere, mesh)
     again = through_every_stop(training, tmp_path / "training", 3, mesh)

@@ -16,7 +16,7 @@ from stride_jax.models.importing import Imported, Opened, WeightsError, param_sh
 from stride_jax.models.llama import Llama, LlamaSettings
 from stride_jax.models.mlp import MLP
 from stride_jax.models.open_weights import FREE, open_weights, weights_format
-from stride_jax.models.pretrain import pretrain
+from stride_jax.models.pretrain import devices_for, pretrain
 from stride_jax.models.resnet import ResNet9
 from stride_jax.models.train import TrainSettings, fit, initial_params
 from stride_jax.models.transformer import RopeScaling
@@ -39,6 +39,7 @@ __all__ = [
     "TrainSettings",
     "WeightsError",
     "calibrate",
+    "devices_for",
     "fit",
     "fit_sigmoid_temperature",
     "fit_temperature",

@@ -1,112 +1,339 @@
-"""The base model's own training, in pieces between which it can be stopped and resumed.
+"""Training on a mesh, in pieces between which it can be stopped and resumed.
+
+A batch is split over all devices; parameters and moments are replicated, or split too. Examples
+stay where they are: a process reads the rows of its own devices, a piece ahead.
 
 Letter of its own: s steps.
 """
 
+import concurrent.futures
+import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.typing import ArrayLike
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from stride_jax.models.order import Order
 from stride_jax.models.train import (
+    Batch,
     State,
     TrainSettings,
     initial_params,
+    num_batches,
     optimizer,
-    order_batches,
     refuse_kind,
     schedule,
     training_step,
 )
 from stride_jax.objectives import named_objective
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.keep import Keep, nowhere
-from stride_jax.runtime.progress import Progress, silent
+from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.flops import count_flops
+from stride_jax.runtime.programs import Program, shape, shapes_like
+from stride_jax.runtime.rows import Rows
 
-# Steps per call of the compiled program.
-_PIECE = 50
+# Steps per call of the compiled program: so many, or as many as have this many bytes of examples.
+_PIECE, _PIECE_BYTES = 50, 1 << 24
+
+# Operations of a step from which on several devices are faster than one.
+_WORTH_SPLITTING = 1 << 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A training and its devices: all that its program depends on but shapes.
+
+    Attributes:
+      module: linen model whose call returns `(logits, activations)`.
+      settings: optimiser, schedule and loss.
+      num_steps: steps of the whole training, for the schedule.
+      mesh: devices, over all of which a batch is split.
+      parameters: layout of parameters and moments, as in `MeshSettings`.
+    """
+
+    module: nn.Module
+    settings: TrainSettings
+    num_steps: int
+    mesh: Mesh
+    parameters: str = "replicated"
+
+    def layout(self, tree: Any) -> Any:
+        """Shardings of parameters, gradients or moments."""
+        return meshes.parameters_layout(tree, self.parameters, self.mesh)
+
+    @property
+    def batches(self) -> NamedSharding:
+        """Sharding of the batches of several steps, `[s, B, …]`."""
+        return NamedSharding(self.mesh, P(None, self.mesh.axis_names))
+
+    def state(self, params: Any) -> State:
+        """Parameters with fresh moments, in their places."""
+        params = meshes.place(params, self.layout(params))
+        init = optimizer(self.settings, self.num_steps).init
+        where = self.layout(jax.eval_shape(init, params))
+        # A copy: steps write into the state, and the parameters are the caller's.
+        return jax.tree.map(jnp.copy, params), jax.jit(init, out_shardings=where)(params)
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def train_piece(
+    state: State, batches: Batch, count: jax.Array, *, recipe: Recipe
+) -> tuple[State, jax.Array]:
+    """Train on some batches, one after the other.
+
+    Args:
+      state: parameters and moments; donated.
+      batches: inputs and labels of each step, `[s, B, …]`.
+      count: number of first ones that are used, at least 1.
+      recipe: model, optimiser and devices.
+
+    Returns:
+      The state after them, and the mean of their losses, nats.
+    """
+
+    def forward(params: Any, x: jax.Array) -> jax.Array:
+        return recipe.module.apply({"params": params}, x)[0]  # pyright: ignore[reportIndexIssue, reportReturnType]
+
+    def laid_out(tree: Any) -> Any:
+        return jax.lax.with_sharding_constraint(tree, recipe.layout(tree))
+
+    step = training_step(forward, recipe.num_steps, recipe.settings, recipe.mesh.size, laid_out)
+
+    def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        state, total = carry
+        state, loss = step(state, jax.tree.map(lambda v: v[i], batches))
+        return state, total + loss
+
+    state, total = jax.lax.fori_loop(0, count, body, (state, jnp.float32(0)))
+    return state, total / count
+
+
+def program(
+    module: nn.Module,
+    inputs: Any,
+    labels: Any,
+    count: int,
+    settings: TrainSettings,
+    mesh: Mesh,
+    parameters: str = "replicated",
+) -> Program:
+    """The compiled step of training on `count` examples like these; a run makes several per call.
+
+    Args:
+      module: linen model.
+      inputs, labels: one example or more, or their shapes.
+      count: N.
+      settings: recipe.
+      mesh: devices that a batch is split over.
+      parameters: layout of parameters and moments, as in `MeshSettings`.
+
+    Raises:
+      ValueError: a batch that the devices do not divide.
+    """
+    num_steps, batch = num_batches(count, settings)
+    _check_split(batch, settings, mesh)
+    recipe = Recipe(module, settings, num_steps, mesh, parameters)
+    fresh = functools.partial(initial_params, module, inputs=shapes_like(inputs))
+    params = jax.eval_shape(fresh, _any_key())
+    state = params, jax.eval_shape(optimizer(settings, num_steps).init, params)
+    state = shapes_like(state, recipe.layout(state))
+    batches = tuple(
+        shape((1, batch, *v.shape[1:]), v.dtype, recipe.batches) for v in (inputs, labels)
+    )
+    args = state, batches, shape((), jnp.int32)
+    return Program(train_piece, args, {"recipe": recipe}, num_steps, batch)
+
+
+def devices_for(
+    module: nn.Module, inputs: Any, settings: TrainSettings, execution: Execution, parameters: str
+) -> Execution:
+    """The execution of a training: on all devices where a step is work enough or parameters are
+    split, else on one of each process, so that small models are trained alike on any mesh.
+
+    Args:
+      module: linen model.
+      inputs: one example or more, or their shapes.
+      settings: recipe.
+      execution: devices, and the rest.
+      parameters: layout of parameters and moments, as in `MeshSettings`.
+    """
+    mesh = execution.mesh
+    if mesh is None or mesh.size == 1 or parameters == "sharded":
+        return execution
+    one = shape((1, *inputs.shape[1:]), inputs.dtype)
+    params = jax.eval_shape(functools.partial(initial_params, module, inputs=one), _any_key())
+    work = 3 * settings.batch_size * count_flops(module.apply, {"params": params}, one)
+    if work >= _WORTH_SPLITTING:
+        return execution
+    return dataclasses.replace(execution, mesh=meshes.single_mesh())
+
+
+def _any_key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def pretrain(
     module: nn.Module,
-    inputs: ArrayLike,
-    labels: ArrayLike,
+    inputs: Any,
+    labels: Any,
     settings: TrainSettings,
     num_checkpoints: int = 1,
     *,
     start: Any = None,
-    progress: Progress = silent,
-    keep: Keep = nowhere,
+    parameters: str = "replicated",
+    execution: Execution = Execution(),
 ) -> tuple[list[Any], list[float]]:
-    """Train a model from its seed on all examples; every process trains the same one.
+    """Train a model from its seed on all examples.
 
     Args:
       module: linen model whose call returns `(logits, activations)`.
-      inputs, labels: the examples, as in `train.fit`.
+      inputs, labels: the examples, as in `train.fit`; of memory-mapped ones, and of `Rows`, a
+        process reads the rows of its own devices batch by batch.
       settings: recipe, with the loss, and seed.
       num_checkpoints: number of equal stretches of training, each of which ends in a checkpoint.
       start: parameters to start from; None for fresh ones of the seed.
-      progress: wraps the pieces.
-      keep: where parameters, optimiser and checkpoints are saved between pieces.
+      parameters: layout of parameters and moments over the mesh, as in `MeshSettings`.
+      execution: devices, over all of which a batch is split, one of this process by default;
+        progress, and where parameters, moments and checkpoints are saved between pieces.
 
     Returns:
-      Parameters of the checkpoints, the model itself last, and the mean learning rate of each
-      stretch.
+      Parameters of the checkpoints, the model itself last, on the host where they are replicated;
+      and the mean learning rate of each stretch.
 
     Raises:
-      ValueError: more checkpoints than steps, or labels that do not fit the settings' objective.
+      ValueError: more checkpoints than steps, labels that do not fit the settings' objective, or a
+        batch that the devices do not divide.
     """
-    refuse_kind(named_objective(settings.objective), labels)
-    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
-    rows_sxB = jax.jit(order_batches, static_argnames="settings")(
-        jnp.arange(len(labels)), order_key, settings=settings
+    inputs, labels = (
+        v if isinstance(v, (np.ndarray, Rows)) else np.asarray(v) for v in (inputs, labels)
     )
-    num_steps = len(rows_sxB)
+    order = Order(np.arange(len(labels), dtype=np.int32), order_key, settings)
+    ends = _ends(order.num_steps, num_checkpoints, settings, len(labels))
+    params = initial_params(module, init_key, inputs) if start is None else start
+    reached = train_in_order(
+        module, (inputs, labels), params, order, settings, ends, parameters, execution
+    )
+    rates = np.asarray(schedule(settings, order.num_steps)(jnp.arange(order.num_steps)))
+    spans = zip([0, *ends[:-1]], ends, strict=True)
+    return reached, [float(rates[first:last].mean()) for first, last in spans]
+
+
+def _ends(num_steps: int, num_checkpoints: int, settings: TrainSettings, count: int) -> list[int]:
+    """The step after each stretch of training."""
     if num_checkpoints > num_steps:
         raise ValueError(
             f"num_checkpoints={num_checkpoints} of a training of {num_steps} steps (epochs="
-            f"{settings.epochs}, batch_size={settings.batch_size}, {len(labels)} examples): ask "
+            f"{settings.epochs}, batch_size={settings.batch_size}, {count} examples): ask "
             "for fewer checkpoints, or train longer"
         )
-    ends = [int(part[-1]) + 1 for part in np.array_split(np.arange(num_steps), num_checkpoints)]
-    stops = sorted({*range(_PIECE, num_steps, _PIECE), *ends})
+    return [int(part[-1]) + 1 for part in np.array_split(np.arange(num_steps), num_checkpoints)]
 
-    def forward(params: Any, x: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, x)[0]  # pyright: ignore[reportIndexIssue, reportReturnType]
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def piece(
-        state: State, data: tuple[jax.Array, jax.Array, jax.Array], first: int, last: int
-    ) -> tuple[State, jax.Array]:
-        x, y, rows_sxB = data
-        step = training_step(forward, x, y, num_steps, settings)
+def train_in_order(
+    module: nn.Module,
+    data: tuple[Any, Any],
+    params: Any,
+    order: Order,
+    settings: TrainSettings,
+    ends: Sequence[int],
+    parameters: str,
+    execution: Execution,
+) -> list[Any]:
+    """Train on batches in an order, and return the parameters after some of the steps.
 
-        def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-            state, total = carry
-            state, loss = step(state, rows_sxB[i])
-            return state, total + loss
-
-        state, total = jax.lax.fori_loop(first, last, body, (state, jnp.float32(0)))
-        return state, total / (last - first)
-
-    params = initial_params(module, init_key, inputs) if start is None else start
-    state: State = params, optimizer(settings, num_steps).init(params)
-    reached = [jax.tree.map(np.zeros_like, jax.device_get(params)) for _ in ends]
+    Args:
+      module: linen model.
+      data: inputs and labels of all examples, as in `pretrain`.
+      params: parameters to start from.
+      order: rows of each batch.
+      settings: optimiser and loss.
+      ends: ascending steps after which parameters are returned, that of the last one included.
+      parameters, execution: as in `pretrain`.
+    """
+    refuse_kind(named_objective(settings.objective), data[1])
+    mesh, keep = execution.mesh or meshes.single_mesh(), execution.keep
+    _check_split(order.batch, settings, mesh)
+    recipe = Recipe(module, settings, order.num_steps, mesh, parameters)
+    state = recipe.state(params)
+    # The last one is the state itself.
+    reached = [_snapshot(jax.tree.map(jnp.zeros_like, state[0]), parameters) for _ in ends[:-1]]
     begin, (state, reached) = keep.resume("training", (state, reached))
-    # Local arrays, whichever devices they were restored onto.
-    state = jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), state)
-    data = inputs, labels, rows_sxB
-    for stop in progress([stop for stop in stops if stop > begin], desc="training"):
-        state, loss = piece(state, data, begin, stop)
-        if stop in ends:
-            reached[ends.index(stop)] = jax.device_get(state[0])
+    state = jax.tree.map(_moved, state, recipe.layout(state))
+    pieces = _pieces(begin, order.num_steps, ends, _steps_per_piece(data, order))
+    stops = execution.progress([stop for _, stop in pieces], desc="training")
+    loss = None
+    for stop, (count, batches) in zip(stops, _ahead(data, order, pieces, recipe), strict=True):
+        before = loss
+        state, loss = train_piece(state, batches, count, recipe=recipe)
+        if stop in ends[:-1]:
+            reached[list(ends).index(stop)] = _snapshot(state[0], parameters)
+        if before is not None:
+            before.block_until_ready()  # or pieces would pile up on the devices
         keep.step("training", stop, lambda: (state, reached), {"loss": loss})  # noqa: B023
-        begin = stop
-    rates = np.asarray(schedule(settings, num_steps)(jnp.arange(num_steps)))
-    spans = zip([0, *ends[:-1]], ends, strict=True)
-    return reached, [float(rates[first:last].mean()) for first, last in spans]
+    return [*reached, _snapshot(state[0], parameters)]
+
+
+def _check_split(batch: int, settings: TrainSettings, mesh: Mesh) -> None:
+    """Refuse a batch that devices do not divide."""
+    parts = mesh.size * settings.accumulation
+    if mesh.size > 1 and batch % parts:
+        more = (
+            "" if settings.accumulation == 1 else f" in accumulation={settings.accumulation} parts"
+        )
+        raise ValueError(
+            f"train.batch_size={batch} can't be split over {mesh.size} devices{more}: use "
+            f"{-(-batch // parts) * parts}, or fewer devices"
+        )
+
+
+def _snapshot(params: Any, parameters: str) -> Any:
+    """Parameters that later steps do not write into: on the host, or in parts on the devices."""
+    if parameters == "sharded":
+        return jax.tree.map(jnp.copy, params)
+    return jax.tree.map(lambda v: np.array(meshes.fetch(v)), params)
+
+
+def _moved(v: Any, where: NamedSharding) -> jax.Array:
+    """A restored array in its place, whichever devices it was restored onto."""
+    there = isinstance(v, jax.Array) and v.sharding == where
+    return v if there else meshes.place(meshes.fetch(v), where)
+
+
+def _steps_per_piece(data: tuple[Any, Any], order: Order) -> int:
+    row = sum(int(np.prod(v.shape[1:])) * v.dtype.itemsize for v in data)
+    return max(1, min(_PIECE, order.num_steps, _PIECE_BYTES // max(order.batch * row, 1)))
+
+
+def _pieces(begin: int, num_steps: int, ends: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """First step of each piece and the one after it, where some pieces must end."""
+    stops = sorted({*range(most, num_steps, most), *ends})
+    left = [stop for stop in stops if stop > begin]
+    return list(itertools.pairwise([begin, *left]))
+
+
+def _ahead(
+    data: tuple[Any, Any], order: Order, pieces: Sequence[tuple[int, int]], recipe: Recipe
+) -> Iterator[tuple[int, Batch]]:
+    """Steps of each piece and its batches on the devices, the next one's read meanwhile."""
+    size = _steps_per_piece(data, order)
+
+    def read(first: int, stop: int) -> tuple[int, Batch]:
+        rows_sxB = order.rows(first, stop)
+        # All pieces have one shape, so one program is compiled.
+        rows_sxB = meshes.pad_rows(rows_sxB, max(size, stop - first))
+        return stop - first, meshes.place(data, recipe.batches, rows_sxB)
+
+    with concurrent.futures.ThreadPoolExecutor(1, "batches") as reader:
+        coming = [reader.submit(read, *piece) for piece in pieces[:1]]
+        for later in range(1, len(pieces) + 1):
+            own = coming.pop().result()
+            coming += [reader.submit(read, *piece) for piece in pieces[later : later + 1]]
+            yield own

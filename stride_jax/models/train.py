@@ -15,11 +15,15 @@ from jax.typing import ArrayLike
 
 from stride_jax.examples import token_shape
 from stride_jax.objectives import Objective, named_objective
+from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.files import added
 
 Params = Any
 Forward = Callable[[Params, jax.Array], jax.Array]
 """`(params, inputs) -> logits`."""
+
+Batch = tuple[jax.Array, jax.Array]
+"""Inputs and labels of a step, as in `fit`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,24 +118,33 @@ def fit(
     Returns:
       The trained parameters. Pure: `vmap` over `params`, `members_S` and `key` trains many models.
     """
-    members_S = jnp.asarray(members_S)
+    members_S, inputs, labels_N = map(jnp.asarray, (members_S, inputs, labels_N))
+    refuse_kind(named_objective(settings.objective), labels_N)
     rows_sxB = order_batches(members_S, key, settings)
     num_steps = len(rows_sxB)
-    step = training_step(forward, inputs, labels_N, num_steps, settings)
+    step = training_step(forward, num_steps, settings)
+
+    def body(state: State, rows_B: jax.Array) -> tuple[State, jax.Array]:
+        return step(state, (inputs[rows_B], labels_N[rows_B]))
+
     state = params, optimizer(settings, num_steps).init(params)
-    (params, _), _ = jax.lax.scan(step, state, rows_sxB)
+    (params, _), _ = jax.lax.scan(body, state, rows_sxB)
     return params
 
 
 def order_batches(members_S: jax.Array, key: jax.Array, settings: TrainSettings) -> jax.Array:
     """Rows of each step's batch, `[steps, B]`: the epochs' orders joined and cut into batches."""
-    size = members_S.shape[0]
-    batch = min(settings.batch_size, size)
-    num_steps = settings.epochs * size // batch
+    num_steps, batch = num_batches(members_S.shape[0], settings)
     orders = jax.vmap(lambda k: jax.random.permutation(k, members_S))(
         jax.random.split(key, settings.epochs)
     )
     return orders.reshape(-1)[: num_steps * batch].reshape(num_steps, batch)
+
+
+def num_batches(size: int, settings: TrainSettings) -> tuple[int, int]:
+    """Steps of training on so many examples, and examples per step."""
+    batch = min(settings.batch_size, size)
+    return settings.epochs * size // batch, batch
 
 
 State = tuple[Params, Any]
@@ -140,45 +153,49 @@ State = tuple[Params, Any]
 
 def training_step(
     forward: Forward,
-    inputs: ArrayLike,
-    labels_N: ArrayLike,
     num_steps: int,
     settings: TrainSettings,
-) -> Callable[[State, jax.Array], tuple[State, jax.Array]]:
-    """One step of training, `(state, rows_B) -> (state, mean loss before it in nats)`.
+    devices: int = 1,
+    laid_out: Callable[[Any], Any] = lambda tree: tree,
+) -> Callable[[State, Batch], tuple[State, jax.Array]]:
+    """One step of training, `(state, batch) -> (state, mean loss before it in nats)`.
 
     Args:
       forward: `(params, inputs) -> logits`.
-      inputs, labels_N: all examples, as in `fit`.
       num_steps: steps of the whole training, for the schedule.
       settings: optimiser, schedule and objective.
-
-    Raises:
-      ValueError: labels of another kind or width than the objective calls for.
+      devices: devices that a batch is split over; each part of an accumulated gradient has as many
+        rows of each.
+      laid_out: what keeps parameters, gradients and moments in their places on these devices.
     """
-    inputs, labels_N = jnp.asarray(inputs), jnp.asarray(labels_N)
     tx, objective = optimizer(settings, num_steps), named_objective(settings.objective)
-    refuse_kind(objective, labels_N)
+    parts = settings.accumulation
 
-    def total(params: Params, rows_B: jax.Array) -> jax.Array:
-        return losses(objective, forward(params, inputs[rows_B]), labels_N[rows_B]).sum()
+    def total(params: Params, batch: Batch) -> jax.Array:
+        inputs, labels = batch
+        return losses(objective, forward(params, inputs), labels).sum()
 
-    def gradient(params: Params, rows_B: jax.Array) -> tuple[jax.Array, Params]:
-        count = _count(objective, labels_N[rows_B])
-        grad = jax.value_and_grad(total)
-        if settings.accumulation == 1 or len(rows_B) % settings.accumulation:  # or a small last set
-            total_and_grads = grad(params, rows_B)
+    def part(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+        loss, grads = jax.value_and_grad(total)(params, batch)
+        return loss, laid_out(grads)
+
+    def gradient(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+        count, rows = _count(objective, batch[1]), len(batch[1])
+        if parts == 1 or rows % (parts * devices):  # or a small last set
+            sums = part(params, batch)
         else:
-            parts = rows_B.reshape(settings.accumulation, -1)
-            total_and_grads = jax.lax.map(lambda rows: grad(params, rows), parts)
-            total_and_grads = jax.tree.map(lambda g: g.sum(axis=0), total_and_grads)
-        return jax.tree.map(lambda g: g / count, total_and_grads)
+            # A running sum: one gradient is held, not one of each part.
+            cut = jax.tree.map(lambda v: meshes.cut(v, devices, parts), batch)
+            zeros = jnp.float32(0), laid_out(jax.tree.map(jnp.zeros_like, params))
+            add = lambda sums, own: (jax.tree.map(jnp.add, sums, part(params, own)), None)  # noqa: E731
+            sums, _ = jax.lax.scan(add, zeros, cut)
+        return jax.tree.map(lambda g: g / count, sums)
 
-    def step(state: State, rows_B: jax.Array) -> tuple[State, jax.Array]:
+    def step(state: State, batch: Batch) -> tuple[State, jax.Array]:
         params, moments = state
-        loss, grads = gradient(params, rows_B)
+        loss, grads = gradient(params, batch)
         updates, moments = tx.update(grads, moments, params)
-        return (optax.apply_updates(params, updates), moments), loss
+        return laid_out((optax.apply_updates(params, updates), moments)), loss
 
     return step
 
@@ -230,6 +247,7 @@ def _count(objective: Objective, labels: jax.Array) -> jax.Array | int:
     return math.prod(token_shape(labels))
 
 
-def initial_params(module: Any, key: jax.Array, inputs: jax.Array) -> Params:
-    """Fresh parameters of a linen module for inputs of this shape."""
-    return jax.jit(module.init)(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype))["params"]
+def initial_params(module: Any, key: jax.Array, inputs: Any) -> Params:
+    """Fresh parameters of a linen module for inputs of this shape, of which nothing is read."""
+    kind = jax.dtypes.canonicalize_dtype(inputs.dtype)
+    return jax.jit(module.init)(key, jnp.zeros((1, *inputs.shape[1:]), kind))["params"]

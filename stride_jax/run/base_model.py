@@ -1,6 +1,7 @@
 """A run's base model: trained or taken from elsewhere, calibrated, and restored."""
 
 import functools
+import math
 import pathlib
 import time
 from typing import Any
@@ -30,19 +31,20 @@ def train_base(
       Parameters of the checkpoints, the model itself last; and the config to store beside them.
     """
     began, held_out, train = time.monotonic(), splits["calibration"], splits["train"]
-    # Fine-tuning runs on one device of each process; a model as it is goes straight to all.
-    mesh = None if settings.train.epochs else execution.mesh
+    parameters, mesh = settings.execution.mesh.parameters, execution.mesh
+    if settings.train.epochs:
+        execution = models.devices_for(module, train.inputs, settings.train, execution, parameters)
+        mesh = execution.mesh
     start = starting_params(module, train.inputs[:1], settings, mesh)
     if settings.train.epochs:
         checkpoints, rates = models.pretrain(
             module, train.inputs, train.labels, settings.train, settings.num_checkpoints,
-            start=start, progress=execution.progress, keep=execution.keep,
+            start=start, parameters=parameters, execution=execution,
         )  # fmt: skip
     else:
         checkpoints, rates = [start], [1.0]
-    forward = jax.jit(lambda params, x: module.apply({"params": params}, x)[0])
-    logits = meshes.fetch(forward(checkpoints[-1], np.asarray(held_out.inputs)))
-    calibration = models.calibrate(settings.train.objective, logits, np.asarray(held_out.labels))
+    logits, labels = _outputs(module, checkpoints[-1], held_out, mesh or meshes.single_mesh())
+    calibration = models.calibrate(settings.train.objective, logits, labels)
     return checkpoints, {
         "model": settings.model,
         "train": settings.train,
@@ -51,6 +53,34 @@ def train_base(
         "learning_rates": rates,
         "seconds": time.monotonic() - began,
     }
+
+
+# Outputs that a model is calibrated on; of more, some tokens of each sequence are taken.
+_OUTPUTS = 1 << 26
+
+
+def _outputs(
+    module: Any, params: Any, held_out: Examples, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs on held-out examples and their labels; of long sequences every n-th token's."""
+    inputs, labels = np.asarray(held_out.inputs), np.asarray(held_out.labels)
+    total = math.prod(held_out.token_shape) * module.num_classes
+    every = -(-total // _OUTPUTS) if len(held_out.token_shape) > 1 else 1
+
+    @jax.jit
+    def forward(params: Any, x: jax.Array) -> jax.Array:
+        outputs = module.apply({"params": params}, x)[0]
+        return outputs if every == 1 else outputs[:, ::every]
+
+    if every == 1:
+        return meshes.fetch(forward(params, inputs)), labels
+    size, params = mesh.size, meshes.everywhere(params, mesh)
+    batches = (
+        meshes.place(meshes.pad_rows(inputs[i : i + size], size), meshes.over_examples(mesh))
+        for i in range(0, len(inputs), size)
+    )
+    outputs = np.concatenate([meshes.fetch(forward(params, x)) for x in batches])
+    return outputs[: len(inputs)], labels[:, ::every]
 
 
 def starting_params(module: Any, one: np.ndarray, settings: RunSettings, mesh: Mesh | None) -> Any:
@@ -84,9 +114,7 @@ def _fresh(module: Any, one: np.ndarray) -> Any:
 
 def _layout(shapes: Any, settings: RunSettings, mesh: Mesh) -> Any:
     """Shardings of the parameters by `execution.mesh.parameters`."""
-    if settings.execution.mesh.parameters == "sharded":
-        return meshes.sharded_parameters(shapes, mesh)
-    return jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
+    return meshes.parameters_layout(shapes, settings.execution.mesh.parameters, mesh)
 
 
 def restore_base(

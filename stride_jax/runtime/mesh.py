@@ -113,7 +113,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharded_parameters(params: Any, mesh: Mesh) -> Any:
-    """Shardings of a model's parameters: the longest axis that the devices divide, if any does."""
+    """Shardings of a model's parameters: the longest axis that the devices divide, if any does.
+
+    An optimiser's moments have the shapes of their parameters, so they lie where these do.
+    """
 
     def rule(leaf: Any) -> NamedSharding:
         fitting = [i for i, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
@@ -124,6 +127,13 @@ def sharded_parameters(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(rule, params)
 
 
+def parameters_layout(params: Any, parameters: str, mesh: Mesh) -> Any:
+    """Shardings of a model's parameters or moments by `MeshSettings.parameters`."""
+    if parameters == "sharded":
+        return sharded_parameters(params, mesh)
+    return jax.tree.map(lambda _: replicated(mesh), params)
+
+
 def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
     """Arrays that every process holds, or some of their rows, laid out over devices.
 
@@ -131,7 +141,8 @@ def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
       tree: arrays; of memory-mapped ones, and of `Rows`, a process reads only the rows of its own
         devices.
       sharding: one for all arrays, or a tree of them.
-      rows: indices along the first axis; all by default.
+      rows: indices along the first axis, in an array of any shape, which takes the place of that
+        axis; all by default.
     """
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda _: sharding, tree)
@@ -143,12 +154,14 @@ def place(tree: Any, sharding: Any, rows: np.ndarray | None = None) -> Any:
         if isinstance(v, jax.Array) and not v.is_fully_addressable:
             return jax.device_put(v, where)
         v = v if isinstance(v, (np.ndarray, Rows)) else np.asarray(v)
-        shape = v.shape if rows is None else (len(rows), *v.shape[1:])
+        shape = v.shape if rows is None else (*rows.shape, *v.shape[1:])
         dtype = jax.dtypes.canonicalize_dtype(v.dtype)
 
         def read(at: Any) -> np.ndarray:
-            part = v[at] if rows is None else v[rows[at[0]]][(slice(None), *at[1:])]
-            return np.asarray(part, dtype)
+            if rows is None:
+                return np.asarray(v[at], dtype)
+            own = rows[at[: rows.ndim]]
+            return np.asarray(v[own][(slice(None),) * rows.ndim + at[rows.ndim :]], dtype)
 
         return jax.make_array_from_callback(shape, where, read)
 
