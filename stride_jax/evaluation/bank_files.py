@@ -7,15 +7,20 @@ Letters of its own: M retrained subsets.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import warnings
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from stride_jax.evaluation.bank import Bank, BankSettings, Origin, draw_subsets
 from stride_jax.evaluation.retrain import (
+    Outputs,
     Retraining,
     chunks,
     device_data,
@@ -23,6 +28,10 @@ from stride_jax.evaluation.retrain import (
     model_keys,
     train_and_score,
 )
+from stride_jax.evaluation.retrain_split import train_and_score_split
+from stride_jax.examples import Examples
+from stride_jax.ids import row_chunks
+from stride_jax.runtime import processes
 from stride_jax.runtime.files import (
     UnreadableFileError,
     fingerprint,
@@ -31,6 +40,7 @@ from stride_jax.runtime.files import (
     write_json,
 )
 from stride_jax.runtime.progress import Progress, silent
+from stride_jax.runtime.rows import Rows
 
 Folder = str | os.PathLike[str]
 
@@ -41,9 +51,16 @@ class IncompleteBankError(ValueError):
 
 def bank_origin(setup: Retraining) -> Origin:
     """Model, recipe and data of a bank, as values that can be compared and written."""
-    data = [fingerprint(e.inputs, e.labels) for e in (setup.train, setup.query)]
+    data = [_fingerprint(e) for e in (setup.train, setup.query)]
     start = "" if setup.start is None else setup.start.digest
     return Origin(repr(setup.module), setup.training, len(setup.train), *data, start=start)
+
+
+def _fingerprint(examples: Examples) -> str:
+    """Hash of examples; of those that are not held, of their ids, which name their content."""
+    if not isinstance(examples.inputs, Rows):
+        return fingerprint(examples.inputs, examples.labels)
+    return fingerprint(*(ids for _, (ids,) in row_chunks(examples.ids)))
 
 
 def bank_key(origin: Origin, settings: BankSettings) -> str:
@@ -76,7 +93,8 @@ def fill_bank(
       settings: subsets and seeds.
       folder: folder of banks; this one is in `folder/<bank_key>`, one file per shard of models.
       worker: `(i, n)`: the i-th of n contiguous ranges of shards. Workers need the same
-        `models_at_once` and, to be read as one bank, the same folder.
+        `models_at_once` and, to be read as one bank, the same folder. Where a mesh trains each
+        model, all its processes are one worker.
       progress: wraps the worker's shards.
       clock: seconds, such as `time.monotonic`; None records no time.
 
@@ -92,28 +110,54 @@ def fill_bank(
     members_MxS = draw_subsets(len(setup.train), settings)
     origin = bank_origin(setup)
     home = pathlib.Path(folder) / bank_key(origin, settings)
-    write_json(home / "settings.json", {"bank": settings, "origin": origin})
-    data = device_data(setup)
+    if processes.leads() or setup.mesh is None:
+        write_json(home / "settings.json", {"bank": settings, "origin": origin})
+    trained = _together(setup) if setup.mesh is None else _split(setup)
     shards = list(_shards(home, settings).items())
     own = shards[len(shards) * i // n : len(shards) * (i + 1) // n]
     total = settings.num_subsets * settings.num_seeds
-    size = min(settings.models_at_once, total)
-    mesh = mesh_of_models(size)
     for path, (start, stop) in progress(own, desc="bank", total=len(own)):
-        if _read_shard(path, (stop - start, len(setup.query))):
+        if _is_there(path, (stop - start, len(setup.query)), setup):
             continue
         began = clock() if clock else 0.0
         # Every shard has one shape: the last one repeats its last model.
+        size = min(settings.models_at_once, total) if setup.mesh is None else stop - start
         model = np.minimum(np.arange(start, start + size), total - 1)
         subset, seed = model // settings.num_seeds, model % settings.num_seeds
-        keys = model_keys(settings.seed, subset, seed)
-        out = train_and_score(
-            data, members_MxS[subset], keys,
-            module=setup.module, training=setup.training, mesh=mesh,
-        )  # fmt: skip
+        out = trained(members_MxS[subset], model_keys(settings.seed, subset, seed))
         losses, margins = (np.asarray(values)[: stop - start] for values in out)
         seconds = (clock() if clock else 0.0) - began
-        write_arrays(path, losses=losses, margins=margins, seconds=seconds)
+        if processes.leads() or setup.mesh is None:
+            write_arrays(path, losses=losses, margins=margins, seconds=seconds)
+
+
+_Train = Callable[[np.ndarray, jax.Array], Outputs]
+
+
+def _together(setup: Retraining) -> _Train:
+    """Models of a shard under `vmap`, on data that each device holds."""
+    data = device_data(setup)
+
+    def trained(subsets_BxS: np.ndarray, keys_B: jax.Array) -> Outputs:
+        return train_and_score(
+            data, jnp.asarray(subsets_BxS), keys_B,
+            module=setup.module, training=setup.training, mesh=mesh_of_models(len(subsets_BxS)),
+        )  # fmt: skip
+
+    return trained
+
+
+def _split(setup: Retraining) -> _Train:
+    """Models of a shard one after the other, each over the mesh."""
+    return functools.partial(train_and_score_split, setup)
+
+
+def _is_there(path: pathlib.Path, shape: tuple[int, int], setup: Retraining) -> bool:
+    """Whether a shard is finished; the first process decides where all work together."""
+    if setup.mesh is None or processes.count() == 1:
+        return _read_shard(path, shape) is not None
+    there = processes.leads() and _read_shard(path, shape) is not None
+    return bool(multihost_utils.broadcast_one_to_all(np.array(there)))
 
 
 def read_bank(setup: Retraining, settings: BankSettings, folder: Folder) -> Bank:

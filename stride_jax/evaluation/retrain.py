@@ -43,6 +43,8 @@ class Retraining(NamedTuple):
       query: queries.
       training: recipe of the base model; its seed is not used.
       start: what models are fine-tuned from; None for fresh parameters of each model's seed.
+      mesh: devices that train each model together, its parameters split over them; None for models
+        that train together, each on one device.
     """
 
     module: Any
@@ -50,6 +52,7 @@ class Retraining(NamedTuple):
     query: Examples
     training: TrainSettings
     start: Start | None = None
+    mesh: Mesh | None = None
 
 
 class Outputs(NamedTuple):
@@ -115,17 +118,30 @@ def train_and_score(
         params = fit(
             forward, params, data["inputs"], data["labels"], members_S, order_key, training
         )
-        logits = forward(params, data["query_inputs"])
-        labels, objective = data["query_labels"], named_objective(training.objective)
-        loss = losses(objective, logits, labels)
-        own = margin(logits, labels) if objective.classes else jnp.full_like(loss, jnp.nan)
-        return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in (loss, own)))
+        return answers(
+            module, training.objective, params, data["query_inputs"], data["query_labels"]
+        )
 
     own = P(mesh.axis_names)
     return jax.shard_map(
         jax.vmap(one, in_axes=(None, 0, 0)), mesh=mesh, in_specs=(P(), own, own), out_specs=own,
         check_vma=False,
     )(data, members_BxS, keys_B)  # fmt: skip
+
+
+def answers(module: Any, name: str, params: Any, inputs: jax.Array, labels: jax.Array) -> Outputs:
+    """One model's losses and margins on some queries, `[Q]`; traced.
+
+    Args:
+      module: as in `Retraining`.
+      name: objective.
+      params: of the model.
+      inputs, labels: the queries.
+    """
+    logits, objective = module.apply({"params": params}, inputs)[0], named_objective(name)
+    loss = losses(objective, logits, labels)
+    own = margin(logits, labels) if objective.classes else jnp.full_like(loss, jnp.nan)
+    return Outputs(*(v.reshape(len(labels), -1).sum(axis=1) for v in (loss, own)))
 
 
 def program(

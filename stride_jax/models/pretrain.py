@@ -73,13 +73,19 @@ class Recipe:
         """Sharding of the batches of several steps, `[s, B, …]`."""
         return NamedSharding(self.mesh, P(None, self.mesh.axis_names))
 
+    def fresh(self, key: jax.Array, inputs: Any) -> Any:
+        """Parameters of a seed, made in their places; `inputs` as in `initial_params`."""
+        layout = None if self.mesh.size == 1 else self.layout
+        return initial_params(self.module, key, inputs, layout)
+
     def state(self, params: Any) -> State:
         """Parameters with fresh moments, in their places."""
         params = meshes.place(params, self.layout(params))
         init = optimizer(self.settings, self.num_steps).init
-        where = self.layout(jax.eval_shape(init, params))
-        # A copy: steps write into the state, and the parameters are the caller's.
-        return jax.tree.map(jnp.copy, params), jax.jit(init, out_shardings=where)(params)
+        # A copy: steps write into the state, and the parameters may be the caller's.
+        make = lambda params: (jax.tree.map(jnp.copy, params), init(params))  # noqa: E731
+        where = self.layout(jax.eval_shape(make, params))
+        return jax.jit(make, out_shardings=where)(params)
 
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -216,11 +222,14 @@ def pretrain(
         v if isinstance(v, (np.ndarray, Rows)) else np.asarray(v) for v in (inputs, labels)
     )
     order = Order(np.arange(len(labels), dtype=np.int32), order_key, settings)
+    refuse_kind(named_objective(settings.objective), labels)
     ends = _ends(order.num_steps, num_checkpoints, settings, len(labels))
-    params = initial_params(module, init_key, inputs) if start is None else start
+    mesh = execution.mesh or meshes.single_mesh()
+    recipe = Recipe(module, settings, order.num_steps, mesh, parameters)
     reached = train_in_order(
-        module, (inputs, labels), params, order, settings, ends, parameters, execution
-    )
+        recipe, (inputs, labels), order, ends, execution,
+        recipe.fresh(init_key, inputs) if start is None else start,
+    )  # fmt: skip
     rates = np.asarray(schedule(settings, order.num_steps)(jnp.arange(order.num_steps)))
     spans = zip([0, *ends[:-1]], ends, strict=True)
     return reached, [float(rates[first:last].mean()) for first, last in spans]
@@ -238,46 +247,46 @@ def _ends(num_steps: int, num_checkpoints: int, settings: TrainSettings, count: 
 
 
 def train_in_order(
-    module: nn.Module,
+    recipe: Recipe,
     data: tuple[Any, Any],
-    params: Any,
     order: Order,
-    settings: TrainSettings,
     ends: Sequence[int],
-    parameters: str,
     execution: Execution,
+    params: Any,
 ) -> list[Any]:
     """Train on batches in an order, and return the parameters after some of the steps.
 
     Args:
-      module: linen model.
+      recipe: model, optimiser, loss and devices.
       data: inputs and labels of all examples, as in `pretrain`.
-      params: parameters to start from.
       order: rows of each batch.
-      settings: optimiser and loss.
       ends: ascending steps after which parameters are returned, that of the last one included.
-      parameters, execution: as in `pretrain`.
+      execution: progress, and where the state is saved; its mesh is not read.
+      params: parameters to start from.
     """
-    refuse_kind(named_objective(settings.objective), data[1])
-    mesh, keep = execution.mesh or meshes.single_mesh(), execution.keep
-    _check_split(order.batch, settings, mesh)
-    recipe = Recipe(module, settings, order.num_steps, mesh, parameters)
+    _check_split(order.batch, recipe.settings, recipe.mesh)
+    keep, parameters = execution.keep, recipe.parameters
     state = recipe.state(params)
-    # The last one is the state itself.
-    reached = [_snapshot(jax.tree.map(jnp.zeros_like, state[0]), parameters) for _ in ends[:-1]]
+    del params
+    # The last one is the state itself; others hold the start until they are reached.
+    reached = [_snapshot(state[0], parameters) for _ in ends[:-1]]
     begin, (state, reached) = keep.resume("training", (state, reached))
     state = jax.tree.map(_moved, state, recipe.layout(state))
     pieces = _pieces(begin, order.num_steps, ends, _steps_per_piece(data, order))
     stops = execution.progress([stop for _, stop in pieces], desc="training")
     loss = None
-    for stop, (count, batches) in zip(stops, _ahead(data, order, pieces, recipe), strict=True):
-        before = loss
-        state, loss = train_piece(state, batches, count, recipe=recipe)
-        if stop in ends[:-1]:
-            reached[list(ends).index(stop)] = _snapshot(state[0], parameters)
-        if before is not None:
-            before.block_until_ready()  # or pieces would pile up on the devices
-        keep.step("training", stop, lambda: (state, reached), {"loss": loss})  # noqa: B023
+    try:
+        for stop, (count, batches) in zip(stops, _ahead(data, order, pieces, recipe), strict=True):
+            before = loss
+            state, loss = train_piece(state, batches, count, recipe=recipe)
+            if stop in ends[:-1]:
+                reached[list(ends).index(stop)] = _snapshot(state[0], parameters)
+            if before is not None:
+                before.block_until_ready()  # or pieces would pile up on the devices
+            now = state, reached
+            keep.step("training", stop, lambda: now, {"loss": loss}, background=True)  # noqa: B023
+    finally:
+        keep.settle()
     return [*reached, _snapshot(state[0], parameters)]
 
 
@@ -297,8 +306,13 @@ def _check_split(batch: int, settings: TrainSettings, mesh: Mesh) -> None:
 def _snapshot(params: Any, parameters: str) -> Any:
     """Parameters that later steps do not write into: on the host, or in parts on the devices."""
     if parameters == "sharded":
-        return jax.tree.map(jnp.copy, params)
+        return _copied(params)
     return jax.tree.map(lambda v: np.array(meshes.fetch(v)), params)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _moved(v: Any, where: NamedSharding) -> jax.Array:

@@ -247,7 +247,19 @@ def _count(objective: Objective, labels: jax.Array) -> jax.Array | int:
     return math.prod(token_shape(labels))
 
 
-def initial_params(module: Any, key: jax.Array, inputs: Any) -> Params:
-    """Fresh parameters of a linen module for inputs of this shape, of which nothing is read."""
-    kind = jax.dtypes.canonicalize_dtype(inputs.dtype)
-    return jax.jit(module.init)(key, jnp.zeros((1, *inputs.shape[1:]), kind))["params"]
+def initial_params(
+    module: Any, key: jax.Array, inputs: Any, layout: Callable[[Any], Any] | None = None
+) -> Params:
+    """Fresh parameters of a linen module.
+
+    Args:
+      module: the module.
+      key: random key.
+      inputs: arrays or shapes of the module's inputs, of which nothing is read.
+      layout: function of the parameters' shapes that gives their shardings; None for one device.
+    """
+    one = jnp.zeros((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
+    if layout is None:
+        return jax.jit(module.init)(key, one)["params"]
+    fresh = lambda key: module.init(key, one)["params"]  # noqa: E731
+    return jax.jit(fresh, out_shardings=layout(jax.eval_shape(fresh, key)))(key)

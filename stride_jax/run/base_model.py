@@ -35,14 +35,15 @@ def train_base(
     if settings.train.epochs:
         execution = models.devices_for(module, train.inputs, settings.train, execution, parameters)
         mesh = execution.mesh
-    start = starting_params(module, train.inputs[:1], settings, mesh)
     if settings.train.epochs:
         checkpoints, rates = models.pretrain(
             module, train.inputs, train.labels, settings.train, settings.num_checkpoints,
-            start=start, parameters=parameters, execution=execution,
+            start=starting_params(module, train.inputs[:1], settings, mesh),
+            parameters=parameters, execution=execution,
         )  # fmt: skip
     else:
-        checkpoints, rates = [start], [1.0]
+        checkpoints = [starting_params(module, train.inputs[:1], settings, mesh)]
+        rates = [1.0]
     logits, labels = _outputs(module, checkpoints[-1], held_out, mesh or meshes.single_mesh())
     calibration = models.calibrate(settings.train.objective, logits, labels)
     return checkpoints, {

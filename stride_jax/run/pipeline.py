@@ -434,19 +434,24 @@ class Run:
     def retraining(self) -> evaluation.Retraining:
         """What models of the bank are trained from: their seeds, or what the base model was."""
         settings, start = self.settings, None
+        mesh = self.mesh if settings.execution.mesh.parameters == "sharded" else None
         if (origin := settings.model.origin) is not None:
             load = functools.partial(
-                starting_params, self.module, self.train.inputs[:1], settings, None
+                starting_params, self.module, self.train.inputs[:1], settings, mesh
             )
             start = evaluation.Start(origin.digest, load)
-        return evaluation.Retraining(self.module, self.train, self.query, settings.train, start)
+        return evaluation.Retraining(
+            self.module, self.train, self.query, settings.train, start, mesh
+        )
 
     def _retrained(self, stage: str, settings: evaluation.BankSettings) -> evaluation.Bank:
         """A stage's models, retrained by all processes; those that are in the folder are read."""
         setup, folder = self.retraining, self.workdir / "bank"
+        together = setup.mesh is not None
+        worker = (0, 1) if together else (processes.index(), processes.count())
         evaluation.fill_bank(
-            setup, settings, folder, worker=(processes.index(), processes.count()),
-            progress=self.stop.between(self.progress), clock=time.monotonic,
+            setup, settings, folder, worker=worker,
+            progress=self.stop.between(self.progress, together), clock=time.monotonic,
         )  # fmt: skip
         processes.wait(f"models of {stage} done")
         return evaluation.read_bank(setup, settings, folder)

@@ -6,6 +6,7 @@ envelope that has one of its own.
 Orbax is imported in the functions: it takes a second, and only runs need it.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -13,7 +14,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -51,15 +52,73 @@ def save(
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=False)
-    args = ocp.args.Composite(
+    folder = pathlib.Path(path).absolute()
+    with _writing(folder, step), ocp.CheckpointManager(folder, options=options) as manager:
+        manager.save(step, args=_items(tree, config))
+
+
+class Writer:
+    """The last checkpoint of a series, written while the work goes on.
+
+    Orbax renames it when it is whole, and only then removes the one before: a kill leaves one.
+
+    Args:
+      path: folder of the checkpoint series.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._folder = pathlib.Path(path).absolute()
+        self._manager: Any = None
+        self._step = 0
+
+    def save(self, tree: Any, config: Any, *, step: int) -> None:
+        """As `save`, but returns once the arrays are on the host and the last one is whole."""
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        self._step = step
+        with _writing(self._folder, step):
+            if self._manager is None:
+                options = ocp.CheckpointManagerOptions(max_to_keep=1)
+                self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager.save(step, args=_items(tree, config))
+
+    def wait(self) -> None:
+        """Return once the last checkpoint is whole.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        if self._manager is not None:
+            with _writing(self._folder, self._step):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """`wait`, and let go of the threads."""
+        try:
+            self.wait()
+        finally:
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                manager.close()
+
+
+def _items(tree: Any, config: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.args.Composite(
         params=ocp.args.StandardSave(tree),  # pyright: ignore[reportCallIssue]
         config=ocp.args.JsonSave(_enveloped(tree, config)),  # pyright: ignore[reportCallIssue]
     )
-    folder = pathlib.Path(path).absolute()
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path, step: int) -> Iterator[None]:
+    """Errors of a write, with the folder and the remedy."""
     logging.getLogger("absl").addFilter(_not_told_twice)
     try:
-        with ocp.CheckpointManager(folder, options=options) as manager:
-            manager.save(step, args=args)
+        yield
     except Exception as error:  # orbax and tensorstore raise many kinds
         if is_about_memory(error):
             raise

@@ -51,13 +51,19 @@ class StopRequest:
         del number, frame
         self._asked.set()
 
-    def between(self, progress: Progress) -> Progress:
-        """Stop between items of a loop that writes each of them; this process decides alone."""
+    def between(self, progress: Progress, together: bool = False) -> Progress:
+        """Stop between items of a loop that writes each of them.
+
+        Args:
+          progress: wraps the loop.
+          together: whether all processes work on each item, so that they stop at the same one; else
+            this process decides alone.
+        """
 
         def wrapped(items: Iterable[Any], **options: Any) -> Iterable[Any]:
             for item in progress(items, **options):
                 yield item
-                if self:
+                if _any(bool(self)) if together else self:
                     raise Preempted
 
         return wrapped
@@ -85,6 +91,7 @@ class CheckpointKeep:
         self.stop = StopRequest() if stop is None else stop
         self._report = report
         self._clock = clock
+        self._writers: dict[str, checkpoint.Writer] = {}
         self._saved, self._reported = clock(), (clock(), 0)
 
     def resume(self, loop: str, state: Any) -> tuple[int, Any]:
@@ -115,7 +122,13 @@ class CheckpointKeep:
         return jax.ShapeDtypeStruct(v.shape, dtype, sharding=where)
 
     def step(
-        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
+        self,
+        loop: str,
+        position: int,
+        state: Callable[[], Any],
+        metrics: Mapping[str, Any] = {},
+        *,
+        background: bool = False,
     ) -> None:
         """As in `Keep`.
 
@@ -131,13 +144,25 @@ class CheckpointKeep:
         due, asked = self._agreed(now - self._saved >= self.settings.seconds)
         if not (due or asked):
             return
-        arrays = meshes.everywhere(_named(state()), self.mesh)
-        checkpoint.save(
-            self.folder / loop, arrays, {"position": position}, step=position, keep_last=1
-        )
+        arrays, folder = meshes.everywhere(_named(state()), self.mesh), self.folder / loop
+        if background:
+            writer = self._writers.setdefault(loop, checkpoint.Writer(folder))
+            writer.save(arrays, {"position": position}, step=position)
+        else:
+            checkpoint.save(folder, arrays, {"position": position}, step=position, keep_last=1)
         if asked:
+            self.settle()
             raise Preempted
         self._saved = self._clock()
+
+    def settle(self) -> None:
+        """As in `Keep`.
+
+        Raises:
+          CheckpointError: the last state could not be written.
+        """
+        while self._writers:
+            self._writers.popitem()[1].close()
 
     def _agreed(self, due: bool) -> tuple[bool, bool]:
         """The first process's clock, and any process's request to stop."""
@@ -145,6 +170,13 @@ class CheckpointKeep:
             return due, bool(self.stop)
         flags = multihost_utils.process_allgather(np.array([due, bool(self.stop)]))
         return bool(flags[0, 0]), bool(flags[:, 1].any())
+
+
+def _any(flag: bool) -> bool:
+    """Whether a flag is set in any process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def _named(tree: Any) -> dict[str, Any]:

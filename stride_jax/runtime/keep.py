@@ -13,7 +13,13 @@ class Keep(Protocol):
         ...
 
     def step(
-        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
+        self,
+        loop: str,
+        position: int,
+        state: Callable[[], Any],
+        metrics: Mapping[str, Any] = {},
+        *,
+        background: bool = False,
     ) -> None:
         """Save the state after a step if it is time to, or on a request to stop.
 
@@ -22,7 +28,13 @@ class Keep(Protocol):
           position: examples or steps done, from which the loop would be resumed.
           state: function that returns the state to save.
           metrics: numbers of the step, on the device or not.
+          background: whether the loop goes on while the state is written; it calls `settle` when it
+            ends.
         """
+        ...
+
+    def settle(self) -> None:
+        """Return once everything that was saved is written."""
         ...
 
 
@@ -32,10 +44,19 @@ class _Nowhere:
         return 0, state
 
     def step(
-        self, loop: str, position: int, state: Callable[[], Any], metrics: Mapping[str, Any] = {}
+        self,
+        loop: str,
+        position: int,
+        state: Callable[[], Any],
+        metrics: Mapping[str, Any] = {},
+        *,
+        background: bool = False,
     ) -> None:
         """Save nothing."""
-        del loop, position, state, metrics
+        del loop, position, state, metrics, background
+
+    def settle(self) -> None:
+        """Nothing is written."""
 
 
 nowhere: Keep = _Nowhere()
