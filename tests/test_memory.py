@@ -54,10 +54,10 @@ def test_needs_are_those_counted_by_hand():
     params = 4 * (D * H + H + H * O + O)
     matrices, scores = 4 * K * R * O, 4 * Q * N
     step, checkpoints = held(SETTINGS, "model")
-    # Adam's moments and counts; the orders of two epochs; a batch's inputs and hidden units.
+    # Adam's moments and counts; a batch's inputs and hidden units; rows and their order.
     batch = 128 * 4 * (D + H)
-    assert step.devices == pytest.approx(3 * params + 4 * 2 * N + batch, abs=16)
-    assert step.host == 2 * params
+    assert step.devices == pytest.approx(3 * params + batch, abs=16)
+    assert step.host == 2 * params + 2 * 4 * N
     assert (checkpoints.host, checkpoints.device) == (3 * params, 3 * params)
     (taken,) = held(SETTINGS, "measurements")
     assert (taken.host, taken.device) == (4 * Q * K, 3 * params + matrices)
@@ -69,6 +69,13 @@ def test_needs_are_those_counted_by_hand():
     one = 3 * params + 4 * 2 * (N // 2) + batch
     assert trained.devices - taken.devices == pytest.approx(60 * one, abs=60 * 16)
     assert answered.devices - taken.devices == 60 * (params + Q * 4 * H)
+    split = changed(execution={"mesh": meshes.MeshSettings(parameters="sharded")})
+    eight = planning.needs(split, EXTENT, meshes.make_mesh(1, 8))
+    step = next(one.held for one in eight if one.stage == "model")
+    assert step.device == pytest.approx((3 * params + 2 * params + batch) / 8, abs=16)
+    (alone,) = (one.held.device for one in eight if one.stage == "bank")
+    left = next(one.held.device for one in eight if one.stage == "measurements")
+    assert alone - left == pytest.approx((3 * params + batch) / 8, abs=16), "no training set"
     listed = changed(execution={"memory": 2**20})
     assert not held(listed, "recovery"), "answers may be lists: nothing is sure"
     assert not held(changed(read={"exact": ExactSettings(shrink=0.5)}), "attribution")

@@ -24,6 +24,7 @@ from stride_jax.models.transformer import (
     rotate,
 )
 from stride_jax.runtime.files import added
+from stride_jax.runtime.mesh import split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +218,7 @@ class GPT(nn.Module):
 
         def embed(features: int, name: str, init: nn.initializers.Initializer) -> jax.Array:
             table = nn.Embed(padded, features, name=name, embedding_init=init, dtype=dtype)
-            return table(tokens_BxT)
+            return split_rows(table(tokens_BxT))
 
         x = rms_norm(embed(s.width, "embed", nn.initializers.normal(s.embedding_std)))
         x = record("embedding", x)
@@ -245,7 +246,7 @@ class GPT(nn.Module):
             share = self.param("backout_lambda", nn.initializers.constant(0.2), (1,))
             x = x - share.astype(dtype)[0] * middle
         x = record("final", rms_norm(x))
-        logits = linear(padded, "head", nn.initializers.normal(0.001), dtype)(x)
+        logits = split_rows(linear(padded, "head", nn.initializers.normal(0.001), dtype)(x))
         return _cap(logits[..., : self.num_classes], s.softcap), record.activations
 
 

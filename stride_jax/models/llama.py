@@ -25,6 +25,7 @@ from stride_jax.models.transformer import (
     rotate,
 )
 from stride_jax.runtime.files import added
+from stride_jax.runtime.mesh import split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Llama(nn.Module):
         record = Recorder(replace)
         init = nn.initializers.normal(s.init_std)
         embed = nn.Embed(self.num_classes, s.width, name="embed", embedding_init=init, dtype=dtype)
-        x = record("embedding", embed(tokens_BxT))
+        x = record("embedding", split_rows(embed(tokens_BxT)))
         record("previous", previous_tokens(x))
         make_block = nn.remat(Block) if s.remat else Block
         for i in range(s.depth):
@@ -171,4 +172,4 @@ class Llama(nn.Module):
         logits = (
             embed.attend(x) if s.tied_head else linear(self.num_classes, "head", init, dtype)(x)
         )
-        return logits.astype(jnp.float32), record.activations
+        return split_rows(logits).astype(jnp.float32), record.activations

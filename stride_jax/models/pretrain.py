@@ -66,6 +66,8 @@ class Recipe:
 
     def layout(self, tree: Any) -> Any:
         """Shardings of parameters, gradients or moments."""
+        if self.parameters == "sharded":
+            return meshes.sharded_parameters(tree, self.mesh, tables_by_width=True)
         return meshes.parameters_layout(tree, self.parameters, self.mesh)
 
     @property
@@ -105,7 +107,8 @@ def train_piece(
     """
 
     def forward(params: Any, x: jax.Array) -> jax.Array:
-        return recipe.module.apply({"params": params}, x)[0]  # pyright: ignore[reportIndexIssue, reportReturnType]
+        with jax.sharding.use_abstract_mesh(recipe.mesh.abstract_mesh):
+            return recipe.module.apply({"params": params}, x)[0]  # pyright: ignore[reportIndexIssue, reportReturnType]
 
     def laid_out(tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(tree, recipe.layout(tree))

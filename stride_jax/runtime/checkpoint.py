@@ -222,8 +222,11 @@ def restore(path: str | os.PathLike[str], like: Any, *, step: int | None = None)
 
 
 def _not_told_twice(record: logging.LogRecord) -> bool:
-    """Whether a log record is not of an error that orbax' threads log before they raise it."""
-    return "_SignalingThread" not in str(record.msg)
+    """Whether a log record is not of an error that orbax' threads log before they raise it.
+
+    Nor says that one write waits for another, as it does where there are many on purpose.
+    """
+    return not any(own in str(record.msg) for own in ("_SignalingThread", "Waiting for previous"))
 
 
 def _but_closed_loops(

@@ -112,19 +112,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def sharded_parameters(params: Any, mesh: Mesh) -> Any:
+def sharded_parameters(params: Any, mesh: Mesh, tables_by_width: bool = False) -> Any:
     """Shardings of a model's parameters: the longest axis that the devices divide, if any does.
 
-    An optimiser's moments have the shapes of their parameters, so they lie where these do.
+    An optimiser's moments have the names and shapes of their parameters, so they lie where these do.
+
+    Args:
+      params: arrays or shapes.
+      mesh: devices.
+      tables_by_width: whether tables of embeddings are split along their last axis, where the
+        devices divide it: a device then looks up its share of every token's row, and what moves is
+        what was looked up. Split by rows, each would need all tokens of all devices.
     """
 
-    def rule(leaf: Any) -> NamedSharding:
+    def rule(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         fitting = [i for i, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
         longest = max(fitting, key=lambda i: leaf.shape[i], default=None)
+        is_table = tables_by_width and path and getattr(path[-1], "key", None) == "embedding"
+        if is_table and leaf.ndim - 1 in fitting:
+            longest = leaf.ndim - 1
         axes = [mesh.axis_names if i == longest else None for i in range(leaf.ndim)]
         return NamedSharding(mesh, P(*axes))
 
-    return jax.tree.map(rule, params)
+    return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """A batch of activations, split over all devices of the mesh that is in scope; traced.
+
+    Without it, parameters that are split draw activations after them, and each device gets those of
+    the whole batch. As it is where no mesh is in scope, where its axes are `shard_map`'s, or where
+    the devices do not divide the batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.axis_types) != {AxisType.Auto} or x.shape[0] % mesh.size:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(mesh.axis_names))
 
 
 def parameters_layout(params: Any, parameters: str, mesh: Mesh) -> Any:

@@ -52,12 +52,18 @@ def needs(settings: RunSettings, extent: Extent, mesh: Mesh, names: Names = Name
 
 
 def _model(own: Sizes) -> Iterator[Need]:
-    """A step of training, and checkpoints on the host beside those that are read back."""
-    count = own.settings.num_checkpoints
-    step = on_one(own.data + own.state + own.step(own.num_train)) + Bytes((count - 1) * own.params)
-    what = f"a step of {own.settings.train.batch_size} examples"
-    yield Need("model", what, step, ("train.batch_size", "num_checkpoints"))
-    both = own.trained + Bytes(count * own.params)
+    """A step of training with the checkpoints before it, and checkpoints beside those read back."""
+    count, train = own.settings.num_checkpoints, own.settings.train
+    before = (count - 1) * own.params
+    # On the host the training set's row numbers, and the order of an epoch.
+    step = Bytes(2 * FLOAT * own.num_train) + (
+        own.in_training(own.state + before, own.batch(own.num_train))
+        if own.is_sharded
+        else own.in_training(own.state, own.batch(own.num_train)) + Bytes(before)
+    )
+    names = ("train.batch_size", "num_checkpoints")
+    yield Need("model", f"a step of {train.batch_size} examples", step, names)
+    both = own.trained + (Bytes() if own.is_sharded else Bytes(count * own.params))
     yield Need("model", f"{count} checkpoints", both, ("num_checkpoints",))
 
 
@@ -137,23 +143,28 @@ def _answers(own: Sizes) -> Iterator[Need]:
 
 
 def _banks(own: Sizes) -> Iterator[Need]:
-    """Models trained together, each on a device of its own where there are several."""
+    """Models trained together, each on a device of its own where there are several; or one after
+    the other over all devices, where parameters are split.
+    """
     unit = own.settings.unit
     banks = {"unit": unit and unit.bank, "bank": own.settings.bank}
     for stage, bank in banks.items():
         if bank is None:
             continue
-        count = min(bank.models_at_once, bank.num_subsets * bank.num_seeds)
-        each = count // math.gcd(count, own.devices)
         members = round(bank.alpha * own.num_train)
         if bank.kind == "groups":
             members = own.num_train - own.num_train // bank.num_subsets
-        tables = FLOAT * bank.num_subsets * members
-        step = own.state + own.step(members)
+        tables = own.scored + Bytes(FLOAT * bank.num_subsets * members)
+        if own.is_sharded:
+            moment = own.each((own.state + own.batch(members)) / own.scene.mesh.size)
+            yield Need(stage, "a model over all devices", tables + moment, ("train.batch_size",))
+            continue
+        count = min(bank.models_at_once, bank.num_subsets * bank.num_seeds)
+        each = count // math.gcd(count, own.devices)
+        step = own.state + own.order(members) + own.batch(members)
         answer = own.params + own.num_queries * own.output
         for moment, names in ((step, ("train.batch_size",)), (answer, ("num_queries",))):
-            held = own.scored + Bytes(tables, each * moment, count * moment)
-            held += own.each(own.data)
+            held = tables + Bytes(0, each * moment, count * moment) + own.each(own.data)
             yield Need(
                 stage, f"{count} models trained together", held, (f"{stage}.models_at_once", *names)
             )

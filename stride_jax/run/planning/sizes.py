@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from stride_jax.models import devices_for, make_model
 from stride_jax.models.train import optimizer
 from stride_jax.run.planning.stages import Scene
 from stride_jax.run.settings import RunSettings
@@ -113,18 +114,43 @@ class Sizes:
         forward, params = self.scene.frozen.tapped.forward, self.scene.frozen.params
         return largest_product(lambda p, x: forward(p, x)[0], params, self.scene.one.inputs)
 
-    def step(self, num_train: int) -> int:
-        """Bytes of the orders of all epochs, and of a batch's inputs and largest product."""
+    def order(self, num_train: int) -> int:
+        """Bytes of the orders of all epochs, which models that train together have on a device."""
+        return FLOAT * self.settings.train.epochs * num_train
+
+    def batch(self, num_train: int) -> int:
+        """Bytes of a batch's inputs and largest product; of one part where it is in several."""
         train = self.settings.train
         batch = min(train.batch_size, num_train)
         part = batch // train.accumulation if batch % train.accumulation == 0 else batch
-        return FLOAT * train.epochs * num_train + part * (
-            self.scene.one.inputs.nbytes + self.output
-        )
+        return part * (self.scene.one.inputs.nbytes + self.output)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters and moments are split over the mesh."""
+        return self.settings.execution.mesh.parameters == "sharded"
+
+    @functools.cached_property
+    def training_devices(self) -> int:
+        """Devices that a batch of the base model's training is split over."""
+        s, scene = self.settings, self.scene
+        module = make_model(s.model, scene.extent.num_classes)
+        parameters = s.execution.mesh.parameters
+        own = devices_for(module, scene.one.inputs, s.train, scene.execution, parameters).mesh
+        return own.size if own is not None else 1
+
+    def in_training(self, state: float, batch: float) -> Bytes:
+        """A state and a batch over the devices of the base model's training."""
+        split = self.training_devices
+        if split == 1:
+            return on_one(state + batch)
+        return self.each((state / split if self.is_sharded else state) + batch / split)
 
     @functools.cached_property
     def data(self) -> int:
-        """Bytes of the training set on a device; on a CPU it is the host's, and there already."""
+        """Bytes of the training set on each device, where models of a bank train together; on a CPU
+        it is the host's, and there already.
+        """
         if self.scene.mesh.devices.flat[0].platform == "cpu":
             return 0
         return self.num_train * (self.scene.one.inputs.nbytes + self.scene.one.labels.nbytes)
@@ -164,8 +190,12 @@ class Sizes:
 
     @functools.cached_property
     def trained(self) -> Bytes:
-        """The base model's checkpoints."""
-        return on_one(self.settings.num_checkpoints * self.params)
+        """The base model's checkpoints; one process keeps them split where they are."""
+        whole = self.settings.num_checkpoints * self.params
+        size = self.scene.mesh.size
+        if self.is_sharded and self.devices == size:
+            return self.each(whole / size)
+        return on_one(whole)
 
     @functools.cached_property
     def indexed(self) -> Bytes:

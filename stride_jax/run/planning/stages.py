@@ -22,6 +22,7 @@ from stride_jax.evaluation import BankSettings, retrain
 from stride_jax.examples import Examples, token_shape
 from stride_jax.fitting import fit_programs
 from stride_jax.frozen import FrozenModel, resolve
+from stride_jax.models.pretrain import program as training_program
 from stride_jax.objectives import named_objective
 from stride_jax.observed import observed_source
 from stride_jax.operators import joint
@@ -222,12 +223,21 @@ def _recovery(scene: Scene) -> StageCost:
 
 
 def _bank(scene: Scene, bank: BankSettings, name: str) -> StageCost:
-    """Retrained models that one device trains together."""
+    """Retrained models that one device trains together, or a step of one over all devices."""
     s, extent, one = scene.settings, scene.extent, scene.one
     devices = math.gcd(bank.models_at_once, scene.mesh.size)
     members = round(bank.alpha * extent.num_train)
     if bank.kind == "groups":
         members = extent.num_train - extent.num_train // bank.num_subsets
+
+    module = models.make_model(s.model, extent.num_classes)
+    if s.execution.mesh.parameters == "sharded":
+        own = training_program(
+            module, one.inputs, one.labels, members, s.train, scene.mesh, "sharded"
+        )
+        total = bank.num_subsets * bank.num_seeds
+        own = dataclasses.replace(own, calls=own.calls * total)
+        return cost(f"{name}, a step of one model", own)
 
     def rows(v: np.ndarray, count: int) -> Any:
         return shape((count, *v.shape[1:]), v.dtype)
@@ -239,7 +249,7 @@ def _bank(scene: Scene, bank: BankSettings, name: str) -> StageCost:
         "query_labels": rows(one.labels, extent.num_queries),
     }
     program = retrain.program(
-        models.make_model(s.model, extent.num_classes), s.train, data,
+        module, s.train, data,
         (bank.models_at_once // devices, members), scene.mesh.size,
         bank.num_subsets * bank.num_seeds,
     )  # fmt: skip
