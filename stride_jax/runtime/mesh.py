@@ -115,7 +115,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def sharded_parameters(params: Any, mesh: Mesh, tables_by_width: bool = False) -> Any:
     """Shardings of a model's parameters: the longest axis that the devices divide, if any does.
 
-    An optimiser's moments have the names and shapes of their parameters, so they lie where these do.
+    An optimiser's moments have names and shapes of their parameters, so they lie where these do.
 
     Args:
       params: arrays or shapes.
