@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from configs import mnist5k
+from stride_jax.models import open_orbax
 from stride_jax.run.launching.jobs import local_commands
 from stride_jax.run.launching.settings import LaunchSettings
 from stride_jax.run.pipeline import Run
@@ -26,8 +28,10 @@ SMALL = (
 BY_HASH = (*SMALL, "index.design.kind=hash")
 
 
-def start(workdir, overrides=SMALL, *, devices=1, processes=1, config="mnist5k.py:runlocal"):
-    """The processes of one run."""
+def start(
+    workdir, overrides=SMALL, *, devices=1, processes=1, config="mnist5k.py:runlocal", more=()
+):
+    """The processes of one run; `more` are words of their command."""
     settings = LaunchSettings(
         f"configs/{config}", str(workdir), overrides=tuple(o.split("=") for o in overrides),
         processes=processes, python=sys.executable,
@@ -44,7 +48,11 @@ def start(workdir, overrides=SMALL, *, devices=1, processes=1, config="mnist5k.p
     }
     return [
         subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*words, *more],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for words in commands
     ]
@@ -111,6 +119,29 @@ def test_the_quickstart_is_the_same_everywhere(tmp_path_factory, tmp_path, devic
     found = differences(products(tmp_path, less, arg=""), products(reference, less, arg=""))
     print(devices, processes, found)
     assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_processes_fine_tune_together_from_one_folder(tmp_path):
+    config, until = "bible_gpt.py:runlocal", ("--until=model",)
+    finish(start(tmp_path / "base", (), config=config, more=until))
+    tuned = (f"model.init_from={tmp_path / 'base'}", "train.learning_rate=1e-3")
+    split = (*tuned, "execution.mesh.parameters=sharded")
+    finish(start(tmp_path / "one", tuned, config=config, more=until))
+    finish(start(tmp_path / "four", split, devices=2, processes=2, config=config, more=until))
+
+    def trained(name):
+        (own,) = [p for p in (tmp_path / name / "model").iterdir() if p.is_dir()]
+        return jax.tree.leaves(open_orbax(own).load())
+
+    base, one, four = map(trained, ("base", "one", "four"))
+    apart = [
+        np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b)
+        for a, b in zip(four, one, strict=True)
+    ]
+    moved = [np.linalg.norm(np.asarray(a) - b) for a, b in zip(base, one, strict=True)]
+    assert max(moved) > 1e-2, "fine-tuning moved it"
+    assert max(apart) < 1e-4, apart
 
 
 def test_sigterm_saves_and_the_next_run_goes_on(alone, tmp_path):

@@ -68,12 +68,15 @@ def bank_key(origin: Origin, settings: BankSettings) -> str:
     return fingerprint(origin, dataclasses.replace(settings, models_at_once=1))
 
 
-def _shards(home: pathlib.Path, settings: BankSettings) -> dict[pathlib.Path, tuple[int, int]]:
-    """Path of every shard, and its range of models."""
+def _shards(
+    home: pathlib.Path, settings: BankSettings, setup: Retraining
+) -> dict[pathlib.Path, tuple[int, int]]:
+    """Path of every shard, and its range of models; one each where a mesh trains them."""
     total = settings.num_subsets * settings.num_seeds
+    size = min(settings.models_at_once, total) if setup.mesh is None else 1
     return {
         home / f"models-{start:05d}-{stop:05d}.npz": (start, stop)
-        for start, stop in chunks(total, min(settings.models_at_once, total))
+        for start, stop in chunks(total, size)
     }
 
 
@@ -113,7 +116,7 @@ def fill_bank(
     if processes.leads() or setup.mesh is None:
         write_json(home / "settings.json", {"bank": settings, "origin": origin})
     trained = _together(setup) if setup.mesh is None else _split(setup)
-    shards = list(_shards(home, settings).items())
+    shards = list(_shards(home, settings, setup).items())
     own = shards[len(shards) * i // n : len(shards) * (i + 1) // n]
     total = settings.num_subsets * settings.num_seeds
     for path, (start, stop) in progress(own, desc="bank", total=len(own)):
@@ -121,7 +124,7 @@ def fill_bank(
             continue
         began = clock() if clock else 0.0
         # Every shard has one shape: the last one repeats its last model.
-        size = min(settings.models_at_once, total) if setup.mesh is None else stop - start
+        size = min(settings.models_at_once, total) if setup.mesh is None else 1
         model = np.minimum(np.arange(start, start + size), total - 1)
         subset, seed = model // settings.num_seeds, model % settings.num_seeds
         out = trained(members_MxS[subset], model_keys(settings.seed, subset, seed))
@@ -178,7 +181,7 @@ def read_bank(setup: Retraining, settings: BankSettings, folder: Folder) -> Bank
     home = pathlib.Path(folder) / bank_key(origin, settings)
     shards = {
         path: _read_shard(path, (stop - start, len(setup.query)))
-        for path, (start, stop) in _shards(home, settings).items()
+        for path, (start, stop) in _shards(home, settings, setup).items()
     }
     done = [shard for shard in shards.values() if shard]
     if len(done) < len(shards):

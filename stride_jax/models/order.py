@@ -13,8 +13,9 @@ from stride_jax.models.train import TrainSettings, num_batches
 class Order:
     """Rows of each step's batch, as `train.order_batches` has them on a device.
 
-    A pure function of the key and the number of the step: a training that was stopped needs no
-    other state of its reading to be resumed. Two epochs are held, 4 bytes per example and epoch.
+    A pure function of the key and the number of the step, so a training that was stopped is resumed
+    from that number: no state of a reader, such as grain's, is kept beside it. Two epochs are held,
+    4 bytes per example and epoch.
 
     Args:
       members_S: rows to train on.
