@@ -63,6 +63,18 @@ def main(words: Sequence[str]) -> int:
     """Check everything, run the pipeline, print the table."""
     given, changes = _parser().read(words)
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
+    cluster = Cluster(given.coordinator, given.num_processes, given.process_id)
+    if not given.multihost:
+        if cluster != Cluster():
+            raise ValueError("--coordinator, --num_processes and --process_id need --multihost")
+        return _run(given, changes)
+    connect(cluster)  # before settings are read: reading a model to start from starts JAX
+    with leaving_others():
+        return _run(given, changes)
+
+
+def _run(given: argparse.Namespace, changes: dict[str, str]) -> int:
+    """One process of a run."""
     _, settings = read_settings(given.config, changes)
     if (told := _finished(given, settings)) is not None:
         print(visible(table(told)))
@@ -72,15 +84,8 @@ def main(words: Sequence[str]) -> int:
     for part in (*PRODUCTS, "bank", "metrics"):
         if (workdir / part).exists():  # refused now, not when the stage has been worked on
             local_folder(workdir / part)
-    cluster = Cluster(given.coordinator, given.num_processes, given.process_id)
-    if given.multihost:
-        connect(cluster)
-    elif cluster != Cluster():
-        raise ValueError("--coordinator, --num_processes and --process_id need --multihost")
     stop = StopRequest().listen()
     with contextlib.ExitStack() as stack:
-        if given.multihost:
-            stack.enter_context(leaving_others())
         if leads():
             stack.enter_context(only_run(workdir))
         check_workdir(workdir, settings, given.reuse)
