@@ -81,7 +81,8 @@ def get_config(arg: str = "d24") -> ConfigDict:
                 "sites": (SITES[depth],),
             },
             "read": {"measure": {"form": "first_order"}, "prior": 0.0},
-            "execution": common.execution("sharded", seconds=600.0),
+            # Half of the memory holds d24's parameters in bfloat16 on each device.
+            "execution": common.execution("sharded", seconds=600.0) | {"memory": 6 * 2**30},
             # 500 queries; the published corpora have 2.7, 5.8, 10.9 and 18.2 billion tokens.
             "plan": {
                 "num_train": NUM_TRAIN[depth],

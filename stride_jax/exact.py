@@ -20,11 +20,12 @@ from stride_jax import operators as ops
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
-from stride_jax.observed import Forward, Source, refuse_not_finite
+from stride_jax.observed import Forward, Source, refuse_not_finite, resident
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.gradients import steering_gradients
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.precision import precise
 from stride_jax.taps import Params
 
 Directions = dict[str, jax.Array]
@@ -115,13 +116,15 @@ class Step(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="step")
+@precise
 def score_batch(
     params: Params, site: ops.Site, basis: ops.Basis, v_YxG: jax.Array, batch: Any, step: Step
 ) -> jax.Array:
     """Exact scores of a batch at one site, `[B, Y]`; no gradient outlives it."""
 
     def part(batch: Any) -> jax.Array:
-        observed, context = step.forward(params, site, batch)
+        with meshes.traced_over(step.mesh):
+            observed, context = step.forward(params, site, batch)
         b_nxTxR = example_features(basis, observed.activations)
         g_nxRxO = steering_gradients(site, params, b_nxTxR, observed, context)
         return g_nxRxO.reshape(len(g_nxRxO), -1)
@@ -175,7 +178,7 @@ def score_rows(
     if not len(rows):
         return
     mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
-    params, whole = meshes.everywhere(source.params, mesh), meshes.replicated(mesh)
+    source, whole = resident(source, mesh, execution.memory), meshes.replicated(mesh)
     site, _, first_v = next(iter(asked.values()))
     width = max(v[0].size for _, _, v in asked.values())
     size, parts = batch_size(source.extent(site), width, len(rows), execution, mesh)
@@ -189,7 +192,7 @@ def score_rows(
         batch = meshes.place(source.data, meshes.over_examples(mesh), np.resize(some, size))
         total_BxY = np.zeros((size, len(first_v)), np.float32)
         for own in placed:
-            total_BxY += meshes.fetch(score_batch(params, *own, batch, step=step))
+            total_BxY += meshes.fetch(score_batch(source.params, *own, batch, step=step))
         refuse_not_finite(total_BxY)
         yield some, total_BxY[: len(some)].T
 

@@ -14,15 +14,24 @@ from stride_jax.examples import Examples
 from stride_jax.frozen import Chunk, FrozenModel, evenly_spaced, on_one_device
 from stride_jax.groups import Groups, sizes
 from stride_jax.index import Index
-from stride_jax.observed import Context, Observed, as_training
+from stride_jax.inputs import read_rows
+from stride_jax.observed import (
+    Context,
+    Observed,
+    activations_of,
+    as_training,
+    counted_tokens,
+)
 from stride_jax.operators import content as contents
 from stride_jax.operators import kept as stores
 from stride_jax.operators import passes
 from stride_jax.operators.closed_form import solve_program
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.keep import nowhere
+from stride_jax.runtime.memory import memory_bytes
+from stride_jax.runtime.precision import precise
 from stride_jax.runtime.programs import Program, shape
-from stride_jax.taps import Params
+from stride_jax.taps import Activations, Params, only
 
 Operators = dict[str, ops.Operators]
 Moments = dict[str, ops.Moments]
@@ -103,12 +112,15 @@ def fit_operators(
         assert subsets_Nxd is not None, "trained operators have a hash design"
         return _train(frozen, examples, jnp.asarray(subsets_Nxd), execution)
     few = evenly_spaced(examples, frozen.settings.basis.sample)
-    sample = list(frozen.chunks(few, on_one_device(frozen.params, execution), "basis"))
-    basis = _fit_basis(frozen, sample)
-    content = None
+    alone, content = on_one_device(frozen.params, execution), None
     if subsets_Nxd is None:
+        sample = list(frozen.chunks(few, alone, "basis"))
+        basis = _fit_basis(frozen, few, [one.observed.activations for one in sample])
         content = _fit_content(frozen, examples, basis, sample, execution)
-    del sample
+        del sample
+    else:
+        read = only(frozen.tapped, frozen.settings.taps)
+        basis = _fit_basis(frozen, few, [activations_of(read, frozen.params, few, alone)])
     fixed = Fixed(basis, _rotations(frozen, examples, basis, execution), content)
     passed = pass_over(frozen, examples, subsets_Nxd, fixed, execution, labels)
     return Fitted(solve_operators(frozen, basis, passed.moments), passed, content)
@@ -155,6 +167,7 @@ def _train(
     frozen: FrozenModel, examples: Examples, subsets_Nxd: jax.Array, execution: Execution
 ) -> Fitted:
     settings = frozen.settings
+    _refuse_unheld(frozen, examples)
     chunk = frozen.observe(examples, execution)
     observed = chunk.observed
     basis = ops.fit_basis({n: observed.activations[n] for n in settings.taps}, settings.basis)
@@ -168,15 +181,31 @@ def _train(
     return Fitted(operators, Passed({}, residual_N, residual_N, None, {}), None)
 
 
-def _fit_basis(frozen: FrozenModel, sample: list[Chunk]) -> ops.Basis:
+def _refuse_unheld(frozen: FrozenModel, examples: Examples) -> None:
+    """Refuse joint training of more outputs than memory has room for, before the model runs.
+
+    Raises:
+      ValueError: with the bytes that they take, and the remedy.
+    """
+    one = read_rows(examples.inputs, slice(0, 1))
+    leaves = jax.tree.leaves(jax.eval_shape(frozen.tapped.forward, frozen.params, one))
+    # Batches on the host, and the array that they are joined to.
+    needed, room = 2 * 4 * len(examples) * sum(leaf.size for leaf in leaves), memory_bytes()
+    if room is not None and needed > room:
+        raise ValueError(
+            f"fit='joint' holds the model's outputs for all {len(examples)} examples, "
+            f"{needed / 2**30:.1f} GiB, and this process may have {room / 2**30:.1f} GiB: use "
+            f"fit='closed_form', which streams, or at most {len(examples) * room // needed} "
+            "examples"
+        )
+
+
+def _fit_basis(frozen: FrozenModel, few: Examples, sample: list[Activations]) -> ops.Basis:
     """The features' basis, from the tokens of a sample that count."""
     settings = frozen.settings
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in settings.taps}
-    for chunk in sample:
-        counted = np.asarray(chunk.observed.weights_NxT) > 0
-        for name in settings.taps:
-            parts[name].append(np.asarray(chunk.observed.activations[name])[counted][:, None])
-    return ops.fit_basis({n: np.concatenate(v) for n, v in parts.items()}, settings.basis)
+    counted = counted_tokens(frozen.tapped.objective, few)
+    whole = {n: np.concatenate([np.asarray(v[n]) for v in sample]) for n in settings.taps}
+    return ops.fit_basis({n: v[counted][:, None] for n, v in whole.items()}, settings.basis)
 
 
 def _fit_content(
@@ -209,6 +238,7 @@ def _fit_content(
 
 
 @jax.jit
+@precise
 def _pieces(
     site: ops.Site, params: Params, basis: ops.Basis, observed: Observed, context: Context
 ) -> tuple[jax.Array, jax.Array]:

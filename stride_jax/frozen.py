@@ -91,7 +91,8 @@ class FrozenModel:
             "labels": examples.labels,
             "weights": token_weights(examples),
         }
-        return Source(self.forward(training=training, question=question), self.params, data)
+        run = self.forward(training=training, question=question)
+        return Source(run, self.params, data, self.tapped.dtype)
 
     def forward(self, *, training: bool = False, question: ops.Question = ops.LOSS) -> Forward:
         """The traced function that runs the model on a batch of a source."""

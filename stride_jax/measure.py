@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.observed import Context, Forward, Observed, Source
+from stride_jax.observed import Context, Forward, Observed, Source, resident
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.gradients import steering_gradients, token_groups
 from stride_jax.operators.questions import LOSS, Question, asked_of, named_question
@@ -18,6 +18,7 @@ from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators, shardings
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.precision import precise
 from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shapes_like
 from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Params
@@ -117,11 +118,13 @@ def _exact_all(site: Site, a_KxRxO: jax.Array, queries: _Queries, step: Step) ->
 
 
 @functools.partial(jax.jit, static_argnames="step")
+@precise
 def measure_batch(
     params: Params, site: Site, operators: Operators, batch: Any, step: Step
 ) -> jax.Array:
     """Measurements of a batch, queries over `data` and subsets over `subset`."""
-    observed, context = step.forward(params, site, batch)
+    with meshes.traced_over(step.mesh):
+        observed, context = step.forward(params, site, batch)
     b_BxTxR = example_features(operators.basis, observed.activations)
     own, rows = P(meshes.SUBSET), P(meshes.DATA)
     over = functools.partial(
@@ -167,6 +170,7 @@ def program(
     """
     matrices = operators.a_KxRxO.shape
     mesh = execution.mesh_for(matrices[0])
+    source = resident(source, mesh, execution.memory)
     size, step = batch_sizes(matrices, source.extent(site), count, settings, execution)
     examples, whole = meshes.over_examples(mesh), meshes.replicated(mesh)
     batch = jax.tree.map(lambda v: shape((size, *v.shape[1:]), v.dtype, examples), source.data)
@@ -213,8 +217,7 @@ def measure(
     """
     question = named_question(question or settings.question)
     mesh, count, k = execution.mesh_for(len(operators)), source.num_rows, len(operators)
-    params, site = meshes.everywhere((source.params, site), mesh)
-    source = source._replace(params=params)
+    source, site = resident(source, mesh, execution.memory), meshes.everywhere(site, mesh)
     operators = jax.tree.map(meshes.place, operators, shardings(operators, mesh))
     step = program(site, operators, source, count, settings, execution, question)
     if settings.form == "auto" and step.statics["step"].first_order:
@@ -226,7 +229,7 @@ def measure(
     for first in execution.progress(range(begin, count, size), desc="measure"):
         rows = np.minimum(np.arange(first, first + size), count - 1)  # one shape for every batch
         batch = meshes.place(source.data, meshes.over_examples(mesh), rows)
-        y_BxGxK = meshes.fetch(step(params, site, operators, batch)).reshape(size, groups, k)
+        y_BxGxK = meshes.fetch(step(source.params, site, operators, batch)).reshape(size, groups, k)
         y_QxGxK[first : first + size] = y_BxGxK[: count - first]
         keep.step(loop, min(first + size, count), lambda: y_QxGxK)
     return y_QxGxK.reshape(-1, k)

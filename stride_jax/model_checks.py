@@ -93,7 +93,9 @@ def forward_findings(
 
     def logits(order_B: np.ndarray) -> np.ndarray:
         batch = meshes.place(inputs_B, meshes.over_examples(mesh), order_B)
-        return meshes.fetch(tapped(params, batch)[0]).astype(np.float32)
+        with jax.set_mesh(mesh):  # as `meshes.traced_over`, outside of a program
+            logits = tapped(params, batch)[0]
+        return meshes.fetch(logits).astype(np.float32)
 
     order = np.arange(size)
     first = logits(order)

@@ -22,6 +22,7 @@ from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
 from stride_jax.operators.basis import Basis, example_features
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.precision import precise
 from stride_jax.sequences import token_lists
 from stride_jax.settings import BM25, FEATURES, ExactSettings
 from stride_jax.taps import Activations
@@ -108,6 +109,7 @@ def feature_sums(
 
 
 @jax.jit
+@precise
 def _summed(basis: Basis, activations: Activations, weights_NxT: jax.Array) -> jax.Array:
     b_NxTxR = example_features(basis, activations)[..., :-1]
     return jnp.einsum("ntr,nt->nr", b_NxTxR, weights_NxT)

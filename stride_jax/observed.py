@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from stride_jax.examples import Examples
 from stride_jax.inputs import described, read_rows
 from stride_jax.objectives import CROSS_ENTROPY, Hessian, Objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.programs import shapes_everywhere, shapes_like
 from stride_jax.runtime.rows import Rows
 from stride_jax.taps import Activations, Params, TappedModel
 
@@ -78,11 +80,13 @@ class Source(NamedTuple):
       forward: traced; runs the frozen model on a batch.
       params: its first argument.
       data: arrays with one row per example, what `forward` takes as a batch.
+      dtype: as in `TappedModel`.
     """
 
     forward: Forward
     params: Params
     data: Any
+    dtype: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -93,6 +97,48 @@ class Source(NamedTuple):
         """T tokens and C classes of one example."""
         one = jax.tree.map(lambda v: jax.ShapeDtypeStruct((1, *v.shape[1:]), _dtype(v)), self.data)
         return jax.eval_shape(self.forward, self.params, site, one)[0].logits_NxTxC.shape[1:]  # pyright: ignore[reportReturnType]
+
+
+def resident(source: Source, mesh: Mesh, memory: int) -> Source:
+    """The source with its parameters as a long loop reads them: on each device as a whole.
+
+    They are rounded to the dtype to which the model would round them each time. Where they would
+    take more than half of the memory, those that are laid out over the mesh stay so.
+
+    Args:
+      source: its parameters, or their shapes.
+      mesh: devices.
+      memory: bytes on a device (`Execution.memory`).
+    """
+
+    def rounded(params: Params) -> Params:
+        return jax.tree.map(lambda v: jnp.asarray(v, _rounded(v, source.dtype)), params)
+
+    whole = meshes.replicated(mesh)
+    leaves = jax.tree.leaves(source.params)
+    abstract = any(isinstance(v, jax.ShapeDtypeStruct) for v in leaves)
+    if abstract:
+        params = shapes_everywhere(source.params, whole)
+    else:
+        params = meshes.everywhere(source.params, mesh)
+    new = jax.eval_shape(rounded, params)
+    nbytes = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(new))
+    where = jax.tree.map(lambda v: whole if nbytes <= memory // 2 else v.sharding, params)
+    new = shapes_like(new, where)
+    if abstract:
+        return source._replace(params=new)
+    same = jax.tree.map(lambda v, n: (v.dtype, v.sharding) == (n.dtype, n.sharding), params, new)
+    if not all(jax.tree.leaves(same)):
+        params = jax.jit(rounded, out_shardings=where)(params)
+    return source._replace(params=params)
+
+
+def _rounded(v: Any, dtype: str | None) -> Any:
+    """The dtype of a parameter once it is rounded; that of integers and narrower ones is theirs."""
+    own = jnp.result_type(v)
+    if dtype is None or not jnp.issubdtype(own, jnp.floating):
+        return own
+    return jnp.dtype(dtype) if own.itemsize > jnp.dtype(dtype).itemsize else own
 
 
 def _dtype(v: Any) -> Any:
@@ -179,22 +225,62 @@ def forward_all(
     Raises:
       ValueError: examples that do not fit the model, or logits that are not finite.
     """
-    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
-    params = meshes.everywhere(params, mesh)
     check_fit(tapped, params, examples)
-    size = -(-min(batch_size, len(examples)) // mesh.size) * mesh.size
-    placed = meshes.over_examples(mesh)
-    parts = []
-    for start in execution.progress(range(0, len(examples), size), desc="forward"):
-        rows = read_rows(examples.inputs, slice(start, start + size))
-        rows = jax.tree.map(lambda v: meshes.pad_rows(v, size), rows)
-        output = tapped(params, meshes.place(rows, placed))
-        parts.append(jax.tree.map(lambda v: meshes.fetch(v).astype(np.float32), output))
-    logits, activations = jax.tree.map(lambda *v: np.concatenate(v)[: len(examples)], *parts)
+    logits, activations = _run(tapped.forward, params, examples, execution, batch_size)
     refuse_not_finite(logits)
     labels, weights = examples.labels, token_weights(examples)
     own = jax.tree.map(jnp.asarray, (logits, activations, labels, weights))
     return _as_tokens(tapped.objective, *own)
+
+
+def activations_of(
+    tapped: TappedModel, params: Params, examples: Examples, execution: Execution = Execution()
+) -> Activations:
+    """`forward_all` without logits, which are not computed, on the host.
+
+    Args:
+      tapped, params: the model.
+      examples: a sample.
+      execution: devices; as many examples at a time as leave half of the memory, were there logits.
+
+    Returns:
+      `{tap: [N, T, D]}`, float32; of a classifier T = 1.
+    """
+    one = read_rows(examples.inputs, slice(0, 1))
+    leaves = jax.tree.leaves(jax.eval_shape(tapped.forward, params, one))
+    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
+    most = max(1, execution.memory // 2 // (4 * sum(leaf.size for leaf in leaves)))
+    made = _run(_hidden(tapped), params, examples, execution, min(512, most * mesh.size))
+    tokens = (*examples.token_shape, 1)[:2]
+    for activation in made.values():
+        refuse_not_finite(activation)
+    return {name: v.reshape(*tokens, -1) for name, v in made.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _hidden(tapped: TappedModel) -> Callable[[Params, Any], Activations]:
+    return jax.jit(lambda params, inputs: tapped.forward(params, inputs)[1])
+
+
+def _run(
+    run: Callable[[Params, Any], Any],
+    params: Params,
+    examples: Examples,
+    execution: Execution,
+    batch_size: int,
+) -> Any:
+    """A model's output on all examples, float32 on the host, batch by batch over the devices."""
+    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
+    params, parts = meshes.everywhere(params, mesh), []
+    size = -(-min(batch_size, len(examples)) // mesh.size) * mesh.size
+    for start in execution.progress(range(0, len(examples), size), desc="forward"):
+        rows = read_rows(examples.inputs, slice(start, start + size))
+        rows = jax.tree.map(lambda v: meshes.pad_rows(v, size), rows)
+        with jax.set_mesh(mesh):  # as `traced_over`, outside of a program
+            output = run(params, meshes.place(rows, meshes.over_examples(mesh)))
+        real = min(size, len(examples) - start)  # padding need not travel
+        parts.append(jax.tree.map(lambda v: meshes.fetch(v[:real]).astype(np.float32), output))  # noqa: B023
+    return jax.tree.map(lambda *v: np.concatenate(v), *parts)
 
 
 def token_weights(examples: Examples) -> np.ndarray:
@@ -203,6 +289,15 @@ def token_weights(examples: Examples) -> np.ndarray:
         # One number that stands for all of them.
         return np.broadcast_to(np.float32(1), examples.token_shape)
     return examples.weights
+
+
+def counted_tokens(objective: Objective, examples: Examples) -> np.ndarray:
+    """Whether each token counts, `[N, T]`: of some weight, and a class where labels are classes."""
+    rows = len(examples)
+    counted = np.asarray(token_weights(examples)).reshape(rows, -1) > 0
+    if objective.classes:
+        counted &= np.asarray(examples.labels[:rows]).reshape(rows, -1) != -1
+    return counted
 
 
 def refuse_not_finite(values: np.ndarray) -> None:

@@ -22,12 +22,13 @@ from stride_jax.exact import Step, batch_size, positions
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
-from stride_jax.observed import Forward, as_training, refuse_not_finite
+from stride_jax.observed import Forward, as_training, refuse_not_finite, resident
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.fisher import exact_factor, inverse_factors
 from stride_jax.operators.gradients import outer
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.precision import precise
 from stride_jax.stride import frozen_for
 from stride_jax.taps import Params, TappedModel
 
@@ -199,6 +200,7 @@ class Root(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "width", "dampings"))
+@precise
 def root_of(fisher: ops.Fisher, rank: int, width: int, dampings: tuple[float, float]) -> Root:
     """The root of a curvature.
 
@@ -264,6 +266,7 @@ class Said(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("step", "plain", "doubt"))
+@precise
 def self_batch(
     params: Params,
     site: ops.Site,
@@ -286,13 +289,14 @@ def self_batch(
     """
 
     def part(batch: Any) -> Said:
-        said, context = plain(params, site, batch)
-        # A residual site pulls doubted errors back; the compiler merges what both passes share.
-        read, context = (
-            step.forward(params, site, batch)
-            if site.reads_params
-            else (as_training(said, doubt), context)
-        )
+        with meshes.traced_over(step.mesh):
+            said, context = plain(params, site, batch)
+            # A residual site pulls doubted errors back; the compiler merges what both share.
+            read, context = (
+                step.forward(params, site, batch)
+                if site.reads_params
+                else (as_training(said, doubt), context)
+            )
         b_nxTxR = example_features(basis, read.activations)
         e_nxTxO = site.errors(params, read, context) * read.weights_NxT[..., None]
         own = said.objective.loss(said.logits_NxTxC, said.labels_NxT)
@@ -322,7 +326,7 @@ def _pass(
     size, parts = batch_size(
         extent, _held(root, extent[0], basis.rank, site.width), len(rows), execution, mesh
     )
-    params = meshes.everywhere(source.params, mesh)
+    params = resident(source, mesh, execution.memory).params
     site, basis, root = meshes.place((site, basis, root), whole)
     step = Step(source.forward, parts, mesh)
     made: list[Said] = []

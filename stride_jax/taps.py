@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from stride_jax.inputs import shapes
 from stride_jax.objectives import CROSS_ENTROPY, Objective, named_objective
+from stride_jax.runtime.precision import as_now
 
 Params = Any
 Activations = dict[str, jax.Array]
@@ -40,6 +41,8 @@ class TappedModel:
         activations in place of the model's own; None where the model has no such form.
       shifted: pure, jitted; `forward` with `{tap: shift}` added to the activations; or None.
       objective: the loss that the model was trained with.
+      dtype: what the model rounds all its parameters to before it uses them, such as `bfloat16`;
+        None where it uses them as they are.
 
     >>> tapped = from_function(lambda p, x: (x @ p, {"input": x}))
     >>> logits, activations = tapped(jnp.eye(2), jnp.ones((1, 2)))
@@ -51,6 +54,7 @@ class TappedModel:
     suffix: Suffix | None = None
     shifted: Shifted | None = None
     objective: Objective = CROSS_ENTROPY
+    dtype: str | None = None
 
     def __call__(self, params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
         return self.forward(params, inputs)
@@ -162,14 +166,21 @@ def tap_names(tapped: TappedModel, params: Params, inputs: Any) -> tuple[str, ..
     return tuple(sorted(names(2) & names(3)))
 
 
-@functools.lru_cache(maxsize=64)
 def only(tapped: TappedModel, taps: tuple[str, ...]) -> TappedModel:
     """The same model with some of its taps; `jit` drops what the others alone needed.
 
-    Kept, so that asking again costs no compilation.
+    Its products have the precision that is set now, wherever it is called from. Held, so that
+    asking again costs no compilation.
     """
-    kept = from_function(tapped.forward, taps, tapped.suffix, tapped.shifted)
-    return with_objective(kept, tapped.objective)
+    return _only(tapped, taps, as_now())
+
+
+@functools.lru_cache(maxsize=64)
+def _only(tapped: TappedModel, taps: tuple[str, ...], precision: str) -> TappedModel:
+    own = jax.default_matmul_precision(precision)
+    suffix, shifted = (run and own(run) for run in (tapped.suffix, tapped.shifted))
+    held = from_function(own(tapped.forward), taps, suffix, shifted)
+    return dataclasses.replace(held, objective=tapped.objective, dtype=tapped.dtype)
 
 
 def with_objective(tapped: TappedModel, objective: str | Objective) -> TappedModel:
@@ -211,6 +222,7 @@ def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
         None if inner is None else jax.jit(suffix),
         None if tapped.shifted is None else cooled(tapped.shifted),
         tapped.objective,
+        tapped.dtype,
     )
 
 

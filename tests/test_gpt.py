@@ -22,10 +22,10 @@ from stride_jax.models import (
     read_huggingface,
     read_nanochat,
 )
+from stride_jax.models.attention import causal_attention
 from stride_jax.models.import_huggingface import huggingface_settings
 from stride_jax.models.import_nanochat import nanochat_settings
 from stride_jax.models.importing import fill
-from stride_jax.models.transformer import causal_attention
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.settings import build
 from stride_jax.settings import IndexSettings

@@ -1,5 +1,6 @@
 """Our own linen models, which return `(logits, activations)` and can replace activations."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,4 +34,6 @@ def from_model(module: nn.Module, taps: Sequence[str] | None = None) -> TappedMo
     def shifted(params: Params, inputs: Any, shifts: Activations) -> Any:
         return module.apply({"params": params}, inputs, replace=adding(shifts))
 
-    return from_function(function, taps, suffix, shifted)
+    tapped = from_function(function, taps, suffix, shifted)
+    settings = getattr(module, "settings", None)
+    return dataclasses.replace(tapped, dtype=getattr(settings, "dtype", None))

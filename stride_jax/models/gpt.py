@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from stride_jax.models.attention import ATTENTIONS, causal_attention
 from stride_jax.models.recording import Recorder
 from stride_jax.models.transformer import (
-    ATTENTIONS,
-    causal_attention,
     check_sizes,
     check_tokens,
     linear,
@@ -58,7 +57,7 @@ class GPTSettings:
       mlp_init: initial scale of the MLP's first matrix, relative to that of q, k and v.
       residual_init: initial a_l of the first and the last layer, a straight line between them.
       x0_init: initial b_l, likewise.
-      attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
+      attention: `auto`, `einsum`, `xla` or `cudnn` (`attention.causal_attention`).
       remat: whether a block is computed again in the backward pass, to need less memory.
       dtype: dtype of the computation, `float32` or `bfloat16`; parameters are float32.
       rope_rounded: whether the rotary tables are rounded to bfloat16, as nanochat's are.
@@ -87,7 +86,7 @@ class GPTSettings:
     mlp_init: float = 0.4
     residual_init: tuple[float, float] = (1.15, 1.05)
     x0_init: tuple[float, float] = (0.2, 0.05)
-    attention: str = "einsum"
+    attention: str = "auto"
     remat: bool = False
     dtype: str = "float32"
     rope_rounded: bool = added(False)

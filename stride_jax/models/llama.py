@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from stride_jax.models.attention import ATTENTIONS, causal_attention
 from stride_jax.models.recording import Recorder
 from stride_jax.models.transformer import (
-    ATTENTIONS,
     RopeScaling,
-    causal_attention,
     check_sizes,
     check_tokens,
     linear,
@@ -45,7 +44,7 @@ class LlamaSettings:
       qkv_bias: whether q, k and v have biases, as in Qwen2.
       tied_head: whether the head is the token embedding.
       init_std: standard deviation of all initial weights.
-      attention: `einsum`, `xla` or `cudnn` (`transformer.causal_attention`).
+      attention: `auto`, `einsum`, `xla` or `cudnn` (`attention.causal_attention`).
       remat: whether a block is computed again in the backward pass, to need less memory.
       dtype: dtype of the computation, `float32` or `bfloat16`; parameters are float32.
       qk_norm: whether the heads of q and k have weighted RMSNorms, as in Qwen3.
@@ -65,7 +64,7 @@ class LlamaSettings:
     qkv_bias: bool = True
     tied_head: bool = False
     init_std: float = 0.02
-    attention: str = "einsum"
+    attention: str = "auto"
     remat: bool = False
     dtype: str = "float32"
     qk_norm: bool = added(False)

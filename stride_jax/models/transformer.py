@@ -1,6 +1,6 @@
-"""Parts of our decoder-only transformers: norm, rotary positions, causal attention.
+"""Parts of our decoder-only transformers: norm, rotary positions, dense layers.
 
-Letters: B sequences, T tokens, D width, H query heads, G key/value heads, E width of a head.
+Letters: B sequences, T tokens, D width, H heads, E width of a head.
 """
 
 import dataclasses
@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-
-ATTENTIONS = ("einsum", "xla", "cudnn")
 
 
 def rms_norm(x: jax.Array, eps: float = 2.0**-23) -> jax.Array:
@@ -101,48 +99,6 @@ def rotate(
     sin = -sin if clockwise else sin
     left, right = jnp.split(x_BxTxHxE, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
-
-
-def causal_attention(
-    q_BxTxHxE: jax.Array,
-    k_BxTxGxE: jax.Array,
-    v_BxTxGxE: jax.Array,
-    window: int | None = None,
-    implementation: str = "einsum",
-) -> jax.Array:
-    """`softmax(q kᵀ / sqrt(E)) v` over the tokens `t − window … t`; softmax in float32.
-
-    Args:
-      q_BxTxHxE: queries.
-      k_BxTxGxE: keys; `H / G` neighbouring query heads share one.
-      v_BxTxGxE: values.
-      window: tokens before its own that a token attends to; None for all.
-      implementation: `einsum` runs anywhere and batches well under `vmap`; `xla` and `cudnn` are
-        those of `jax.nn.dot_product_attention`; only `cudnn`, flash attention in bfloat16 on an
-        NVIDIA GPU, holds no `[B, H, T, T]` scores.
-
-    Returns:
-      `[B, T, H * E]`.
-    """
-    batch, length, heads, size = q_BxTxHxE.shape
-    if implementation != "einsum":
-        out = jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
-            q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, is_causal=True, implementation=implementation,  # pyright: ignore[reportArgumentType]
-            local_window_size=None if window is None else (window, 0),
-        )  # fmt: skip
-        return out.reshape(batch, length, heads * size)
-    groups = k_BxTxGxE.shape[2]
-    q = q_BxTxHxE.reshape(batch, length, groups, heads // groups, size)
-    scores = jnp.einsum(
-        "btgre,bsge->bgrts", q, k_BxTxGxE, preferred_element_type=jnp.float32
-    )  # r: query heads of one key head
-    token = jnp.arange(length)
-    back_TxT = token[:, None] - token[None]
-    attended_TxT = (back_TxT >= 0) & (back_TxT <= (length if window is None else window))
-    scores = jnp.where(attended_TxT[None, None, None], scores * size**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxTxGxE.dtype)
-    out = jnp.einsum("bgrts,bsge->btgre", weights, v_BxTxGxE)
-    return out.reshape(batch, length, heads * size)
 
 
 def previous_tokens(x_BxTxD: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ from stride_jax.operators.moments import FORMS, Curvature, Moments, shardings, z
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.precision import precise
 from stride_jax.runtime.programs import Program, shapes_like
 from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Params
@@ -82,6 +83,7 @@ class ClosedFormSettings:
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"))
+@precise
 def solve_steps(
     moments: Moments, settings: ClosedFormSettings, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
@@ -154,6 +156,7 @@ def closed_form(
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "group"))
+@precise
 def _directions(
     fisher: Fisher,
     basis: Basis,

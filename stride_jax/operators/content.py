@@ -17,6 +17,7 @@ import numpy as np
 
 from stride_jax.design import Design
 from stride_jax.operators.outputs import draw_signs, fold
+from stride_jax.runtime.precision import precise
 from stride_jax.runtime.programs import shape
 
 # A sketch holds the leading features of each token, and its errors folded into a few.
@@ -49,6 +50,7 @@ def token_norms(b_BxTxR: jax.Array, e_BxTxO: jax.Array) -> jax.Array:
 
 
 @jax.jit
+@precise
 def sketches(
     content: Content, b_BxTxR: jax.Array, e_BxTxO: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -72,6 +74,7 @@ def sketches(
     return z / jnp.maximum(size_B, 1e-30)[:, None], jnp.where(heavy_B, -size_B, size_B)
 
 
+@precise
 def nearest(centroids_KxZ: jax.Array, z_BxZ: jax.Array) -> jax.Array:
     """The nearest centroid of each sketch, `[B]` int32; of equal ones the first."""
     squares_K = (centroids_KxZ**2).sum(axis=1)

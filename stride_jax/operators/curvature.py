@@ -11,6 +11,7 @@ subsets of a device, o outputs taken at a time, P pairs of outputs, G named grou
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import Moments, compensated, pairs
 from stride_jax.operators.sites import Site
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.precision import precise
 from stride_jax.taps import Params
 
 
@@ -37,7 +39,7 @@ class Batch(NamedTuple):
     Attributes:
       data: input of `Step.forward`.
       row_B: int32 rows of the examples in the training set; −1 for padding.
-      rows_WxSxK: rows of each device's share that each subset sums, from `passes.sum_tables`; None
+      rows_WxSxK: rows of each device's share that each subset sums, from `passes.sum_table`; None
         where content says who joins.
       sizes_K: members of each subset in the batch; None likewise.
       group_B: int32 named group of each example, −1 for none; None where none are named.
@@ -82,7 +84,8 @@ class Step(NamedTuple):
     Attributes:
       forward: the frozen model; traced.
       parts: number of equal parts that the batch is cut into.
-      width: number of outputs whose outer products are held at a time.
+      width: number of outputs whose outer products are held at a time, where a row of devices
+        shares features and errors; 0 where it shares the products, which are smaller.
       mesh: devices.
     """
 
@@ -118,24 +121,15 @@ class _Curvature(NamedTuple):
     tokens: jax.Array
 
 
-def _fisher_pairs(
-    b_nxR: jax.Array, w_n: jax.Array, hessian: Hessian, width: int, mesh: Mesh
-) -> jax.Array:
+def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, hessian: Hessian, width: int) -> jax.Array:
     """`Σ w b bᵀ H_{cc'}` of the pairs `c <= c'` of C = `width` outputs, `[P, R, R]`."""
+
+    def block(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        weight_n = w_n * hessian.entry(*pair)
+        return (b_nxR * weight_n[:, None]).T @ b_nxR
+
     first, second = (jnp.asarray(i) for i in pairs(width))
-
-    def local(b_nxR: jax.Array, w_n: jax.Array, hessian: Hessian) -> jax.Array:
-        def block(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            weight_n = w_n * hessian.entry(*pair)
-            return (b_nxR * weight_n[:, None]).T @ b_nxR
-
-        # One sum over devices, after the loop: on CPU, XLA runs a loop that waits for other devices
-        # concurrently with other waiting work, and runs out of threads.
-        return jax.lax.psum(jax.lax.map(block, (first, second)), mesh.axis_names)
-
-    rows = meshes.over_examples(mesh).spec
-    own = jax.shard_map(local, mesh=mesh, in_specs=(rows,) * 3, out_specs=P())
-    return own(b_nxR, w_n, hessian)
+    return jax.lax.map(block, (first, second))
 
 
 def _by_subset(
@@ -146,19 +140,18 @@ def _by_subset(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`Σ_{i in A_k} g_i`, `[K, R, O]`, `g_i = Σ_t b_{i,t} e_{i,t}ᵀ`; and `||g_i||`, `[B]`.
 
-    Each example's outer product is computed once, `step.width` outputs at a time, and added to its
-    subsets; each device adds up its own examples. Third, the sums by named group, `[G, R, O]`.
+    A row of devices along `subset` shares its examples: their products g where these are smaller
+    (`Step.width` is 0), else features and errors. Third, the sums by named group, `[G, R, O]`.
 
     Args:
       b_BxTxR, e_BxTxO: features and weighted errors.
       joined: subsets and groups.
       step: width and mesh.
     """
-    outputs, width = e_BxTxO.shape[2], step.width
-    blocks = -(-outputs // width)
     own = joined.num_subsets // step.mesh.shape[meshes.SUBSET]
 
     def add(g_nxRo: jax.Array, members: jax.Array) -> jax.Array:
+        """Sums by subset of a row's products, which one of zeros for padding follows."""
         if members.ndim == 3:
             return gather_add(g_nxRo, members[0])
         first = jax.lax.axis_index(meshes.SUBSET) * own
@@ -166,41 +159,79 @@ def _by_subset(
         place_n = jnp.where(members >= first, members - first, own)
         return jax.ops.segment_sum(g_nxRo[:-1], place_n, own)
 
-    def whole(sums: jax.Array) -> jax.Array:
-        """Blocks of outputs joined, `[…, R, O]`."""
-        sums = sums.reshape(blocks, -1, b_BxTxR.shape[2], width)
-        return jnp.moveaxis(sums, 0, 2).reshape(*sums.shape[1:3], blocks * width)[..., :outputs]
+    def by_group(g_nxRo: jax.Array, group_n: jax.Array | None) -> jax.Array | None:
+        if group_n is None:
+            return None
+        # Those of no group come after the last one, and are dropped.
+        place_n = jnp.where(group_n >= 0, group_n, joined.num_groups)
+        return jax.ops.segment_sum(g_nxRo, place_n, joined.num_groups)
 
-    def local(
-        b_nxTxR: jax.Array, e_nxTxO: jax.Array, members: jax.Array, group_n: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        n, tokens, _ = b_nxTxR.shape
-        # Padding rows point at one more example, of zeros.
-        b_nxTxR = jnp.pad(b_nxTxR, ((0, 1), (0, 0), (0, 0)))
-        padded = jnp.pad(e_nxTxO, ((0, 1), (0, 0), (0, blocks * width - outputs)))
-
-        def block(e_nxTxo: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-            g_nxRo = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxo).reshape(n + 1, -1)
-            by_group = None
-            if group_n is not None:
-                # Those of no group come after the last one, and are dropped.
-                place_n = jnp.where(group_n >= 0, group_n, joined.num_groups)
-                by_group = jax.ops.segment_sum(g_nxRo[:-1], place_n, joined.num_groups)
-            return add(g_nxRo, members), (g_nxRo[:-1] ** 2).sum(axis=1), by_group
-
-        split = jnp.moveaxis(padded.reshape(n + 1, tokens, blocks, width), 2, 0)
-        sums, squares_n, by_group = jax.lax.map(block, split)
-        total, named = jax.lax.psum(jax.tree.map(whole, (sums, by_group)), meshes.DATA)
-        return total, jnp.sqrt(squares_n.sum(axis=0)), named
-
-    rows = P(meshes.DATA)
-    table = P(meshes.DATA, None, meshes.SUBSET) if joined.members.ndim == 3 else rows
+    row, everywhere = P(meshes.DATA), meshes.over_examples(step.mesh).spec
+    rows = row if step.width else everywhere
+    local = functools.partial(
+        _shared_tokens if step.width else _shared_products, add, by_group, step.width
+    )
+    table = P(meshes.DATA, None, meshes.SUBSET) if joined.members.ndim == 3 else row
     # Norms and the groups' sums are the same along `subset`, which the checker can't know.
     summed = jax.shard_map(
         local, mesh=step.mesh, in_specs=(rows, rows, table, rows),
         out_specs=(P(meshes.SUBSET), rows, P()), check_vma=False,
     )  # fmt: skip
     return summed(b_BxTxR, e_BxTxO, joined.members, joined.group_B)
+
+
+_Add = Callable[[jax.Array, Any], Any]
+
+
+def _shared_products(
+    add: _Add,
+    by_group: _Add,
+    width: int,
+    b_nxTxR: jax.Array,
+    e_nxTxO: jax.Array,
+    members: jax.Array,
+    group_n: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Each device makes the products of its own examples, `[n, R, O]`, and its row shares them."""
+    del width
+    n, rank, outputs = len(b_nxTxR), b_nxTxR.shape[2], e_nxTxO.shape[2]
+    g_nxRO = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxO).reshape(n, -1)
+    row_nxRO = jax.lax.all_gather(g_nxRO, meshes.SUBSET, tiled=True)
+    total = jax.lax.psum(add(jnp.pad(row_nxRO, ((0, 1), (0, 0))), members), meshes.DATA)
+    named = jax.lax.psum(by_group(g_nxRO, group_n), (meshes.DATA, meshes.SUBSET))
+    total, named = (jax.tree.map(lambda v: v.reshape(-1, rank, outputs), v) for v in (total, named))
+    return total, jnp.sqrt((g_nxRO**2).sum(axis=1)), named
+
+
+def _shared_tokens(
+    add: _Add,
+    by_group: _Add,
+    width: int,
+    b_nxTxR: jax.Array,
+    e_nxTxO: jax.Array,
+    members: jax.Array,
+    group_n: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Each device of a row makes the products of all its examples, `width` outputs at a time."""
+    (n, tokens, rank), outputs = b_nxTxR.shape, e_nxTxO.shape[2]
+    blocks = -(-outputs // width)
+    b_nxTxR = jnp.pad(b_nxTxR, ((0, 1), (0, 0), (0, 0)))
+    padded = jnp.pad(e_nxTxO, ((0, 1), (0, 0), (0, blocks * width - outputs)))
+
+    def block(e_nxTxo: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        g_nxRo = jnp.einsum("ntr,nto->nro", b_nxTxR, e_nxTxo).reshape(n + 1, -1)
+        own_nxRo = g_nxRo[:-1]
+        return add(g_nxRo, members), (own_nxRo**2).sum(axis=1), by_group(own_nxRo, group_n)
+
+    def whole(sums: jax.Array) -> jax.Array:
+        """Blocks of outputs joined, `[…, R, O]`."""
+        sums = sums.reshape(blocks, -1, rank, width)
+        return jnp.moveaxis(sums, 0, 2).reshape(*sums.shape[1:3], blocks * width)[..., :outputs]
+
+    split = jnp.moveaxis(padded.reshape(n + 1, tokens, blocks, width), 2, 0)
+    sums, squares_n, named = jax.lax.map(block, split)
+    total, named = jax.lax.psum(jax.tree.map(whole, (sums, named)), meshes.DATA)
+    return total, jnp.sqrt(squares_n.sum(axis=0)), named
 
 
 def _assigned(content: Content, b_BxTxR: jax.Array, e_BxTxO: jax.Array, mesh: Mesh) -> jax.Array:
@@ -213,10 +244,16 @@ def _assigned(content: Content, b_BxTxR: jax.Array, e_BxTxO: jax.Array, mesh: Me
 
 
 def _keep(kept: Kept, b_BxTxR: jax.Array, e_BxTxO: jax.Array, row_B: jax.Array, mesh: Mesh) -> Kept:
-    """Each device's store with the heaviest of its own examples."""
-    rows = P(meshes.DATA)
+    """Each row's store with the heaviest of its devices' own examples."""
+    row, rows = P(meshes.DATA), meshes.over_examples(mesh).spec
+
+    def local(kept: Kept, b_nxTxR: jax.Array, e_nxTxO: jax.Array, row_n: jax.Array) -> Kept:
+        new = stores.of_batch(kept, b_nxTxR, e_nxTxO, row_n)
+        new = jax.tree.map(lambda v: jax.lax.all_gather(v, meshes.SUBSET, tiled=True), new)
+        return stores.with_more(kept, new)
+
     own = jax.shard_map(
-        stores.with_batch, mesh=mesh, in_specs=(rows,) * 4, out_specs=rows, check_vma=False
+        local, mesh=mesh, in_specs=(row, rows, rows, rows), out_specs=row, check_vma=False
     )
     return own(kept, b_BxTxR, e_BxTxO, row_B)
 
@@ -229,6 +266,31 @@ class _Part(NamedTuple):
     residual_n: jax.Array
 
 
+def _curvature(
+    rotation: tuple[jax.Array, jax.Array] | None,
+    site: Site,
+    observed: Observed,
+    b_nxTxR: jax.Array,
+    e_nxTxO: jax.Array,
+    exact: bool,
+) -> _Curvature:
+    """The curvature of one device's examples; errors without their weights."""
+    w, b, e = (v.reshape(observed.weights_NxT.size, -1)
+               for v in (observed.weights_NxT, b_nxTxR, e_nxTxO))  # fmt: skip
+    w_n, hessian, eigenvalues = w[:, 0], observed.hessian(), None
+    if rotation is not None:
+        left, right = rotation
+        # `Σ w (Q_bᵀ b)² ⊗ (variance of the outputs' errors along Q_o)`
+        eigenvalues = ((b @ left) ** 2 * w).T @ site.variances(right, hessian, e)
+    return _Curvature(
+        (w * b).T @ b,
+        site.fisher(w_n, hessian, e),
+        _fisher_pairs(b, w_n, hessian, site.width) if exact else None,
+        eigenvalues,
+        w_n.sum(),
+    )
+
+
 def _part(
     total: Moments,
     params: Params,
@@ -237,29 +299,28 @@ def _part(
     output: tuple[Observed, Context, jax.Array],
     mesh: Mesh,
 ) -> tuple[_Curvature, _Part]:
-    """Curvature of a part's examples, and what is summed by subset later."""
+    """Curvature of a part's examples by device, `[devices, …]`; what is summed by subset later."""
     observed, context, mask_n = output
     b_nxTxR = example_features(basis, observed.activations)
-    weights_nxT = observed.weights_NxT * mask_n[:, None]
     errors_nxTxO = site.errors(params, observed, context)
-    w, b, e = (v.reshape(weights_nxT.size, -1) for v in (weights_nxT, b_nxTxR, errors_nxTxO))
-    w_n, hessian, eigenvalues = w[:, 0], observed.hessian(), None
-    if total.rotation is not None:
-        left, right = total.rotation
-        # `Σ w (Q_bᵀ b)² ⊗ (variance of the outputs' errors along Q_o)`
-        eigenvalues = ((b @ left) ** 2 * w).T @ site.variances(right, hessian, e)
-    curvature = _Curvature(
-        (w * b).T @ b,
-        site.fisher(w_n, hessian, e),
-        None if total.fisher_PxRxR is None else _fisher_pairs(b, w_n, hessian, site.width, mesh),
-        eigenvalues,
-        w_n.sum(),
+    weights_nxT = observed.weights_NxT * mask_n[:, None]
+    observed = dataclasses.replace(observed.without_taps(), weights_NxT=weights_nxT)
+
+    def local(*args: Any) -> _Curvature:
+        own = _curvature(*args, exact=total.fisher_PxRxR is not None)
+        return jax.tree.map(lambda v: v[None], own)
+
+    rows = meshes.over_examples(mesh).spec
+    by_device = jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), P(), rows, rows, rows), out_specs=rows, check_vma=False
     )
-    residual_n = dataclasses.replace(observed, weights_NxT=weights_nxT).residuals()
-    return curvature, _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], residual_n)
+    curvature = by_device(total.rotation, site, observed, b_nxTxR, errors_nxTxO)
+    rest = _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], observed.residuals())
+    return curvature, rest
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="step")
+@precise
 def add_batch(
     sums: Sums,
     params: Params,
@@ -274,7 +335,8 @@ def add_batch(
     num_subsets, mask_B = total.sizes_K[0].shape[0], (batch.row_B >= 0).astype(jnp.float32)
 
     def part(rows: tuple[Any, jax.Array]) -> tuple[_Curvature, _Part]:
-        output = (*step.forward(params, site, rows[0]), rows[1])
+        with meshes.traced_over(step.mesh):
+            output = (*step.forward(params, site, rows[0]), rows[1])
         return _part(total, params, site, basis, output, step.mesh)
 
     def add(so_far: _Curvature, rows: Any) -> tuple[_Curvature, _Part]:
@@ -283,8 +345,13 @@ def add_batch(
 
     pieces = jax.tree.map(lambda v: meshes.cut(v, devices, step.parts), (batch.data, mask_B))
     shapes, _ = jax.eval_shape(part, jax.tree.map(lambda v: v[0], pieces))
-    none = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
+    own = meshes.over_examples(step.mesh)
+    none = jax.tree.map(
+        lambda v: jax.lax.with_sharding_constraint(jnp.zeros(v.shape, v.dtype), own), shapes
+    )
+    # Devices wait for each other once a batch, after the loop.
     new, rest = jax.lax.scan(add, none, pieces)
+    new = jax.tree.map(lambda v: v.sum(axis=0), new)
     rest = jax.tree.map(lambda v: meshes.joined(v, devices), rest)
     b_BxTxR, e_BxTxO = rest.b_nxTxR, rest.e_nxTxO
     if content is not None:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from stride_jax.operators.factor import cholesky
 from stride_jax.operators.moments import Moments, pairs
+from stride_jax.runtime.precision import precise
 
 
 @jax.tree_util.register_dataclass
@@ -90,6 +91,7 @@ def blocks(exact_LxS: jax.Array, rank: int, width: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("damping", "output_damping", "mesh"))
+@precise
 def precondition(
     fisher: Fisher,
     v_BxRxO: jax.Array,

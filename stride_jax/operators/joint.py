@@ -31,6 +31,7 @@ from stride_jax.operators.steering import Operators
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.keep import Keep
+from stride_jax.runtime.precision import precise
 from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shapes_like
 
 
@@ -88,6 +89,7 @@ def training(
     where = jax.tree.map(lambda v: split if v.shape == size else whole, shapes)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(where, whole))
+    @precise
     def step(state: Any, problem: Problem, site: Site, key: jax.Array) -> Any:
         tree, moments = state
         count = problem.subsets_Nxd.shape[0]

@@ -62,28 +62,30 @@ def free(devices: int, places: int, rank: int, width: int, precision: str) -> Ke
     )
 
 
-def with_batch(
-    kept: Kept, b_nxTxR: jax.Array, e_nxTxO: jax.Array, row_n: jax.Array
-) -> Kept:  # fmt: skip
-    """The heaviest of a store and of a batch on one device; free places stay behind.
+def of_batch(kept: Kept, b_nxTxR: jax.Array, e_nxTxO: jax.Array, row_n: jax.Array) -> Kept:
+    """The heaviest tokens of a batch on one device, no more than a store has places.
 
     Args:
       kept: the store.
       b_nxTxR, e_nxTxO: features and weighted errors of the batch.
       row_n: rows of the examples; −1 for padding.
     """
-    places, tokens = len(kept), b_nxTxR.shape[1]
+    tokens = b_nxTxR.shape[1]
     norms = jnp.where(row_n[:, None] >= 0, token_norms(b_nxTxR, e_nxTxO), 0.0).reshape(-1)
-    some, at = jax.lax.top_k(norms, min(places, norms.shape[0]))
-    new = Kept(
+    some, at = jax.lax.top_k(norms, min(len(kept), norms.shape[0]))
+    return Kept(
         b_nxTxR.reshape(norms.shape[0], -1)[at].astype(kept.b_HxR.dtype),
         e_nxTxO.reshape(norms.shape[0], -1)[at].astype(kept.e_HxO.dtype),
         some,
         jnp.where(some > 0, row_n[at // tokens], -1),
         (at % tokens).astype(jnp.int32),
     )
+
+
+def with_more(kept: Kept, new: Kept) -> Kept:
+    """The heaviest of a store and of new tokens; free places stay behind."""
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), kept, new)
-    _, at = jax.lax.top_k(both.norm_H, places)
+    _, at = jax.lax.top_k(both.norm_H, len(kept))
     return jax.tree.map(lambda v: v[at], both)
 
 

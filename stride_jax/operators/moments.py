@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.precision import precise
 
 FORMS = ("exact", "eigen", "kronecker")
 """The whole Fisher; Kronecker factors with corrected eigenvalues; Kronecker factors."""
@@ -158,6 +159,7 @@ def of_groups(moments: Moments) -> Moments:
     return jax.tree.map(lambda v: jnp.asarray(meshes.fetch(v)), own)
 
 
+@precise
 def eigenbases(moments: Moments) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors of the two Kronecker factors, in which the Fisher is taken as diagonal."""
     return (

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import Design, members
-from stride_jax.observed import Source, refuse_not_finite
+from stride_jax.observed import Source, refuse_not_finite, resident
 from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis
 from stride_jax.operators.content import Content
@@ -120,10 +120,8 @@ def accumulate(
         rotation = eigenbases(factors.moments)
     mesh, count = execution.mesh_for(design.num_subsets), source.num_rows
     content = members if isinstance(members, Content) else None
-    params, site, basis, rotation, content = meshes.everywhere(
-        (source.params, site, basis, rotation, content), mesh
-    )
-    source, curvature = source._replace(params=params), Curvature(form, rotation)
+    site, basis, rotation, content = meshes.everywhere((site, basis, rotation, content), mesh)
+    source, curvature = resident(source, mesh, execution.memory), Curvature(form, rotation)
     step = program(design, site, basis, source, curvature, count, execution, content, store)
     num_groups = 0 if labels is None else labels.groups
     sums = Sums(
@@ -151,7 +149,7 @@ def accumulate(
 
     for first in execution.progress(range(begin, count, size), desc="operators"):
         batch = _placed(source.data, np.arange(first, first + size), next(tables), mesh, labels)
-        sums, made = step(sums, params, site, basis, content, batch)
+        sums, made = step(sums, source.params, site, basis, content, batch)
         waiting.append((first, made))
         keep.step(loop, min(first + size, count), state)
     sums, own = state()
@@ -210,6 +208,7 @@ def program(
     batch is likely to need; a pass itself knows the number. Named groups are left out.
     """
     mesh, k = execution.mesh_for(design.num_subsets), design.num_subsets
+    source = resident(source, mesh, execution.memory)
     size, step = batch_sizes(source.extent(site), (basis.rank, site.width), count, execution, mesh)
     total = jax.eval_shape(
         lambda rotation: zeros(k, basis.rank, site.width, Curvature(curvature.form, rotation)),
@@ -245,25 +244,32 @@ def batch_sizes(
 ) -> tuple[int, tuple[int, int]]:
     """Examples per batch; its parts, and the outputs taken at a time, as the memory allows.
 
+    An example's product is `[R, O]`, its features and errors are `[T, R + O]`: a row of devices
+    along `subset` shares what is smaller, of all outputs at once (0) if it is the product.
+
     Args:
       extent: T tokens and C classes.
       outer: R features and O outputs.
       count: N.
-      execution: its `batch_size` counts examples per row of devices along `subset`, all of which
-        hold the row's features and errors.
+      execution: its `batch_size` counts examples per row of devices along `subset`.
       mesh: devices.
     """
     (tokens, classes), (rank, outputs) = extent, outer
     # One share: a part's logits, or the outer products held at a time. Four: a batch's features
-    # and errors.
+    # and errors, or what a device holds of them and the row's products.
     memory = execution.memory // 16
     devices, rows = mesh.size, mesh.shape[meshes.DATA]
-    held = 4 * tokens * (rank + outputs)
+    held, product = 4 * tokens * (rank + outputs), 4 * rank * outputs
+    shares_products = product < held
+    if shares_products:
+        held = -(-held // mesh.shape[meshes.SUBSET]) + product
     batch = meshes.even(count, rows * min(execution.batch_size, max(1, 4 * memory // held)))
     own = -(-batch // devices)
     # About four arrays of a part's logits are alive at once.
     parts = -(-own // max(1, memory // (4 * 4 * tokens * classes)))
     size = devices * parts * -(-own // parts)
+    if shares_products:
+        return size, (parts, 0)
     width = memory // (4 * rank * size // rows)
     return size, (parts, max(1, min(outputs, width)))
 
@@ -276,36 +282,40 @@ def _tables(members: Any, begin: int, num_subsets: int, size: int, mesh: Mesh) -
     """The tables of batches from `begin` on, one after the other."""
     if isinstance(members, Content):
         yield from itertools.repeat((None, None))
-    elif not isinstance(members, Rows):
-        yield from sum_tables(np.asarray(members)[begin:], num_subsets, size, mesh)
     else:
-        # Nothing of N is held. One shape that hardly ever fails to suffice, so one program.
-        count, degree = members.shape
-        mean = size / mesh.shape[meshes.DATA] * degree / num_subsets
-        most = math.ceil(mean + 6 * mean**0.5 + 4)
-        for first in range(begin, count, size):
+        members = members if isinstance(members, Rows) else np.asarray(members)
+        own = size // mesh.shape[meshes.DATA]
+        most = _longest(members, num_subsets, own)
+        for first in range(begin, members.shape[0], size):
             some = members[first : first + size]
-            ((rows, sizes),) = sum_tables(some, num_subsets, size, mesh, most)
+            rows, sizes = sum_table(some, num_subsets, own, size // own, most)
             most = rows.shape[1]
             yield rows, sizes
 
 
-def sum_tables(
-    subsets_Nxd: np.ndarray, num_subsets: int, size: int, mesh: Mesh, least: int = 0
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every batch, the rows that each sum adds, `[W, S, K]`, and the subsets' sizes, `[K]`.
+def _longest(subsets_Nxd: np.ndarray | Rows, num_subsets: int, own: int) -> int:
+    """Rows of the longest sum of `own` examples of a batch, so that one program serves them all.
 
-    The W devices along `data` number their rows of the batch from 0; the row after the last one is
-    zero and serves as padding. S is the number of rows of the longest sum, and at least `least`.
+    Of rows that are drawn as they are read, a number that hardly ever fails to suffice.
     """
-    own = size // mesh.shape[meshes.DATA]
-    tables = []
-    for start in range(0, len(subsets_Nxd), size):
-        batch = subsets_Nxd[start : start + size]
-        parts = [members(batch[i : i + own], num_subsets) for i in range(0, size, own)]
-        rows = [np.where(mask > 0, rows, own).T for rows, mask in parts]
-        tables.append((rows, np.sum([mask.sum(axis=1) for _, mask in parts], 0, np.float32)))
-    most = max((len(rows) for parts, _ in tables for rows in parts), default=0)
-    most = max(most, least)
-    pad = lambda v: np.pad(v, ((0, most - len(v)), (0, 0)), constant_values=own)  # noqa: E731
-    return [(np.stack([pad(rows) for rows in parts]), sizes) for parts, sizes in tables]
+    if isinstance(subsets_Nxd, Rows):
+        mean = own * subsets_Nxd.shape[1] / num_subsets
+        return math.ceil(mean + 6 * mean**0.5 + 4)
+    parts = (subsets_Nxd[i : i + own].ravel() for i in range(0, len(subsets_Nxd), own))
+    return max((int(np.bincount(part).max()) for part in parts), default=0)
+
+
+def sum_table(
+    subsets_Bxd: np.ndarray, num_subsets: int, own: int, devices: int, least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of a batch, the rows that each sum adds, `[W, S, K]`, and the subsets' sizes, `[K]`.
+
+    The W devices along `data` number their `own` rows from 0; the row after the last one is zero
+    and serves as padding. S is the number of rows of the longest sum, and at least `least`.
+    """
+    starts = range(0, own * devices, own)
+    parts = [members(subsets_Bxd[i : i + own], num_subsets) for i in starts]
+    rows = [np.where(mask > 0, rows, own).T for rows, mask in parts]
+    most = max(least, *(len(v) for v in rows))
+    padded = [np.pad(v, ((0, most - len(v)), (0, 0)), constant_values=own) for v in rows]
+    return np.stack(padded), np.sum([mask.sum(axis=1) for _, mask in parts], 0, np.float32)

@@ -93,6 +93,7 @@ class CheckpointKeep:
         self._clock = clock
         self._writers: dict[str, checkpoint.Writer] = {}
         self._saved, self._reported = clock(), (clock(), 0)
+        self._agreement = _Agreement(clock)
 
     def resume(self, loop: str, state: Any) -> tuple[int, Any]:
         """As in `Keep`; numpy arrays in the state come back as such.
@@ -141,7 +142,7 @@ class CheckpointKeep:
             speed = (position - before) / max(self._clock() - then, 1e-9)
             self._report(loop, position, numbers | {"per_second": speed})
             self._reported = self._clock(), position
-        due, asked = self._agreed(now - self._saved >= self.settings.seconds)
+        due, asked = self._agreement(now - self._saved >= self.settings.seconds, bool(self.stop))
         if not (due or asked):
             return
         arrays, folder = meshes.everywhere(_named(state()), self.mesh), self.folder / loop
@@ -164,11 +165,34 @@ class CheckpointKeep:
         while self._writers:
             self._writers.popitem()[1].close()
 
-    def _agreed(self, due: bool) -> tuple[bool, bool]:
-        """The first process's clock, and any process's request to stop."""
+
+class _Agreement:
+    """Processes agree to save or to stop about once a second, since each time they wait.
+
+    Attributes:
+      steps: steps between two agreements, the same in all processes.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.steps, self._waited = 1, 0
+        self._clock, self._then = clock, clock()
+
+    def __call__(self, due: bool, stop: bool) -> tuple[bool, bool]:
+        """Whether it is time to save, by the first process's clock; whether any was told to stop.
+
+        Args:
+          due: whether this process's clock says that it is time.
+          stop: whether this process was told to stop.
+        """
         if jax.process_count() == 1:
-            return due, bool(self.stop)
-        flags = multihost_utils.process_allgather(np.array([due, bool(self.stop)]))
+            return due, stop
+        self._waited += 1
+        if self._waited < self.steps:
+            return False, False
+        own = np.array([due, stop, self._clock() - self._then], np.float32)
+        flags = multihost_utils.process_allgather(own)
+        self.steps = steps_a_second(self._waited, float(flags[0, 2]))
+        self._waited, self._then = 0, self._clock()
         return bool(flags[0, 0]), bool(flags[:, 1].any())
 
 
@@ -177,6 +201,15 @@ def _any(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def steps_a_second(steps: int, seconds: float) -> int:
+    """Steps until processes agree again, if so many took so long: at most twice as many.
+
+    >>> steps_a_second(8, 0.1), steps_a_second(8, 2.0), steps_a_second(1, 60.0)
+    (16, 4, 1)
+    """
+    return max(1, min(2 * steps, int(steps / max(seconds, 1e-6))))
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -97,6 +97,14 @@ def single_mesh() -> Mesh:
     return arranged((1, 1), jax.local_devices())
 
 
+def traced_over(mesh: Mesh) -> Any:
+    """Context in which a model is traced whose batch lies over all devices of the mesh.
+
+    A kernel of an accelerator, which the compiler can't divide, asks for it (`models.attention`).
+    """
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def over_subsets(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first axis is the K subsets."""
     return NamedSharding(mesh, P(SUBSET))
