@@ -93,7 +93,7 @@ class CheckpointKeep:
         self._clock = clock
         self._writers: dict[str, checkpoint.Writer] = {}
         self._saved, self._reported = clock(), (clock(), 0)
-        self._agreement = _Agreement(clock)
+        self._every, self._waited, self._met = 1, 0, clock()
 
     def resume(self, loop: str, state: Any) -> tuple[int, Any]:
         """As in `Keep`; numpy arrays in the state come back as such.
@@ -142,7 +142,7 @@ class CheckpointKeep:
             speed = (position - before) / max(self._clock() - then, 1e-9)
             self._report(loop, position, numbers | {"per_second": speed})
             self._reported = self._clock(), position
-        due, asked = self._agreement(now - self._saved >= self.settings.seconds, bool(self.stop))
+        due, asked = self._agreed(now - self._saved >= self.settings.seconds)
         if not (due or asked):
             return
         arrays, folder = meshes.everywhere(_named(state()), self.mesh), self.folder / loop
@@ -165,34 +165,21 @@ class CheckpointKeep:
         while self._writers:
             self._writers.popitem()[1].close()
 
+    def _agreed(self, due: bool) -> tuple[bool, bool]:
+        """The first process's clock, and any process's request to stop.
 
-class _Agreement:
-    """Processes agree to save or to stop about once a second, since each time they wait.
-
-    Attributes:
-      steps: steps between two agreements, the same in all processes.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.steps, self._waited = 1, 0
-        self._clock, self._then = clock, clock()
-
-    def __call__(self, due: bool, stop: bool) -> tuple[bool, bool]:
-        """Whether it is time to save, by the first process's clock; whether any was told to stop.
-
-        Args:
-          due: whether this process's clock says that it is time.
-          stop: whether this process was told to stop.
+        Processes wait for each other to agree, so they do after as many steps as take a second by
+        the clock of the first.
         """
         if jax.process_count() == 1:
-            return due, stop
+            return due, bool(self.stop)
         self._waited += 1
-        if self._waited < self.steps:
+        if self._waited < self._every:
             return False, False
-        own = np.array([due, stop, self._clock() - self._then], np.float32)
+        own = np.array([due, bool(self.stop), self._clock() - self._met], np.float32)
         flags = multihost_utils.process_allgather(own)
-        self.steps = steps_a_second(self._waited, float(flags[0, 2]))
-        self._waited, self._then = 0, self._clock()
+        self._every = steps_a_second(self._waited, float(flags[0, 2]))
+        self._waited, self._met = 0, self._clock()
         return bool(flags[0, 0]), bool(flags[:, 1].any())
 
 
