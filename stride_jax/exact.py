@@ -20,9 +20,10 @@ from stride_jax import operators as ops
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
-from stride_jax.observed import Forward, Source, refuse_not_finite, resident
+from stride_jax.observed import Forward, Source, refuse_not_finite
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.gradients import steering_gradients
+from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.precision import precise

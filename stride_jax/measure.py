@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.observed import Context, Forward, Observed, Source, resident
+from stride_jax.observed import Context, Forward, Observed, Source
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.gradients import steering_gradients, token_groups
 from stride_jax.operators.questions import LOSS, Question, asked_of, named_question
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators, shardings
+from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.precision import precise

@@ -22,10 +22,11 @@ from stride_jax.exact import Step, batch_size, positions
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
-from stride_jax.observed import Forward, as_training, refuse_not_finite, resident
+from stride_jax.observed import Forward, as_training, refuse_not_finite
 from stride_jax.operators.basis import example_features
 from stride_jax.operators.fisher import exact_factor, inverse_factors
 from stride_jax.operators.gradients import outer
+from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.precision import precise

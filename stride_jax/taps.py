@@ -177,8 +177,9 @@ def only(tapped: TappedModel, taps: tuple[str, ...]) -> TappedModel:
 
 @functools.lru_cache(maxsize=64)
 def _only(tapped: TappedModel, taps: tuple[str, ...], precision: str) -> TappedModel:
-    own = jax.default_matmul_precision(precision)
-    suffix, shifted = (run and own(run) for run in (tapped.suffix, tapped.shifted))
+    own: Any = jax.default_matmul_precision(precision)
+    suffix = None if tapped.suffix is None else own(tapped.suffix)
+    shifted = None if tapped.shifted is None else own(tapped.shifted)
     held = from_function(own(tapped.forward), taps, suffix, shifted)
     return dataclasses.replace(held, objective=tapped.objective, dtype=tapped.dtype)
 

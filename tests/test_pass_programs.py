@@ -18,8 +18,8 @@ from stride_jax.fitting import fit_programs
 from stride_jax.frozen import resolve
 from stride_jax.models import GPTSettings, LlamaSettings, ModelSettings, make_model, param_shapes
 from stride_jax.models.attention import causal_attention, splash
-from stride_jax.observed import resident
 from stride_jax.operators.moments import Curvature
+from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.settings import IndexSettings
@@ -98,7 +98,8 @@ def test_a_users_precision_is_the_models():
     frozen, examples = scene("gpt")
     one = examples.take([0])
     with jax.default_matmul_precision("float32"):
-        again = resolve(frozen.tapped, frozen.params, one.inputs, frozen.settings)
+        tapped = from_model(make_model(MODELS["gpt"], VOCAB))
+        again = resolve(tapped, frozen.params, one.inputs, frozen.settings)
     source = again.source(one)
     text = jax.jit(source.forward).lower(source.params, again.sites["block0"], source.data)
     assert set(precisions(text.as_text())) == {"HIGHEST"}

@@ -165,7 +165,7 @@ def _splash(
     mask = kernels.CausalMask(shape)
     if window is not None:
         mask = kernels.LocalMask(shape, (window, 0), offset=0)
-    attend = kernels.make_splash_mha_single_device(
+    attend: Any = kernels.make_splash_mha_single_device(
         kernels.MultiHeadMask([mask] * heads), block_sizes=kernels.BlockSizes(**sizes),
         interpret=interpret,
     )  # fmt: skip

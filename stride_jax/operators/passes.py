@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stride_jax.design import Design, members
-from stride_jax.observed import Source, refuse_not_finite, resident
+from stride_jax.observed import Source, refuse_not_finite
 from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis
 from stride_jax.operators.content import Content
@@ -31,6 +31,7 @@ from stride_jax.operators.moments import (
     zeros,
 )
 from stride_jax.operators.sites import Site
+from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.programs import Program, shape, shapes_everywhere, shapes_like
@@ -318,4 +319,5 @@ def sum_table(
     rows = [np.where(mask > 0, rows, own).T for rows, mask in parts]
     most = max(least, *(len(v) for v in rows))
     padded = [np.pad(v, ((0, most - len(v)), (0, 0)), constant_values=own) for v in rows]
-    return np.stack(padded), np.sum([mask.sum(axis=1) for _, mask in parts], 0, np.float32)
+    sizes_K = np.stack([mask.sum(axis=1) for _, mask in parts]).sum(axis=0, dtype=np.float32)
+    return np.stack(padded), sizes_K

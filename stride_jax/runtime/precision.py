@@ -4,6 +4,8 @@ On a TPU, and on a GPU with TF32, a product of float32 matrices rounds its facto
 (or 10 bits) unless told otherwise: sums over a corpus would then add up products good to .4 %.
 """
 
+from typing import Any
+
 import jax
 
 precise = jax.default_matmul_precision("highest")
@@ -15,4 +17,5 @@ def as_now() -> str:
 
     A name stays with a product's derivatives, wherever these are traced; None would not.
     """
-    return jax.config.jax_default_matmul_precision or "default"
+    config: Any = jax.config
+    return config.jax_default_matmul_precision or "default"
