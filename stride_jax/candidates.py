@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stride_jax.ids import as_ids
+from stride_jax.ids import as_ids, rows_of
 
 SKETCH = "sketch"
 """The source of candidates that the measurements themselves point to."""
@@ -52,12 +52,12 @@ def named(source: str, ids: Any, train_ids: np.ndarray, num_queries: int) -> Can
             f"candidates {source!r}: {len(lists)} lists for {num_queries} queries; give one list "
             "of ids for all queries, or one for each"
         )
-    place = {name: i for i, name in enumerate(train_ids.tolist())}
     wanted = [as_ids(f"candidates {source!r}", one) if len(one) else [] for one in lists]
+    place = rows_of(train_ids, [str(i) for one in wanted for i in one])
     missing = {str(i) for one in wanted for i in one if str(i) not in place}
     if missing:
         raise ValueError(
-            f"candidates {source!r}: {len(missing)} ids are not among the index' {len(place)} "
+            f"candidates {source!r}: {len(missing)} ids are not among the index' {len(train_ids)} "
             f"training examples, first {min(missing)!r}"
         )
     return Candidates(source, padded([[place[str(i)] for i in one] for one in wanted]))

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from stride_jax.ids import grouped
 from stride_jax.index import Index
 from stride_jax.recovery import Diagnostics, LassoState, Recovery, init, recover
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.rows import Taken
 from stride_jax.settings import ReadSettings
 
 
@@ -26,12 +28,13 @@ class Estimator:
     """An index's design, ready for any measurements.
 
     Attributes:
-      matrix_KxN: M.
+      matrix_KxN: M by content; None by hash, where the Lasso's state holds it.
       rest_N: sizes of the gradients of what is not kept; 0 for an example that is kept whole.
       state: of the Lasso, over keys; None where content decides.
       shares_GxN: share of each example in its key's column; None where each stands alone.
       twin_N: row of each example's first copy, whose exact score is its own too; None likewise.
       settings: how measurements are read.
+      column_N: column of each example in the Lasso's state; None where each has its own.
     """
 
     matrix_KxN: Any
@@ -40,6 +43,22 @@ class Estimator:
     shares_GxN: Any
     twin_N: np.ndarray | None
     settings: ReadSettings
+    column_N: np.ndarray | None = None
+
+    @functools.cached_property
+    def table_Gxd(self) -> np.ndarray:
+        """The subsets of the Lasso's columns, on the host."""
+        assert self.state is not None, "subsets by hash are those of the Lasso"
+        return np.asarray(self.state.table_Pxd)[: self.state.num_train]
+
+    def subsets(self, rows: np.ndarray) -> np.ndarray:
+        """The subsets that some examples joined by hash, `[rows, d]`."""
+        return self.table_Gxd[rows if self.column_N is None else self.column_N[rows]]
+
+    @functools.cached_property
+    def copies(self) -> "Copies":
+        """What finds the copies of first copies."""
+        return Copies(self.twin_N)
 
     @functools.cached_property
     def cluster_N(self) -> np.ndarray:
@@ -47,9 +66,40 @@ class Estimator:
         return self.matrix_KxN.tocsc().indices
 
 
+class Copies:
+    """Examples by their first copies.
+
+    Args:
+      twin_N: row of each example's first copy; None where each stands alone.
+    """
+
+    def __init__(self, twin_N: np.ndarray | None) -> None:
+        self._copy_N = self._first_N = None
+        if twin_N is not None:
+            self._copy_N = np.argsort(twin_N, kind="stable")
+            self._first_N = twin_N[self._copy_N]
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All copies of first copies, ascending, and which of the rows each is a copy of.
+
+        >>> [v.tolist() for v in Copies(np.array([0, 1, 0])).of(np.array([0, 1]))]
+        [[0, 1, 2], [0, 1, 0]]
+        """
+        if self._copy_N is None or self._first_N is None:
+            return rows, np.arange(len(rows))
+        begin, end = (np.searchsorted(self._first_N, rows, side) for side in ("left", "right"))
+        parts = [self._copy_N[i:j] for i, j in zip(begin, end, strict=True)]
+        copies, place = (
+            np.concatenate([rows[:0], *parts]),
+            np.repeat(np.arange(len(rows)), end - begin),
+        )
+        order = np.argsort(copies)
+        return copies[order], place[order]
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Estimated scores of all examples, made dense for some rows at a time.
+    """Estimated scores of all examples.
 
     Attributes:
       sparse_YxN: influences of the Lasso; None by content.
@@ -81,10 +131,10 @@ def lasso_state(
     """The index' design with its penalty weights, a column a key, ready for any measurements."""
     residual_G, subsets_Gxd = index.residual_N, index.subsets_Nxd
     if index.keys is not None:
-        _, first_G, group_N = np.unique(index.keys, return_index=True, return_inverse=True)
+        first_G, group_N = grouped(index.keys)
         # A key's gradient is a sum, whose size its members' sizes bound.
         residual_G = np.bincount(group_N, residual_G)
-        subsets_Gxd = subsets_Gxd[first_G]
+        subsets_Gxd = Taken(subsets_Gxd, first_G)
     weights_G = penalty_weights(residual_G, settings.prior)
     return init(index.settings.design, subsets_Gxd, penalty_N=weights_G, execution=execution)
 
@@ -119,101 +169,91 @@ def rest_sizes(index: Index) -> np.ndarray:
     return np.where(whole_N, 0.0, np.sqrt(np.maximum(rest_N, 1e-4 * squares_N))).astype(np.float32)
 
 
-def key_shares(keys: np.ndarray, size_N: np.ndarray) -> Any:
+def key_shares(group_N: np.ndarray, size_N: np.ndarray) -> Any:
     """How members of a key share out its column, by size, `[G, N]` in compressed rows.
 
-    >>> key_shares(np.array(["a", "b", "a"]), np.array([1.0, 2.0, 3.0])).toarray().tolist()
+    >>> key_shares(np.array([0, 1, 0]), np.array([1.0, 2.0, 3.0])).toarray().tolist()
     [[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]]
     """
-    _, group_N = np.unique(keys, return_inverse=True)
     size_N = np.where(np.bincount(group_N, size_N)[group_N] > 0, size_N, 1.0)
     share_N = size_N / np.bincount(group_N, size_N)[group_N]
-    parts = (share_N.astype(np.float32), (group_N, np.arange(len(keys))))
-    return scipy.sparse.csr_array(parts, shape=(int(group_N.max()) + 1, len(keys)))
+    parts = (share_N.astype(np.float32), (group_N, np.arange(len(group_N))))
+    return scipy.sparse.csr_array(parts, shape=(int(group_N.max()) + 1, len(group_N)))
 
 
-def twins(index: Index) -> np.ndarray:
+def twins(index: Index, group_N: np.ndarray) -> np.ndarray:
     """The row of each example's first copy, `[N]`: of one key, its errors and gradient of one size.
 
     Copies of one content are so, and their scores are equal; examples of one source are not.
+
+    Args:
+      index: with keys.
+      group_N: number of each example's key.
     """
-    assert index.keys is not None, "copies have a key in common"
-    _, group_N = np.unique(index.keys, return_inverse=True)
-    sizes = [np.round(np.log(np.maximum(v, 1e-30)), 4) for v in (index.residual_N, index.norm_N)]
-    cluster_N = np.zeros(len(group_N)) if index.cluster_N is None else index.cluster_N
-    alike_Nx4 = np.stack([group_N, cluster_N, *sizes], axis=1)
-    _, first, place_N = np.unique(alike_Nx4, axis=0, return_index=True, return_inverse=True)
-    return first[place_N.reshape(-1)]
+    twin_N = np.arange(len(group_N))
+    # Few share a key with another.
+    rows = np.flatnonzero(np.bincount(group_N)[group_N] > 1)
+    if not len(rows):
+        return twin_N
+    own = index.residual_N[rows], index.norm_N[rows]
+    sizes = [np.round(np.log(np.maximum(v, 1e-30)), 4) for v in own]
+    cluster = np.zeros(len(rows)) if index.cluster_N is None else index.cluster_N[rows]
+    alike = np.stack([group_N[rows], cluster, *sizes], axis=1)
+    _, first, place = np.unique(alike, axis=0, return_index=True, return_inverse=True)
+    twin_N[rows] = rows[first[place.reshape(-1)]]
+    return twin_N
 
 
 def estimator(
     index: Index, settings: ReadSettings, execution: Execution = Execution()
 ) -> Estimator:
-    """Prepare an index for `estimate`, once."""
-    by_hash, rest_N = index.cluster_N is None, rest_sizes(index)
-    return Estimator(
-        membership_matrix(index.subsets_Nxd, index.settings.design.num_subsets),
-        rest_N,
-        lasso_state(index, settings, execution) if by_hash else None,
-        key_shares(index.keys, rest_N) if by_hash and index.keys is not None else None,
-        None if index.keys is None else twins(index),
-        settings,
-    )
+    """Prepare an index for estimates, once."""
+    rest_N, twin_N, group_N = rest_sizes(index), None, None
+    if index.keys is not None:
+        _, group_N = grouped(index.keys)
+        twin_N = twins(index, group_N)
+    if index.cluster_N is not None:
+        matrix = membership_matrix(index.cluster_N[:, None], index.settings.design.num_subsets)
+        return Estimator(matrix, rest_N, None, None, twin_N, settings)
+    shares = None if group_N is None else key_shares(group_N, rest_N)
+    state = lasso_state(index, settings, execution)
+    return Estimator(None, rest_N, state, shares, twin_N, settings, group_N)
 
 
-def estimate(
-    own: Estimator, y_YxK: np.ndarray, unknown_YxN: np.ndarray | None, execution: Execution
-) -> Estimate:
-    """Estimate scores from measurements of what is not known.
+def unmixed(own: Estimator, y_YxK: np.ndarray, execution: Execution) -> Estimate:
+    """Estimate scores by hash from measurements of what is not known.
 
     Args:
       own: the design.
       y_YxK: measurements, without the sums of known scores.
-      unknown_YxN: 1 for the examples whose score is to be estimated; None for all that are not kept
-        whole.
       execution: bars.
     """
+    assert own.state is not None, "a design by hash has a Lasso"
     if not own.rest_N.any():
         # All is kept: what is left of the measurements is rounding.
         return Estimate(scipy.sparse.csr_array((len(y_YxK), len(own.rest_N))), None, None, None)
-    if own.state is not None:
-        lasso, selection = own.settings.lasso, own.settings.selection
-        recovery, diagnostics = recover(
-            own.state, y_YxK, lasso, selection, progress=execution.progress
-        )
-        sparse = recovery.sparse
-        if own.shares_GxN is not None:
-            sparse = scipy.sparse.csr_array(sparse @ own.shares_GxN)
-        return Estimate(sparse, None, recovery, diagnostics)
-    if unknown_YxN is None:
-        size_YxK = (own.matrix_KxN @ own.rest_N)[None]
-    else:
-        size_YxK = (own.matrix_KxN @ (unknown_YxN * own.rest_N).T).T
+    lasso, selection = own.settings.lasso, own.settings.selection
+    recovery, diagnostics = recover(own.state, y_YxK, lasso, selection, progress=execution.progress)
+    sparse = recovery.sparse
+    if own.shares_GxN is not None:
+        sparse = scipy.sparse.csr_array(sparse @ own.shares_GxN)
+    return Estimate(sparse, None, recovery, diagnostics)
+
+
+def shared_out(own: Estimator, y_YxK: np.ndarray, unknown_YxN: np.ndarray) -> Estimate:
+    """Estimate scores by content from measurements of what is not known.
+
+    Args:
+      own: the design.
+      y_YxK: measurements, without the sums of known scores.
+      unknown_YxN: 1 for the examples whose score is to be estimated.
+    """
+    size_YxK = (own.matrix_KxN @ (unknown_YxN * own.rest_N).T).T
     share_YxK = np.divide(y_YxK, size_YxK, out=np.zeros_like(y_YxK), where=size_YxK > 0)
     return Estimate(None, share_YxK, None, None)
 
 
-def dense(own: Estimator, made: Estimate, rows: slice) -> np.ndarray:
-    """Estimated scores of some rows, `[rows, N]` float32."""
-    if made.sparse_YxN is not None:
-        return made.sparse_YxN[rows].toarray()
-    assert made.share_YxK is not None, "an estimate is by hash or by content"
-    return (made.share_YxK[rows][:, own.cluster_N] * own.rest_N).astype(np.float32)
-
-
-def strength(own: Estimator, made: Estimate, y_YxK: np.ndarray, rows: slice) -> np.ndarray:
-    """How strong each example is thought to be, `[rows, N]`, to choose those that are looked at.
-
-    Magnitudes of the estimate; beyond the Lasso's support of its one-step correction
-    `w + Mᵀ (y − M w) / d`, which ranks examples that the penalty set to zero.
-    """
-    w_YxN = dense(own, made, rows)
-    if own.state is None:
-        return np.abs(w_YxN)
-    degree = own.state.table_Pxd.shape[1]
-    miss_YxK = y_YxK[rows] - (own.matrix_KxN @ w_YxN.T).T
-    miss_YxK -= miss_YxK.mean(axis=1, keepdims=True)
-    corrected = np.abs(w_YxN + (own.matrix_KxN.T @ miss_YxK.T).T / degree)
-    # The support first.
-    ahead = corrected.max(axis=1, keepdims=True, initial=0.0)
-    return np.where(w_YxN != 0, np.abs(w_YxN) + ahead, corrected).astype(np.float32)
+def dense(own: Estimator, made: Estimate) -> np.ndarray:
+    """Estimated scores by content, `[Y, N]` float32."""
+    assert made.share_YxK is not None, "an estimate by content has shares"
+    return (made.share_YxK[:, own.cluster_N] * own.rest_N).astype(np.float32)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from stride_jax import operators as ops
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
+from stride_jax.ids import same_ids
 from stride_jax.index import Index
 from stride_jax.observed import Forward, Source, refuse_not_finite
 from stride_jax.operators.basis import example_features
@@ -234,7 +235,7 @@ def positions(index: Index, examples: Examples) -> np.ndarray:
     Raises:
       ValueError: an id of the index that is not there, with its number and the first.
     """
-    if examples.ids is index.train_ids or np.array_equal(examples.ids, index.train_ids):
+    if same_ids(examples.ids, index.train_ids):
         return np.arange(len(index.train_ids))
     place: Mapping[str, int] = {name: i for i, name in enumerate(examples.ids.tolist())}
     rows = np.array([place.get(name, -1) for name in index.train_ids.tolist()])

@@ -9,14 +9,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.runtime.rows import Rows, chunks
+
 # Bytes of an array that are read together.
 _CHUNK = 2**22
 # Integers up to here are float64 numbers.
 _EXACT = 2**53
 
 
-def as_ids(name: str, ids: Any) -> np.ndarray:
-    """Names as an array of distinct strings.
+def as_ids(name: str, ids: Any) -> Any:
+    """Names as an array of distinct strings; those that are read as they are asked for stay so.
 
     Raises:
       ValueError: names that repeat, or an array of another shape than `[N]`.
@@ -24,6 +26,8 @@ def as_ids(name: str, ids: Any) -> np.ndarray:
     >>> as_ids("ids", [3, 1]).tolist()
     ['3', '1']
     """
+    if isinstance(ids, Rows):
+        return ids
     array = np.asarray(ids)
     if array.dtype.kind == "O":
         array = np.array([str(i) for i in array.reshape(-1)]).reshape(array.shape)
@@ -55,6 +59,52 @@ def as_keys(keys: Any, ids: np.ndarray) -> np.ndarray | None:
             f"keys of shape {np.shape(keys)} for {len(ids)} examples: give one key for each"
         )
     return None if len(set(array.tolist())) == len(array) else array
+
+
+def compact(names: np.ndarray | Rows) -> np.ndarray:
+    """Names as they take least memory: those that are read as they are asked for, in bytes.
+
+    >>> compact(np.array(["a", "b"])).dtype
+    dtype('<U1')
+    """
+    if not isinstance(names, Rows):
+        return names
+    return np.concatenate([np.char.encode(part) for _, part in chunks(names)])
+
+
+def grouped(keys: np.ndarray | Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of every key, in the order of the keys, and the number of each row's key.
+
+    >>> [v.tolist() for v in grouped(np.array(["b", "a", "b"]))]
+    [[1, 0], [1, 0, 1]]
+    """
+    _, first_G, group_N = np.unique(compact(keys), return_index=True, return_inverse=True)
+    return first_G, group_N
+
+
+def rows_of(names: np.ndarray | Rows, wanted: Sequence[str]) -> dict[str, int]:
+    """The rows of some names among all of them; names that are not there are left out.
+
+    >>> rows_of(np.array(["a", "b", "c"]), ["c", "x"])
+    {'c': 2}
+    """
+    found: dict[str, int] = {}
+    if not len(wanted):
+        return found
+    asked = np.array(sorted(set(wanted)), str)
+    for first, part in chunks(names):
+        rows = np.flatnonzero(np.isin(part, asked))
+        found |= {str(part[row]): first + int(row) for row in rows}
+    return found
+
+
+def same_ids(a: np.ndarray | Rows, b: np.ndarray | Rows) -> bool:
+    """Whether names are the same, in the same order."""
+    if a is b:
+        return True
+    if len(a) != len(b):
+        return False
+    return all(np.array_equal(part, b[at : at + len(part)]) for at, part in chunks(a))
 
 
 def content_ids(*columns: Sequence | np.ndarray) -> np.ndarray:

@@ -113,12 +113,15 @@ class Index:
         return 1.0 if self.unit is None else self.unit.factor
 
     @functools.cached_property
-    def subsets_Nxd(self) -> np.ndarray:
-        """The membership, `[N, d]`; one subset each where content decides."""
+    def subsets_Nxd(self) -> np.ndarray | designs.Membership:
+        """The membership, `[N, d]`; one subset each where content decides.
+
+        Of ids that are read as they are asked for it is drawn as it is asked for.
+        """
         if self.cluster_N is not None:
             return self.cluster_N[:, None]
         known = designs.known_membership(self.settings.design, self.train_ids, self.keys)
-        return np.asarray(known)
+        return known if isinstance(known, designs.Membership) else np.asarray(known)
 
     def save(self, path: str | os.PathLike[str], *, moments: bool = True) -> None:
         """Write the index as one `.npz`, atomically.

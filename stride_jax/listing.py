@@ -17,7 +17,7 @@ import scipy.sparse
 
 from stride_jax import candidates as cands
 from stride_jax.candidates import Candidates
-from stride_jax.estimate import Estimate, Estimator
+from stride_jax.estimate import Copies, Estimate, Estimator
 from stride_jax.exact import Columns
 from stride_jax.inverted import Inverted, invert, strongest
 from stride_jax.peeling import KEPT, Peeled, Score, compare, control_rows, explained
@@ -37,28 +37,13 @@ class Files:
         stands for all of them.
       firsts: members of those sizes, which a shortlist names; the same file where nothing has
         copies.
-      copy_N: rows, those of one first copy next to each other; None likewise.
-      first_N: the first copy of each of them, ascending; None likewise.
+      copies: what finds the copies of first copies.
     """
 
     members: Inverted
     size_N: np.ndarray
     firsts: Inverted
-    copy_N: np.ndarray | None
-    first_N: np.ndarray | None
-
-    def copies(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All copies of first copies, ascending, and which of the rows each is a copy of."""
-        if self.copy_N is None or self.first_N is None:
-            return rows, np.arange(len(rows))
-        begin, end = (np.searchsorted(self.first_N, rows, side) for side in ("left", "right"))
-        parts = [self.copy_N[i:j] for i, j in zip(begin, end, strict=True)]
-        copies, place = (
-            np.concatenate([rows[:0], *parts]),
-            np.repeat(np.arange(len(rows)), end - begin),
-        )
-        order = np.argsort(copies)
-        return copies[order], place[order]
+    copies: Copies
 
 
 def filed(own: Estimator) -> Files:
@@ -66,11 +51,10 @@ def filed(own: Estimator) -> Files:
     num_subsets = own.matrix_KxN.shape[0]
     members = invert(own.cluster_N, own.rest_N, num_subsets)
     if own.twin_N is None:
-        return Files(members, own.rest_N, members, None, None)
+        return Files(members, own.rest_N, members, own.copies)
     size_N = np.bincount(own.twin_N, own.rest_N, len(own.rest_N)).astype(np.float32)
-    copy_N = np.argsort(own.twin_N, kind="stable")
     firsts = invert(own.cluster_N, size_N, num_subsets)
-    return Files(members, size_N, firsts, copy_N, own.twin_N[copy_N])
+    return Files(members, size_N, firsts, own.copies)
 
 
 class _Exact(NamedTuple):
@@ -212,7 +196,7 @@ def _compared(
 
 def _with_copies(files: Files, rows: np.ndarray, bits: np.ndarray, w: np.ndarray) -> _Exact:
     """A shortlist's exact scores, which are those of all copies."""
-    row_U, place_U = files.copies(rows)
+    row_U, place_U = files.copies.of(rows)
     return _Exact(row_U, bits[place_U], w[place_U])
 
 

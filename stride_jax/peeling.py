@@ -1,5 +1,7 @@
 """Exact scores where they matter, and estimates of the rest: what is known is peeled off first.
 
+Here by content; `unmixing` has it by hash, and `listing` where answers are too long to hold.
+
     known: what the index keeps, then the strongest candidates, scored exactly
     y ← y − M_S w_S, and the rest is estimated again from what is left
 
@@ -18,9 +20,8 @@ import scipy.sparse
 
 from stride_jax import candidates as cands
 from stride_jax.candidates import Candidates
-from stride_jax.estimate import Estimate, Estimator, dense, estimate, strength
+from stride_jax.estimate import Estimate, Estimator, dense, shared_out
 from stride_jax.exact import Columns
-from stride_jax.runtime.execution import Execution
 from stride_jax.scores import Scores
 from stride_jax.settings import ExactSettings
 
@@ -73,9 +74,8 @@ def peel(
     score: Score | None,
     others: Sequence[Candidates],
     settings: ExactSettings,
-    execution: Execution = Execution(),
 ) -> tuple[Peeled, Estimate]:
-    """Scores of queries from their measurements and all that is known exactly.
+    """Scores of queries by content from their measurements and all that is known exactly.
 
     Args:
       own: the design of the index.
@@ -85,7 +85,6 @@ def peel(
       score: gives exact scores; None without the training data.
       others: candidates besides those of the sketch.
       settings: budget, rounds, control, shrinking.
-      execution: bars.
 
     Returns:
       The scores, and the last estimate.
@@ -98,7 +97,7 @@ def peel(
     if kept is not None and len(kept.row_U):
         state.known_YxN[:, kept.row_U] = kept.w_YxU
         state.bits_QxN[:, kept.row_U[own.rest_N[kept.row_U] == 0]] |= 1
-    made, rest_YxK = _again(own, y_YxK, state, execution)
+    made, rest_YxK = _again(own, y_YxK, state)
     agreement_Q, error_Q = (np.full(num_queries, np.nan) for _ in range(2))
     budget = 0 if score is None else settings.allowed(count)
     for turn in range(settings.rounds if budget else 0):
@@ -106,23 +105,20 @@ def peel(
         if (state.bits_QxN != 0).all():
             break  # all scores are exact
         share = budget * (turn + 1) // settings.rounds - budget * turn // settings.rounds
-        rows_QxN = _chosen(own, made, rest_YxK, state, others, share)
+        rows_QxN = _chosen(own, made, state, others, share)
         control = control_rows(count, settings.control)
         union = np.unique(np.concatenate([np.flatnonzero(rows_QxN.any(axis=0)), control]))
         listed_QxN = rows_QxN if own.twin_N is None else rows_QxN[:, own.twin_N]
         w_YxU = score(union)
         unknown_YxU = np.repeat(state.bits_QxN[:, union] == 0, groups, axis=0)
-        before_YxU = dense(own, made, slice(None))[:, union] * unknown_YxU
+        before_YxU = dense(own, made)[:, union] * unknown_YxU
         before_YxU += state.known_YxN[:, union]
         compared_QxU = rows_QxN[:, union] > 0
         compared_QxU[:, np.isin(union, control)] = True
         agreement_Q, error_Q = compare(before_YxU, w_YxU, compared_QxU, groups)
         _learn(own, state, rows_QxN, (union, w_YxU), groups)
         state.bits_QxN |= listed_QxN
-        if own.state is None or turn + 1 < settings.rounds:
-            made, rest_YxK = _again(own, y_YxK, state, execution)
-        else:  # another Lasso would change little: the estimates saw the listed examples too
-            rest_YxK = _left(own, y_YxK, state)
+        made, rest_YxK = _again(own, y_YxK, state)
     scores = _assembled(own, made, state, num_queries, settings.shrink)
     explained_Q = explained(y_YxK, rest_YxK, num_queries)
     bits = scipy.sparse.csr_array(state.bits_QxN)
@@ -148,16 +144,11 @@ def _learn(
         state.known_YxN[:, copied] = known_YxC
 
 
-def _again(
-    own: Estimator, y_YxK: np.ndarray, state: _State, execution: Execution
-) -> tuple[Estimate, np.ndarray]:
+def _again(own: Estimator, y_YxK: np.ndarray, state: _State) -> tuple[Estimate, np.ndarray]:
     """The estimate of what is not known, and the measurements that are left for it."""
     rest_YxK = _left(own, y_YxK, state)
-    unknown_YxN = None
-    if own.state is None:
-        groups = len(y_YxK) // len(state.bits_QxN)
-        unknown_YxN = np.repeat(state.bits_QxN == 0, groups, axis=0)
-    return estimate(own, rest_YxK, unknown_YxN, execution), rest_YxK
+    unknown_YxN = np.repeat(state.bits_QxN == 0, len(y_YxK) // len(state.bits_QxN), axis=0)
+    return shared_out(own, rest_YxK, unknown_YxN), rest_YxK
 
 
 def _left(own: Estimator, y_YxK: np.ndarray, state: _State) -> np.ndarray:
@@ -168,15 +159,13 @@ def _left(own: Estimator, y_YxK: np.ndarray, state: _State) -> np.ndarray:
 def _chosen(
     own: Estimator,
     made: Estimate,
-    rest_YxK: np.ndarray,
     state: _State,
     others: Sequence[Candidates],
     share: int,
 ) -> np.ndarray:
     """Sources of each query's next candidates, as bits, `[Q, N]`; not what is known already."""
     queries, count = state.bits_QxN.shape
-    strong_YxN = strength(own, made, rest_YxK, slice(None))
-    strong_QxN = strong_YxN.reshape(queries, -1, count).sum(axis=1)
+    strong_QxN = np.abs(dense(own, made)).reshape(queries, -1, count).sum(axis=1)
     strong_QxN[state.bits_QxN != 0] = 0.0
     if own.twin_N is not None:  # one of all copies is scored for them all
         summed_QxN = np.zeros_like(strong_QxN)
@@ -245,13 +234,12 @@ def _assembled(
 ) -> Scores:
     """Exact scores, estimates elsewhere; shrunk row by row, then added up by query."""
     exact_QxN = state.bits_QxN != 0
-    w_YxN = state.known_YxN + dense(own, made, slice(None)) * ~np.repeat(
+    w_YxN = state.known_YxN + dense(own, made) * ~np.repeat(
         exact_QxN, len(state.known_YxN) // num_queries, axis=0
     )
     if shrink:
         w_YxN = shrunk(w_YxN, shrink)
-    scores_QxN = w_YxN.reshape(num_queries, -1, w_YxN.shape[1]).sum(axis=1)
-    return scores_QxN if own.state is None else scipy.sparse.csr_array(scores_QxN)
+    return w_YxN.reshape(num_queries, -1, w_YxN.shape[1]).sum(axis=1)
 
 
 def shrunk(w_YxN: np.ndarray, quantile: float) -> np.ndarray:

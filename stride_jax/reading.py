@@ -23,6 +23,7 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
 from stride_jax.runtime.execution import Execution
 from stride_jax.scores import Scores, stacked
+from stride_jax.unmixing import unmix
 
 VERDICTS = ("found", "partly found", "not found: raise K or the budget, or use clusters")
 """What a certificate says of an answer."""
@@ -99,14 +100,18 @@ def read(
     # From shapes alone: operators may lie on other processes, which read other queries.
     outer = [math.prod(one.a_KxRxO.shape[1:]) for one in index.operators.values()]
     width = sum(outer) if asked.aim else 1
-    # About eight arrays of a block's rows over all examples are alive at once.
-    size = execution.memory // 2 // (8 * 4 * groups * count)
-    files = None
-    if _is_long(own, index, asked, execution):
+    size, files = execution.memory // 4 // (4 * groups * width), None
+    if own.state is not None:
+        # By hash, exact scores of all shortlists for all rows are the largest array.
+        share = settings.allowed(count) // settings.rounds + settings.control + 1
+        size = min(size, math.isqrt(execution.memory // 4 // (4 * groups * share)))
+    elif _is_long(own, index, asked, execution):
         # No array over all examples and queries: blocks hold directions and shortlists alone.
-        size = execution.memory // 4 // (4 * groups * width)
         files = filed(own)
-    size = max(1, min(size, execution.memory // (4 * groups * width)))
+    else:
+        # About eight arrays of a block's rows over all examples are alive at once.
+        size = min(4 * size, execution.memory // 2 // (8 * 4 * groups * count))
+    size = max(1, size)
     parts: list[tuple[Peeled, Estimate]] = []
     for first in range(0, asked.num_queries, size):
         block = np.arange(first, min(first + size, asked.num_queries))
@@ -121,7 +126,10 @@ def read(
         if files is not None:
             parts.append(listed(own, files, y_YxK, kept, score, named, settings))
             continue
-        parts.append(peel(own, y_YxK, len(block), kept, score, named, settings, execution))
+        if own.state is not None:
+            parts.append(unmix(own, y_YxK, len(block), kept, score, named, settings, execution))
+            continue
+        parts.append(peel(own, y_YxK, len(block), kept, score, named, settings))
     whole = joined([_reading(*part) for part in parts])
     return whole if index.factor == 1 else whole._replace(scores=whole.scores * index.factor)
 
@@ -132,7 +140,7 @@ def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -
     one_row_each = len(asked.y_YxK) == asked.num_queries and not own.settings.exact.shrink
     queries = asked.total or asked.num_queries
     too_long = 4 * queries * len(index.train_ids) > execution.memory // 4
-    return own.state is None and whole and one_row_each and too_long
+    return whole and one_row_each and too_long
 
 
 def _scorer(

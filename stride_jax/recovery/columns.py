@@ -11,7 +11,6 @@ zero for padding.
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from stride_jax.design import Design, gather_add
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.mesh import local_mesh
 from stride_jax.runtime.programs import shape
+from stride_jax.runtime.rows import Rows, chunks
 
 # Columns in flight in a pass: `[512, 64]` float32 fills a quarter of a core's L2 cache.
 _IN_FLIGHT = 512
@@ -115,7 +115,7 @@ def _own_mesh(execution: Execution) -> Mesh:
 
 def init(
     design: Design,
-    subsets_Nxd: jax.Array | np.ndarray,
+    subsets_Nxd: jax.Array | np.ndarray | Rows,
     *,
     penalty_N: np.ndarray | None = None,
     execution: Execution = Execution(),
@@ -125,7 +125,8 @@ def init(
 
     Args:
       design: K.
-      subsets_Nxd: `[N, d]` membership of the training examples; entries of K are padding.
+      subsets_Nxd: `[N, d]` membership of the training examples, read in chunks; entries of K are
+        padding.
       penalty_N: positive weight of each example's penalty, `lambda_i = lambda penalty_i`.
       execution: its mesh, this process's devices by default, and its memory.
       shard_columns: split the N columns over the devices, for an N that one of them can't hold,
@@ -142,12 +143,13 @@ def init(
     >>> init(design, membership(design, [str(i) for i in range(50)])).num_train
     50
     """
-    table = np.asarray(subsets_Nxd)
-    k, n = design.num_subsets, len(table)
-    if table.ndim != 2 or table.size == 0 or table.min() < 0 or table.max() > k:
-        raise ValueError(
-            f"membership of shape {table.shape} does not fit K={k}: entries must lie in 0 … {k - 1}"
-        )
+    k, shape_Nxd = design.num_subsets, np.shape(subsets_Nxd)
+    refused = ValueError(
+        f"membership of shape {shape_Nxd} does not fit K={k}: entries must lie in 0 … {k - 1}"
+    )
+    if len(shape_Nxd) != 2 or 0 in shape_Nxd:
+        raise refused
+    n = shape_Nxd[0]
     if penalty_N is not None:
         penalty_N = np.asarray(penalty_N, np.float32)
         if penalty_N.shape != (n,) or not (penalty_N > 0).all() or np.isinf(penalty_N).any():
@@ -156,20 +158,25 @@ def init(
                 f"be {n} positive finite numbers"
             )
     shapes = state_shapes(
-        (n, table.shape[1]), k, weighted=penalty_N is not None, execution=execution,
+        (n, shape_Nxd[1]), k, weighted=penalty_N is not None, execution=execution,
         shard_columns=shard_columns,
     )  # fmt: skip
+    like = shapes.table_Pxd
+    table_Pxd = np.full(like.shape, k, like.dtype)
+    for first, part in chunks(
+        subsets_Nxd if isinstance(subsets_Nxd, Rows) else np.asarray(subsets_Nxd)
+    ):
+        if part.min() < 0 or part.max() > k:
+            raise refused
+        table_Pxd[first : first + len(part)] = part
+    penalty_P = None
+    if penalty_N is not None:
+        penalty_P = np.ones(len(table_Pxd), np.float32)
+        penalty_P[:n] = penalty_N
+        penalty_P = jax.device_put(penalty_P, like.sharding)
     return dataclasses.replace(
-        shapes,
-        table_Pxd=_padded(table, k, shapes.table_Pxd),
-        penalty_P=None if penalty_N is None else _padded(penalty_N, 1, shapes.penalty_P),
+        shapes, table_Pxd=jax.device_put(table_Pxd, like.sharding), penalty_P=penalty_P
     )
-
-
-def _padded(rows: np.ndarray, fill: float, like: Any) -> jax.Array:
-    out = np.full(like.shape, fill, like.dtype)
-    out[: len(rows)] = rows
-    return jax.device_put(out, like.sharding)
 
 
 def init_rows(

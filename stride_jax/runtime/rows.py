@@ -1,6 +1,7 @@
 """Rows that are read when they are asked for: an array's shape and indexing, without its memory."""
 
 import abc
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,28 @@ class Rows(abc.ABC):
     def tolist(self) -> list[Any]:
         """All rows as Python values."""
         return list(np.asarray(self).tolist())
+
+
+class Taken(Rows):
+    """Some of other rows, by their numbers.
+
+    >>> Taken(np.array([5, 6, 7]), np.array([2, 0]))[:].tolist()
+    [7, 5]
+    """
+
+    def __init__(self, source: Any, rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+        self.shape, self.dtype = (len(rows), *source.shape[1:]), np.dtype(source.dtype)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self._source[self._rows[rows]])
+
+
+def chunks(rows: Any, size: int = 2**18) -> Iterator[tuple[int, np.ndarray]]:
+    """All rows, a chunk at a time, with the number of its first one.
+
+    >>> [(first, part.tolist()) for first, part in chunks(np.arange(3), 2)]
+    [(0, [0, 1]), (2, [2])]
+    """
+    for first in range(0, len(rows), size):
+        yield first, np.asarray(rows[first : first + size])
