@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from stride_jax.ids import as_ids, as_keys
+from stride_jax.ids import as_ids, as_keys, grouped, rows_of, same_ids
 from stride_jax.runtime.files import UnreadableFileError, reading
+from stride_jax.runtime.rows import Rows
 from stride_jax.runtime.tables import read_table, write_table
 from stride_jax.scores import Scores, as_dense, as_scores, mean, ranked, row_scores, top_rows
 from stride_jax.unit import Unit, words
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Of the file; raised when its columns or its note change.
 _FORMAT = 1
+# Letters of all ids and keys up to which a file lists them: Parquet's readers refuse long notes.
+_LISTED = 2**24
 _REMEDY = "give the path of a file that it wrote"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "jaxopt", "numpy", "stride-jax")
 
@@ -47,7 +50,7 @@ class Attribution:
 
     Attributes:
       query_ids: `[Q]` distinct strings.
-      train_ids: `[N]` distinct strings.
+      train_ids: `[N]` distinct strings; of a prepared corpus `Rows`, read as they are asked for.
       scores: `[Q, N]` finite float32, dense or in compressed rows; positive = proponent.
       settings: JSON values of every choice behind the scores.
       versions: `{package: version}` behind the scores.
@@ -217,19 +220,19 @@ class Attribution:
         """
         given = self.train_keys if keys is None else as_keys(keys, self.train_ids)
         given = self.train_ids if given is None else given
-        names, first_G, group_N = np.unique(given, return_index=True, return_inverse=True)
+        first_G, group_N = grouped(given)
         order = np.argsort(first_G)
         place = np.argsort(order)[group_N]
         ones = np.ones(len(given), np.float32)
         sums = scipy.sparse.csr_array((ones, (np.arange(len(given)), place)))
         scores = self.scores @ sums
         return Attribution(
-            self.query_ids, names[order], scores, self.settings, self.versions, self.query_labels,
-            diagnostics=self.diagnostics, unit=self.unit,
+            self.query_ids, given[first_G[order]], scores, self.settings, self.versions,
+            self.query_labels, diagnostics=self.diagnostics, unit=self.unit,
         )  # fmt: skip
 
     def save(
-        self, path: str | os.PathLike[str], top_k: int | None = None, *, all_ids: bool = True
+        self, path: str | os.PathLike[str], top_k: int | None = None, *, all_ids: bool | None = None
     ) -> None:
         """Write as Parquet, atomically: a row per non-zero score, the rest in the metadata.
 
@@ -240,11 +243,15 @@ class Attribution:
           path: of the file.
           top_k: store this many proponents and as many opponents per query; None stores all.
           all_ids: list the ids of all training examples besides; without, those of stored scores.
+            By default they are listed where they are short: a million or so. The ids of a prepared
+            corpus stand in its own files.
 
         Raises:
           ValueError: a top_k that is no positive integer.
         """
         limit = len(self.train_ids) if top_k is None else _positive("top_k", top_k)
+        if all_ids is None:
+            all_ids = _letters(self.train_ids) + _letters(self.train_keys) <= _LISTED
         columns = self._columns(limit)
         del columns["query_row"], columns["train_row"]
         note = {
@@ -310,15 +317,13 @@ class Attribution:
 
     def _train(self, train_ids: Sequence[str] | np.ndarray) -> np.ndarray:
         wanted = [str(i) for i in train_ids]
-        rows = np.flatnonzero(np.isin(self.train_ids, np.array(wanted, str)))
-        if len(rows) != len(set(wanted)):
-            known = set(self.train_ids[rows].tolist())
-            missing = [i for i in wanted if i not in known]
+        known = rows_of(self.train_ids, wanted)
+        if missing := [i for i in wanted if i not in known]:
             raise ValueError(
                 f"{len(missing)} ids are not among the {len(self.train_ids)} training examples, "
                 f"first {missing[0]!r}"
             )
-        return rows
+        return np.array(sorted(known.values()), np.int64)
 
     def _extremes(self, query_id: str, k: int, sign: int) -> list[tuple[str, float]]:
         rows, scores = row_scores(self.scores, self._query(query_id))
@@ -358,7 +363,7 @@ def found_by(bits: int, sources: Sequence[str]) -> str:
 def _column(name: str, value: Any, count: int) -> Any:
     if value is None:
         return None
-    array = np.asarray(value)
+    array = value if isinstance(value, Rows) else np.asarray(value)
     if array.shape != (count,):
         raise ValueError(f"{name} of shape {array.shape}: give one value for each of {count}")
     return array
@@ -366,6 +371,11 @@ def _column(name: str, value: Any, count: int) -> Any:
 
 def _listed(column: np.ndarray | None) -> list | None:
     return None if column is None else column.tolist()
+
+
+def _letters(names: Any) -> int:
+    """Letters that names have at most."""
+    return 0 if names is None else len(names) * names.dtype.itemsize // 4
 
 
 def _positive(name: str, value: Any) -> int:
@@ -449,7 +459,7 @@ def ensemble(attributions: Sequence[Attribution]) -> Attribution:
     first = attributions[0]
     for i, other in enumerate(attributions):
         for axis in ("query_ids", "train_ids"):
-            if not np.array_equal(getattr(first, axis), getattr(other, axis)):
+            if not same_ids(getattr(first, axis), getattr(other, axis)):
                 raise ValueError(f"attributions 0 and {i} differ in their {axis}")
     units = [a.unit for a in attributions if a.unit is not None and a.unit.is_known]
     if units and len(units) < len(attributions):

@@ -53,6 +53,16 @@ def as_scores(scores: Any, shape: tuple[int, int]) -> Scores:
     return scores
 
 
+def extent(scores: Scores) -> tuple[int, int]:
+    """Q and N.
+
+    >>> extent(scipy.sparse.csr_array((2, 5)))
+    (2, 5)
+    """
+    queries, count = scores.shape  # pyright: ignore[reportGeneralTypeIssues]
+    return int(queries), int(count)
+
+
 def stacked(parts: Sequence[Scores]) -> Scores:
     """Scores of several sets of queries as one, in order; sparse if one of them is."""
     dense = [part for part in parts if isinstance(part, np.ndarray)]
@@ -91,7 +101,7 @@ def ranked(scores: Scores, k: int) -> Ranked:
     [2, 1]
     """
     parts = [(np.zeros(0, int),) * 3 + (np.zeros(0, np.float32),)]
-    for query in range(scores.shape[0]):  # pyright: ignore[reportOptionalSubscript]
+    for query in range(extent(scores)[0]):
         rows, values = row_scores(scores, query)
         for sign in (1, -1):
             order = top_rows(sign * values, k)

@@ -23,6 +23,7 @@ from stride_jax.estimate import Estimate, Estimator, unmixed
 from stride_jax.exact import Columns
 from stride_jax.peeling import KEPT, Peeled, Score, compare, control_rows, explained
 from stride_jax.runtime.execution import Execution
+from stride_jax.scores import extent
 from stride_jax.settings import ExactSettings
 
 # Strengths that are looked at together.
@@ -56,7 +57,7 @@ def no_cells(kind: type) -> Cells:
 def cells_of(rows: scipy.sparse.csr_array) -> Cells:
     """The stored cells of compressed rows."""
     row_Z = np.repeat(np.arange(len(rows.indptr) - 1), np.diff(rows.indptr))
-    return ordered(row_Z, rows.indices, rows.data, rows.shape[1])[0]
+    return ordered(row_Z, rows.indices, rows.data, extent(rows)[1])[0]
 
 
 def ordered(
@@ -70,8 +71,8 @@ def ordered(
 
 def joined(new: Cells, old: Cells, columns: int) -> tuple[Cells, np.ndarray]:
     """Cells of both, the new ones where they meet, and where each of them all went."""
-    parts = [np.concatenate(pair) for pair in zip(new, old, strict=True)]
-    return ordered(*parts, columns)
+    row_Z, column_Z, value_Z = (np.concatenate(pair) for pair in zip(new, old, strict=True))
+    return ordered(row_Z, column_Z, value_Z, columns)
 
 
 class _Known(NamedTuple):
@@ -321,7 +322,7 @@ def _compared(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How estimates agree with exact scores on each query's shortlist and the control."""
     assert made.sparse_YxN is not None, "an estimate by hash is sparse"
-    (union, w_YxU), shape = scored, made.sparse_YxN.shape
+    (union, w_YxU), shape = scored, extent(made.sparse_YxN)
     groups = len(w_YxU) // len(lists)
     named_QxU = known.bits.compressed((len(lists), shape[1]))[:, union].toarray()
     before_YxU = made.sparse_YxN[:, union].toarray() * np.repeat(named_QxU == 0, groups, axis=0)
@@ -359,11 +360,12 @@ def _assembled(
 ) -> scipy.sparse.csr_array:
     """Exact scores, estimates elsewhere; shrunk row by row, then added up by query."""
     assert made.sparse_YxN is not None, "an estimate by hash is sparse"
-    rows = made.sparse_YxN.shape[0]
+    rows = extent(made.sparse_YxN)[0]
     guess = cells_of(made.sparse_YxN)
     free = _at(known.bits, guess.row_Z // (rows // num_queries), guess.column_Z, count) == 0
     guess = Cells(*(part[free] for part in guess))
-    whole = guess.compressed((rows, count)) + known.scores.compressed((rows, count))
+    shape = rows, count
+    whole = scipy.sparse.csr_array(guess.compressed(shape) + known.scores.compressed(shape))
     if shrink:
         whole = shrunk(whole, shrink)
     row_Z = np.repeat(np.arange(rows), np.diff(whole.indptr)) // (rows // num_queries)
@@ -380,11 +382,11 @@ def shrunk(whole: scipy.sparse.csr_array, quantile: float) -> scipy.sparse.csr_a
     >>> shrunk(rows, 0.5).toarray().tolist()
     [[3.0, -2.0, 0.0, 0.0, 0.0]]
     """
-    count, data = whole.shape[1], whole.data.copy()
-    for first, last in itertools.pairwise(whole.indptr.tolist()):
+    shape, data = extent(whole), whole.data.copy()
+    for first, last in itertools.pairwise(np.asarray(whole.indptr).tolist()):
         # Cells that are left out come first.
-        at = int(quantile * (count - 1)) - (count - (last - first))
+        at = int(quantile * (shape[1] - 1)) - (shape[1] - (last - first))
         if at >= 0:
             level = np.partition(np.abs(data[first:last]), at)[at]
             data[first:last] -= np.clip(data[first:last], -level, level)
-    return scipy.sparse.csr_array((data, whole.indices, whole.indptr), shape=whole.shape)
+    return scipy.sparse.csr_array((data, whole.indices, whole.indptr), shape=shape)

@@ -14,6 +14,7 @@ import scipy.sparse
 
 from stride_jax.attribution import Attribution, ensemble
 from stride_jax.runtime.files import UnreadableFileError
+from stride_jax.runtime.rows import Rows
 from stride_jax.runtime.tables import read_table, write_table
 
 
@@ -246,3 +247,38 @@ def test_an_ensemble_is_the_mean_and_stays_sparse(attribution, labelled, monkeyp
         ensemble([labelled, dataclasses.replace(labelled, train_ids=ids("u", 30))])
     with pytest.raises(ValueError, match="at least one"):
         ensemble([])
+
+
+class _Numbered(Rows):
+    """Names that nothing holds."""
+
+    def __init__(self, count):
+        self.shape, self.dtype = (count,), np.dtype("U16")
+
+    def read(self, rows):
+        assert len(rows) < 2**20, "all names at once"
+        return np.array([f"{row:016x}" for row in rows.tolist()], "U16")
+
+
+def test_names_are_read_as_they_are_asked_for(tmp_path):
+    count, rng = 6_000_000, np.random.default_rng(0)
+    scores = scipy.sparse.csr_array(
+        (rng.normal(size=40), (np.repeat([0, 1], 20), rng.choice(count, 40, replace=False))),
+        shape=(2, count),
+    )
+    names = _Numbered(count)
+    own = Attribution(["x", "y"], names, scores, train_keys=names)
+    own.save(tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 2**16
+    table, top = pd.read_parquet(tmp_path / "a.parquet"), own.to_pandas()
+    for name in ("query_id", "train_id", "rank", "score"):
+        assert table[name].tolist() == top[name].tolist()
+    back = Attribution.load(tmp_path / "a.parquet")
+    best, score = own.proponents("x", 1)[0]
+    assert back.proponents("x", 1) == [(best, score)]
+    assert back.score("x", best) == score
+    assert int(best, 16) == scores[[0]].toarray().argmax()
+    one = scipy.sparse.csr_array(([1.0], ([0], [5])), shape=(2, 1000))
+    few = Attribution(["x", "y"], names[:1000], one)
+    few.save(tmp_path / "few.parquet")
+    assert Attribution.load(tmp_path / "few.parquet").train_ids.tolist() == names[:1000].tolist()

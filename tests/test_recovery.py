@@ -14,6 +14,7 @@ from sklearn.linear_model import ElasticNet, Lasso
 
 from stride_jax.design import Design, membership
 from stride_jax.recovery import LassoSettings, init, init_rows, lambda_max, lasso, program, solve
+from stride_jax.recovery import columns as passes
 from stride_jax.recovery.certificate import ColumnPass, Support, Terms, certify
 from stride_jax.recovery.lasso import finish, open_queries
 from stride_jax.runtime.execution import Execution
@@ -375,3 +376,19 @@ def test_bad_input_is_refused_before_any_pass(monkeypatch):
         LassoSettings(penalty="ridge")
     with pytest.raises(ValueError, match=r"chunk=2.5 must be of type int"):
         LassoSettings(chunk=2.5)
+
+
+def test_a_product_on_the_matrix_unit_finds_the_same():
+    design, subsets, _, _, y = planted(700, 120, 5, sparsity=8, queries=5)
+    tight = LassoSettings(relative_gap=1e-5)
+    gathered = solve(init(design, subsets), y, tight)
+    for sharded in (False, True):
+        state = init(design, subsets, execution=on(2), shard_columns=sharded, one_hot=True)
+        found = solve(state, y, tight)
+        assert (found.relative_gap_Q <= 1e-5).all()
+        np.testing.assert_allclose(found.scores_QxN, gathered.scores_QxN, atol=2e-3)
+    values = np.random.default_rng(0).normal(size=(121, 3)).astype(np.float32)
+    values[-1] = 0
+    index = np.asarray(subsets).T
+    exact = values.astype(np.float64)[index].sum(axis=0)
+    np.testing.assert_allclose(passes.one_hot_product(values, index), exact, atol=2e-6)

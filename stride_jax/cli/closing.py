@@ -57,6 +57,8 @@ def _bank(summary: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"bank: {bank['num_subsets']} subsets, alpha {bank['alpha']}, {bank['num_seeds']} seeds"
         )
+    if summary.get("until") == "evaluation" and not bank:
+        lines.append("no bank: the run ends with its scores, and nothing is evaluated")
     if warning := summary.get("too_small"):
         lines.append(f"note: {warning}")
     return lines

@@ -16,6 +16,7 @@ from stride_jax.evaluation.statistics import (
     correlation_rows,
     spearman_brown,
 )
+from stride_jax.scores import Scores, extent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +57,19 @@ class Ceiling:
     perfect_predictor_ci95: tuple[float, float]
 
 
-def subset_sums(scores_QxN: np.ndarray, members_MxS: np.ndarray) -> np.ndarray:
+def subset_sums(scores_QxN: Scores, members_MxS: np.ndarray) -> np.ndarray:
     """Sum of each query's scores over each subset, `[Q, M]`."""
+    if not isinstance(scores_QxN, np.ndarray):
+        columns = scores_QxN.astype(np.float64).tocsc()
+        sums = [columns[:, np.sort(rows)].sum(axis=1) for rows in members_MxS]
+        return np.stack([np.asarray(own).reshape(-1) for own in sums], axis=1)
     membership_MxN = np.zeros((len(members_MxS), scores_QxN.shape[1]), np.float32)
     membership_MxN[np.arange(len(members_MxS))[:, None], members_MxS] = 1
     return scores_QxN.astype(np.float64) @ membership_MxN.T
 
 
 def lds(
-    scores_QxN: np.ndarray, bank: Bank, *, target: str = "loss", correlation: str = "spearman"
+    scores_QxN: Scores, bank: Bank, *, target: str = "loss", correlation: str = "spearman"
 ) -> Lds:
     """Linear datamodelling score (Park et al., TRAK, 2023; docs/method.md §9.2).
 
@@ -73,7 +78,7 @@ def lds(
     of a group's sum with the loss when the group is left out, since both signs turn.
 
     Args:
-      scores_QxN: `[query, train]`, positive = proponent.
+      scores_QxN: `[query, train]`, positive = proponent; dense or in compressed rows.
       bank: retrained models.
       target: `loss` (minus it) or `margin`, of classes alone.
       correlation: `spearman` or `pearson`.
@@ -82,10 +87,10 @@ def lds(
       ValueError: scores of another number of queries or training examples than the bank has.
     """
     num_train, num_queries = bank.origin.num_train, bank.losses_MxExQ.shape[2]
-    if scores_QxN.shape != (num_queries, num_train):
+    if (shape := extent(scores_QxN)) != (num_queries, num_train):
         raise ValueError(
-            f"scores have {scores_QxN.shape[0]} queries, the bank {num_queries}; "
-            f"{scores_QxN.shape[1]} training examples, the bank {num_train}"
+            f"scores have {shape[0]} queries, the bank {num_queries}; "
+            f"{shape[1]} training examples, the bank {num_train}"
         )
     sums_QxM = subset_sums(scores_QxN, bank.members_MxS)
     per_query_Q = correlation_rows(sums_QxM, bank.target(target), correlation)

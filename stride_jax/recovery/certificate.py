@@ -2,11 +2,11 @@
 
 The pass over all N columns runs in float32, everything else here in float64 on the support. The
 dual point is the very float32 residual that the pass read, shrunk until every column's correlation
-is within its penalty. The pass adds d numbers per column, so its result is within
-`(d − 1) u Σ|r_k| <= (d − 1) d u max|r|` of the true one, u = 2⁻²⁴ (Higham, Accuracy and Stability
-of Numerical Algorithms, §4.2): the largest correlation is raised by that bound before it is used.
-So the dual point is feasible and the gap is an upper bound, whatever the rounding
-(docs/method.md §7.4).
+is within its penalty. The pass adds d numbers per column, or as many of each of the three parts of
+a float32, so its result is within `(d + 1) u Σ|r_k| <= (d + 1) d u max|r|` of the true one,
+u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, §4.2): the largest correlation is
+raised by that bound before it is used. So the dual point is feasible and the gap is an upper bound,
+whatever the rounding (docs/method.md §7.4).
 
 Letter: Z examples of a query's support.
 """
@@ -94,7 +94,7 @@ def certify(support: Support, y_K: np.ndarray, passed: ColumnPass, terms: Terms)
     mean = 0.0
     if terms.intercept:
         y, r, mean = y - y.mean(), r - r.mean(), r_pass.mean()
-    rounding = (degree - 1) * degree * _UNIT * np.abs(r_pass).max(initial=0.0)
+    rounding = (degree + 1) * degree * _UNIT * np.abs(r_pass).max(initial=0.0)
     rounding += degree * abs(mean)
     ridge = support.lambda_Z * terms.gamma * w
     rounding += 8 * _UNIT * np.abs(ridge).max(initial=0.0)

@@ -3,7 +3,8 @@
 A pass finds, for every query at once, which of the N columns correlate most with its residual.
 `Mᵀ r` is a gather-and-add of d rows of `[K, Q]`, contiguous over queries; it is computed in chunks
 that stay in cache and is reduced at once to one maximum per group of examples, so that no array of
-N x Q numbers is ever made.
+N x Q numbers is ever made. On a TPU, which gathers a row at a time, a chunk of M is written out as
+zeros and ones and the product taken on the matrix unit (docs/lab.md).
 
 Letters: P rows of the padded table, G groups of examples, L = K + 1 entries of a residual with a
 zero for padding.
@@ -26,6 +27,8 @@ from stride_jax.runtime.rows import Rows, chunks
 
 # Columns in flight in a pass: `[512, 64]` float32 fills a quarter of a core's L2 cache.
 _IN_FLIGHT = 512
+# The same of a product on the matrix unit: `[4096, 1000]` bfloat16 lies in a TPU's vector memory.
+_WRITTEN_OUT = 4096
 
 
 @jax.tree_util.register_dataclass
@@ -46,6 +49,7 @@ class LassoState:
       sharded: whether the columns are split over the devices; else every device has them all and
         the queries are split.
       memory: bytes that a pass may take on a device, the table aside.
+      one_hot: whether M is written out in chunks, for the matrix unit.
     """
 
     table_Pxd: jax.Array
@@ -56,6 +60,12 @@ class LassoState:
     mesh: Mesh = dataclasses.field(metadata={"static": True})
     sharded: bool = dataclasses.field(metadata={"static": True})
     memory: int = dataclasses.field(metadata={"static": True})
+    one_hot: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def in_flight(self) -> int:
+        """Columns that a pass computes together, at least."""
+        return _WRITTEN_OUT if self.one_hot else _IN_FLIGHT
 
     @property
     def groups(self) -> int:
@@ -81,6 +91,7 @@ def state_shapes(
     weighted: bool,
     execution: Execution = Execution(),
     shard_columns: bool = False,
+    one_hot: bool | None = None,
 ) -> LassoState:
     """A state of abstract arrays: what `init` fills, and what a plan compiles for.
 
@@ -88,20 +99,22 @@ def state_shapes(
       table_shape: N and d.
       num_subsets: K.
       weighted: whether examples have penalty weights.
-      execution, shard_columns: as in `init`.
+      execution, shard_columns, one_hot: as in `init`.
     """
     num_train, degree = table_shape
     mesh = _own_mesh(execution)
     parts = mesh.size if shard_columns else 1
+    written_out = mesh.devices.flat[0].platform == "tpu" if one_hot is None else one_hot
     # A long group spares the search for the largest maxima, and costs more when one is opened.
     group = max(1, round(math.sqrt(num_train / parts / 400)))
-    block = max(1, _IN_FLIGHT // group) * group
+    in_flight = _WRITTEN_OUT if written_out else _IN_FLIGHT
+    block = max(1, in_flight // group) * group
     padded = math.ceil(num_train / (parts * block)) * parts * block
     where = NamedSharding(mesh, P(mesh.axis_names) if shard_columns else P())
     return LassoState(
         shape((padded, degree), np.int16 if num_subsets < 2**15 else np.int32, where),
         shape((padded,), np.float32, where) if weighted else None,
-        num_train, num_subsets, group, mesh, shard_columns, execution.memory,
+        num_train, num_subsets, group, mesh, shard_columns, execution.memory, written_out,
     )  # fmt: skip
 
 
@@ -120,6 +133,7 @@ def init(
     penalty_N: np.ndarray | None = None,
     execution: Execution = Execution(),
     shard_columns: bool = False,
+    one_hot: bool | None = None,
 ) -> LassoState:
     """Prepare a design for `solve`, once.
 
@@ -131,6 +145,7 @@ def init(
       execution: its mesh, this process's devices by default, and its memory.
       shard_columns: split the N columns over the devices, for an N that one of them can't hold,
         instead of copying them to each.
+      one_hot: multiply chunks of M, written out, instead of gathering; by default on a TPU.
 
     Returns:
       The state: `N d` integers of 2 bytes where K < 32,768.
@@ -159,7 +174,7 @@ def init(
             )
     shapes = state_shapes(
         (n, shape_Nxd[1]), k, weighted=penalty_N is not None, execution=execution,
-        shard_columns=shard_columns,
+        shard_columns=shard_columns, one_hot=one_hot,
     )  # fmt: skip
     like = shapes.table_Pxd
     table_Pxd = np.full(like.shape, k, like.dtype)
@@ -212,12 +227,13 @@ def group_maxima(state: LassoState, r_LxQ: jax.Array, signed: bool) -> jax.Array
     """
     group, degree = state.group, state.table_Pxd.shape[1]
     groups = state.table_Pxd.shape[0] // group
-    width = max(1, _IN_FLIGHT // group)
+    width = max(1, state.in_flight // group)
+    product = one_hot_product if state.one_hot else gather_add
     table = state.table_Pxd.reshape(group, groups, degree)
 
     def correlate(c: jax.Array) -> jax.Array:
         some = jax.lax.dynamic_slice_in_dim(table, c * width, width, axis=1)
-        sums = gather_add(r_LxQ, jnp.moveaxis(some.astype(jnp.int32), -1, 0))
+        sums = product(r_LxQ, jnp.moveaxis(some.astype(jnp.int32), -1, 0))
         if state.penalty_P is not None:
             weights = state.penalty_P.reshape(group, groups)
             some = jax.lax.dynamic_slice_in_dim(weights, c * width, width, axis=1)
@@ -237,7 +253,33 @@ def group_maxima(state: LassoState, r_LxQ: jax.Array, signed: bool) -> jax.Array
     return jnp.concatenate([maxima.reshape(-1, r_LxQ.shape[1]), reduce(last)])
 
 
+def one_hot_product(r_LxQ: jax.Array, index_dx: jax.Array) -> jax.Array:
+    """`design.gather_add` of distinct rows, on the matrix unit.
+
+    Zeros and ones are bfloat16 numbers, and a float32 is the sum of three of them, which lie beside
+    each other: few queries leave room. So all products are exact.
+    """
+    length, queries = r_LxQ.shape
+    entries = jnp.arange(length, dtype=index_dx.dtype)
+    joins = index_dx[0][..., None] == entries
+    for j in range(1, index_dx.shape[0]):
+        joins = joins | (index_dx[j][..., None] == entries)
+    parts, rest = [], r_LxQ
+    for _ in range(3):
+        # A conversion there and back may be left out: rounding by bits may not.
+        parts.append(jax.lax.reduce_precision(rest, 8, 7))
+        rest = rest - parts[-1]
+    r_Lx3Q = jnp.concatenate(parts, axis=1).astype(jnp.bfloat16)
+    sums = jnp.einsum(
+        "...l,lq->...q", joins.astype(jnp.bfloat16), r_Lx3Q, preferred_element_type=jnp.float32
+    )
+    return sums.reshape(*sums.shape[:-1], 3, queries).sum(axis=-2)
+
+
 def pass_bytes(state: LassoState, queries: int) -> int:
     """Memory of a pass for this many queries on one device, the table aside."""
-    in_flight = 2 * max(_IN_FLIGHT, state.group)
-    return 4 * queries * (in_flight + 2 * state.groups + 4 * (state.num_subsets + 1))
+    in_flight = 2 * max(state.in_flight, state.group)
+    # Of a chunk written out two bytes a number, and three parts of each sum.
+    written = 2 * in_flight * (state.num_subsets + 1) if state.one_hot else 0
+    sums = (4 if state.one_hot else 1) * in_flight + 2 * state.groups
+    return written + 4 * queries * (sums + 4 * (state.num_subsets + 1))

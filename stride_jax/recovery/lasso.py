@@ -115,7 +115,7 @@ def _run(
         (working, problem),
         round_shapes(state, slots, size),
     )
-    return jax.device_get(run_round(state, *placed, **statics(settings)))
+    return jax.device_get(run_round(state, *placed, **statics(state, settings)))
 
 
 def open_queries(state: LassoState, y_QxK: np.ndarray, settings: LassoSettings) -> Opened:

@@ -86,9 +86,10 @@ def round_shapes(state: LassoState, slots: int, size: int) -> tuple[WorkingSet, 
     return shapes_like((sets.set_shapes(state, slots, size), problem), where)
 
 
-def statics(settings: LassoSettings) -> dict[str, Any]:
+def statics(state: LassoState, settings: LassoSettings) -> dict[str, Any]:
     """Static arguments of `run_round`."""
-    return {"inner": settings.inner, "one_by_one": jax.default_backend() == "cpu"}
+    on_cpu = state.mesh.devices.flat[0].platform == "cpu"
+    return {"inner": settings.inner, "one_by_one": on_cpu}
 
 
 def slots_for(state: LassoState, settings: LassoSettings, count: int) -> int:
@@ -148,7 +149,7 @@ def program(
     slots = slots_for(state, settings, queries)
     shapes = round_shapes(state, slots, settings.first_size(num_train))
     calls = _TYPICAL_ROUNDS * -(-queries // slots)
-    return Program(run_round, (state, *shapes), statics(settings), calls, slots)
+    return Program(run_round, (state, *shapes), statics(state, settings), calls, slots)
 
 
 def _gap(

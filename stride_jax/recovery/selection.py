@@ -135,7 +135,7 @@ def keep_subsets(state: LassoState, mask_K: np.ndarray) -> LassoState:
     table = new_L[np.asarray(state.table_Pxd)[: state.num_train]]
     weights = state.penalty_P
     return init(
-        Design(count, 1), table, shard_columns=state.sharded,
+        Design(count, 1), table, shard_columns=state.sharded, one_hot=state.one_hot,
         penalty_N=None if weights is None else np.asarray(weights)[: state.num_train],
         execution=Execution(mesh=state.mesh, memory=state.memory),
     )  # fmt: skip

@@ -20,7 +20,6 @@ from stride_jax.run.stages import BASELINES, STAGES, through
 from stride_jax.runtime import processes
 from stride_jax.runtime.files import plain, read_json, write_json
 from stride_jax.runtime.machine import device_name, rounding
-from stride_jax.scores import as_dense
 from stride_jax.unit import words
 
 # With fewer, intervals are wider than the differences between methods.
@@ -150,13 +149,12 @@ def _summary(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """Every method against the bank."""
-    scores = {"stride": as_dense(run.influences)}
-    scores |= {name: run.baseline(name) for name in BASELINES}
+    """Every method against the bank, one after the other: their scores are `[Q, N]` each."""
     target = run.settings.read.measure.question  # retrained models answer what was asked
     noise, methods = evaluation.ceiling(run.bank, target=target), {}
-    for name, values in scores.items():
-        result = evaluation.lds(values, run.bank, target=target)
+    for name in ("stride", *BASELINES):
+        scores = run.influences if name == "stride" else run.baseline(name)
+        result = evaluation.lds(scores, run.bank, target=target)
         stages = ("operators", "measurements", "recovery") if name == "stride" else (name,)
         methods[name] = {
             "lds": result.lds,
@@ -194,15 +192,25 @@ def _held_out(run: Run) -> dict[str, float]:
     and what was fitted to calibrate it.
     """
     model, labels = run.model, run.query.labels
-    logits = np.asarray(run.tapped(model.params, jnp.asarray(run.query.inputs))[0])
-    loss = np.asarray(model.losses(model.params, jnp.asarray(run.query.inputs), labels))
+    # Logits of some queries at a time; those of a long vocabulary fill the memory.
+    each = 16 * max(1, run.data[1]) * math.prod(labels.shape[1:])
+    size = max(1, run.settings.execution.memory // each)
+    parts = []
+    for first in range(0, len(labels), size):
+        some = slice(first, first + size)
+        inputs = jnp.asarray(run.query.inputs[some])
+        logits = np.asarray(run.tapped(model.params, inputs)[0])
+        loss = np.asarray(model.losses(model.params, inputs, labels[some]))
+        made = logits.argmax(axis=-1) == labels[some] if model.objective.classes else logits
+        parts.append((made, loss))
+    made, loss = (np.concatenate(own) for own in zip(*parts, strict=True))
     if model.objective.classes:
-        right = logits.argmax(axis=-1) == labels
         return {
-            "accuracy": float(right[labels >= 0].mean()),
+            "accuracy": float(made[labels >= 0].mean()),
             "held_out_loss": float(loss[labels >= 0].mean()),
             "temperature": model.temperature,
         }
+    logits = made
     targets, own = labels.reshape(logits.shape), {"held_out_loss": float(loss.mean())}
     if model.objective.name == "sigmoid":
         right = (logits > 0) == (targets > 0.5)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.sparse
 
 from stride_jax import attribution, evaluation
 from stride_jax import index as indices
@@ -19,9 +20,9 @@ from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import UnreadableFileError, plain, read_json, reading
-from stride_jax.scores import as_dense
+from stride_jax.scores import Scores
 
-Values = dict[str, np.ndarray]
+Values = dict[str, Scores]
 
 
 def verify(run: Run) -> Iterator[Finding]:
@@ -43,7 +44,7 @@ def verify(run: Run) -> Iterator[Finding]:
             said = f"{run.products.path(stage)}* can't be used ({type(error).__name__}: {error})"
             yield Finding(stage, "error", said, f"remove it to have the stage {stage!r} run again")
         else:
-            size = sum(v.nbytes for v in arrays.values())
+            size = sum(_stored(v).nbytes for v in arrays.values())
             yield Finding(stage, "ok", f"{len(arrays)} arrays, {size / 2**20:.1f} MiB, as written")
 
 
@@ -84,7 +85,15 @@ def set_aside(run: Run, stage: str) -> list[pathlib.Path]:
     return [p.rename(p.with_name(p.name + mark)) for p in found]
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
+def _stored(values: Scores) -> np.ndarray:
+    """An array itself, or the cells that compressed rows store."""
+    return values if isinstance(values, np.ndarray) else values.data
+
+
+def _difference(a: Scores, b: Scores) -> float:
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        apart, size = abs(scipy.sparse.csr_array(a) - scipy.sparse.csr_array(b)), abs(a).max()
+        return float(apart.max() / max(size, 1e-30))
     if a.dtype.kind not in "fiub":
         return float((a != b).any())
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -113,7 +122,7 @@ def _stages(run: Run) -> dict[str, tuple[Callable[[], bool], Callable[[], Values
         "model": (checkpointed("model"), lambda: _leaves(run.model.checkpoints)),
         "operators": (checkpointed("operators"), lambda: _leaves(indices.to_arrays(run.index))),
         "measurements": (filed("measurements"), lambda: {"y": run.measurements}),
-        "recovery": (filed("recovery"), lambda: {"scores": as_dense(run.influences)}),
+        "recovery": (filed("recovery"), lambda: {"scores": run.influences}),
     }
     stages |= {name: (filed(name), baseline(name)) for name in BASELINES}
     if run.settings.groups:
@@ -162,7 +171,7 @@ def _summary(run: Run, file: pathlib.Path) -> Values:
 def _attribution(run: Run, file: pathlib.Path) -> Values:
     stored = attribution.Attribution.load(file)
     _refuse_foreign(run, stored.settings, file)
-    return {"scores": as_dense(stored.scores)}
+    return {"scores": stored.scores}
 
 
 def _refuse_foreign(run: Run, settings: Any, file: pathlib.Path) -> None:

@@ -124,7 +124,14 @@ def _answers(own: Sizes) -> Iterator[Need]:
     what = f"measurements of {queries} queries by {own.num_subsets} subsets"
     yield Need("measurements", what, own.measured, names)
     names, what = ("num_queries", "num_train"), f"scores of {queries} x {examples}"
-    if not own.is_listed:
+    if not own.by_content:
+        # The subsets of all examples, on each device.
+        table = (2 if own.num_subsets < 2**15 else 4) * settings.index.design.degree * examples
+        yield Need(
+            "recovery", f"subsets of {examples} examples", own.measured + own.each(table),
+            ("num_train", "index.design.degree"),
+        )  # fmt: skip
+    elif not own.is_listed:
         # Of a block of queries two arrays, by groups of tokens.
         row = FLOAT * own.token_groups * examples
         block = min(queries, max(1, settings.execution.memory // 2 // (8 * row)))
@@ -138,8 +145,9 @@ def _answers(own: Sizes) -> Iterator[Need]:
             held = own.scored + Bytes(stored * (_PAIR + own.names.id_bytes))
             yield Need("attribution", f"a table of {stored} scores", held, ("top_k", *names))
     if settings.bank is not None:
-        others = (3 if own.is_dense else 4) * own.scores
-        yield Need("evaluation", f"{what} by four methods", own.scored + Bytes(others), names)
+        # Of one method after the other, and the same in float64.
+        others = 3 * own.scores
+        yield Need("evaluation", f"{what} by one more method", own.scored + Bytes(others), names)
 
 
 def _banks(own: Sizes) -> Iterator[Need]:

@@ -166,17 +166,23 @@ class Sizes:
         """Bytes of Q x N float32 numbers."""
         return FLOAT * self.num_queries * self.num_train
 
+    @property
+    def by_content(self) -> bool:
+        """Whether subsets follow content."""
+        return self.scene.frozen.settings.design.kind == "clusters"
+
     @functools.cached_property
     def is_listed(self) -> bool:
         """Whether answers may be lists of the strongest scores (`reading`)."""
-        by_content = self.scene.frozen.settings.design.kind == "clusters"
         one_row_each = self.token_groups == 1 and not self.settings.read.exact.shrink
-        return by_content and one_row_each and self.scores > self.settings.execution.memory // 4
+        return (
+            self.by_content and one_row_each and self.scores > self.settings.execution.memory // 4
+        )
 
     @functools.cached_property
     def is_dense(self) -> bool:
         """Whether scores are surely a whole array."""
-        return self.scene.frozen.settings.design.kind == "clusters" and not self.is_listed
+        return self.by_content and not self.is_listed
 
     def each(self, count: float) -> Bytes:
         """The same on every device."""
