@@ -97,7 +97,8 @@ def id_words(ids: Sequence[str] | np.ndarray) -> np.ndarray:
     >>> id_words(["a", "b"]).shape
     (2, 2)
     """
-    digests = b"".join(hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in ids)
+    names = ids.tolist() if isinstance(ids, np.ndarray) else ids  # twice as fast to walk along
+    digests = b"".join(hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in names)
     return np.frombuffer(digests, "<u4").reshape(-1, 2)
 
 
