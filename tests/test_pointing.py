@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import stride_jax
-from stride_jax import exact, listing, reading
+from stride_jax import exact, listing, reading, unmixing
 from stride_jax import operators as ops
-from stride_jax.design import Design
+from stride_jax.design import Design, Membership
 from stride_jax.estimate import key_shares, rest_sizes
 from stride_jax.examples import Examples
 from stride_jax.frozen import freeze
@@ -22,6 +22,7 @@ from stride_jax.operators.fisher import blocks, fisher_of, precondition
 from stride_jax.operators.moments import pairs
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.rows import Taken
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.unit import Unit
 
@@ -324,6 +325,28 @@ def test_a_list_has_the_scores_of_the_whole_answer(trained, kept, monkeypatch):
         np.testing.assert_array_equal(listed.exact.toarray(), whole.exact.toarray())
         for name, values in whole.diagnostics.items():
             np.testing.assert_allclose(listed.diagnostics[name], values, rtol=1e-3)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_names_that_nothing_holds_change_no_answer(trained, copied, monkeypatch):
+    train = trained.train
+    if copied:
+        rows = np.concatenate([np.arange(400), [5] * 30])
+        train = Examples(train.inputs[rows], train.labels[rows], [f"n{i}" for i in range(430)])
+    index = fitted(trained, settings_of("hash"), train)
+    rows = np.arange(len(train))
+    unheld = lambda names: None if names is None else Taken(names, rows)  # noqa: E731
+    lazy = dataclasses.replace(index, train_ids=unheld(index.train_ids), keys=unheld(index.keys))
+    assert isinstance(lazy.subsets_Nxd, Membership)
+    more = {"train": train, "candidates": {"mine": train.ids[[3, 399]].tolist()}}
+    # Strengths are looked at in several parts.
+    monkeypatch.setattr(unmixing, "_TOGETHER", 6 * 70)
+    own, other = (asked(trained, one, budget(60), **more) for one in (index, lazy))
+    close(other.scores_QxN, own.scores_QxN, 1e-5)
+    assert other.exact.toarray().tolist() == own.exact.toarray().tolist()
+    assert other.top(4).equals(own.top(4)) or copied  # the order of equal scores is free
+    if copied:
+        close(other.by_key().scores_QxN, own.by_key().scores_QxN)
 
 
 # ── keys and the unit ────────────────────────────────────────────────────────────────────────────
