@@ -76,25 +76,32 @@ def run(home: pathlib.Path, sequences: int, limit: int) -> list[Row]:
     """From shards to a table and back."""
     write_shards(home / "tokens", sequences)
     began, tokens = time.monotonic(), {"shards.folder": str(home / "tokens")}
-    first = _finished(home / "base", {**BASE, **tokens}, limit, "--until=model")
+    usages = [_finished(home / "base", {**BASE, **tokens}, limit, "--until=model")]
     seconds = {"training on 0.2 M of them": time.monotonic() - began}
     changes = {**CHANGES, **tokens, "model.init_from": str(home / "base")}
-    peak = max(first, _finished(home / "run", changes, limit))
+    usages.append(_finished(home / "run", changes, limit))
     told = read_json(home / "run" / "summary.json")
     seconds |= told["stages"]
     seconds["Parquet back by pandas, against the scores"] = check(home / "run", changes)
     minutes = (time.monotonic() - began) / 60
     at = f"{told['num_train'] / 1e6:.1f} M examples, {told['num_queries']} queries"
     return [
-        Row(f"scale: peak GiB, {at}", peak / 2**30, "lower", asked=8.0),
+        Row(f"scale: peak GiB, {at}", max(u.ru_maxrss for u in usages) / 2**20, "lower", asked=8.0),
         Row(f"scale: GiB of addresses allowed, {at}", limit, "lower", asked=8.0),
         Row(f"scale: minutes from shards to pandas, {at}", minutes, "lower", asked=15.0),
+        Row(
+            f"scale: minutes of CPU, {at}",
+            sum(u.ru_utime + u.ru_stime for u in usages) / 60,
+            "lower",
+        ),
         *(Row(f"scale: seconds of {name}, {at}", own, "lower") for name, own in seconds.items()),
     ]
 
 
-def _finished(workdir: pathlib.Path, changes: dict, limit: int, *more: str) -> int:
-    """The largest resident memory of a run that ended well, under a limit of addresses in GiB."""
+def _finished(
+    workdir: pathlib.Path, changes: dict, limit: int, *more: str
+) -> resource.struct_rusage:
+    """What a run that ended well used, under a limit of addresses in GiB."""
     words = [
         sys.executable, "-m", "experiments.run", f"--config={CONFIG}", f"--workdir={workdir}",
         *(f"--config.{name}={value}" for name, value in changes.items()), *more,
@@ -108,7 +115,7 @@ def _finished(workdir: pathlib.Path, changes: dict, limit: int, *more: str) -> i
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"the run in {workdir.name} ended with {process.returncode}")
-    return 1024 * usage.ru_maxrss
+    return usage
 
 
 def check(workdir: pathlib.Path, changes: dict) -> float:
