@@ -76,6 +76,8 @@ def test_needs_are_those_counted_by_hand():
     (alone,) = (one.held.device for one in eight if one.stage == "bank")
     left = next(one.held.device for one in eight if one.stage == "measurements")
     assert alone - left == pytest.approx((3 * params + batch) / 8, abs=16), "no training set"
+    (subsets,) = held(changed(index={"design": design.Design(K, 4, kind="hash")}), "recovery")
+    assert (subsets.host, subsets.device) == (4 * Q * K, taken.device + 2 * 4 * N)
     listed = changed(execution={"memory": 2**20})
     assert not held(listed, "recovery"), "answers may be lists: nothing is sure"
     assert not held(changed(read={"exact": ExactSettings(shrink=0.5)}), "attribution")
