@@ -13,9 +13,10 @@ import time
 
 import pytest
 
-from stride_jax.run.launching import jobs as launching
-from stride_jax.run.launching import supervise, sweeps
-from stride_jax.run.launching.jobs import local_commands, render, submission
+from stride_jax.cli import launch as cli
+from stride_jax.run.launching import buckets, settings, shell, supervise, sweeps
+from stride_jax.run.launching.jobs import following, local_commands, render
+from stride_jax.run.launching.parcel import Parcel, install, pack, parcel_of
 from stride_jax.run.launching.settings import LaunchSettings, Slurm, TpuVm, Xpk
 from stride_jax.run.launching.sweeps import expand
 
@@ -24,7 +25,10 @@ BASE = LaunchSettings(
     str(ROOT / "configs/mnist5k.py"), "/mnt/runs/x", overrides=(("index.sites", ("logit",)),)
 )
 TPU = TpuVm("my-tpu", "us-central2-b", "my-project")
-XPK = Xpk("my-cluster", "v5litepod-16", 2, "gcr.io/my-project/stride:1", "my-bucket")
+XPK = Xpk("my-cluster", "v5litepod-16", 2, "gcr.io/my-project/stride:1", storage="my-bucket")
+SENT = Parcel(
+    "1a2b3c4d5", ROOT, ("configs/common.py", "configs/mnist5k.py"), "0f1e2d3c", jax_extra="tpu"
+)
 GOLDEN = {
     "launch_local.sh": {"processes": 2, "workdir": "runs/x"},
     "launch_slurm.sbatch": {
@@ -32,8 +36,27 @@ GOLDEN = {
         "workdir": "runs/x",
         "slurm": Slurm(partition="gpu", nodes=2, gpus_per_node=4),
     },
+    "launch_slurm_parcel.sbatch": {
+        "target": "slurm",
+        "workdir": "runs/x",
+        "slurm": Slurm(),
+        "parcel": dataclasses.replace(SENT, jax_extra="cuda12"),
+    },
     "launch_gcloud.sh": {"target": "gcloud-tpu", "tpu_vm": TPU, "python": ".venv/bin/python"},
+    "launch_gcloud_parcel.sh": {
+        "target": "gcloud-tpu",
+        "tpu_vm": TPU,
+        "parcel": SENT,
+        "workdir": "gs://my-bucket/runs/x",
+        "overrides": (("index.sites", ("logit",)), ("shards.folder", "gs://my-text/tokens")),
+    },
     "launch_xpk.sh": {"target": "xpk", "xpk": XPK},
+    "launch_xpk_parcel.sh": {
+        "target": "xpk",
+        "xpk": dataclasses.replace(XPK, docker_image=""),
+        "parcel": SENT,
+        "workdir": "gs://my-bucket/runs/x",
+    },
 }
 
 
@@ -46,33 +69,50 @@ def golden_settings(name):
     return dataclasses.replace(BASE, config="configs/mnist5k.py:runlocal", **GOLDEN[name])
 
 
+def shellchecked(text):
+    """What shellcheck says of a script, and of the job in it; nothing if all is well."""
+    program = shutil.which("shellcheck") or pathlib.Path(sys.executable).with_name("shellcheck")
+    jobs = [text.partition("<<'END OF JOB'\n")[2].partition("END OF JOB\n")[0]]
+    for script in [text, *filter(None, jobs)]:
+        words = [program, "-"]
+        checked = subprocess.run(words, input=script, capture_output=True, text=True, check=False)
+        if checked.returncode:
+            return checked.stdout
+    return ""
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_job_is_letter_by_letter_the_reviewed_one(name):
     path = ROOT / "tests/golden" / name
-    assert render(golden_settings(name)) == path.read_text(), f"if meant, write it to {path}"
-    shellcheck = shutil.which("shellcheck") or pathlib.Path(sys.executable).with_name("shellcheck")
-    checked = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout
+    job = golden_settings(name)
+    text = f"{render(job)}\n{following(job)}\n"
+    assert text == path.read_text(), f"if meant, write it to {path}"
+    assert not shellchecked(text)
 
 
-@pytest.mark.parametrize("name", ["launch_gcloud.sh", "launch_xpk.sh"])
-def test_quoting_survives_both_shells(name):
-    settings = golden_settings(name)
-    program, *words = submission(settings)
-    echo = program + """() { printf '%s\\0' "$@"; }\n"""
+def test_the_script_that_makes_an_environment_is_the_reviewed_one():
+    path = ROOT / "tests/golden/launch_install.sh"
+    assert install(SENT) == path.read_text(), f"if meant, write it to {path}"
+    assert not shellchecked(install(SENT))
+
+
+def test_quoting_survives_both_shells():
+    job = golden_settings("launch_xpk.sh")
     received = subprocess.run(
-        ["bash", "-c", echo + render(settings)], capture_output=True, text=True
+        ["bash", "-c", """xpk() { printf '%s\\0' "$@"; }\n""" + render(job)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert received.stdout.split("\0")[:-1] == words
-    there = shlex.split(words[-1].removeprefix("--command="))
-    run = there[there.index(settings.python) :]
-    assert run == launching.command(settings, "--multihost")
+    there = shlex.split(received.stdout.split("\0")[-2].removeprefix("--command="))
+    run = there[there.index(job.interpreter) :]
+    assert run == job.command("--multihost")
     assert "--config.index.sites=('logit',)" in run
 
 
 def test_one_process_needs_no_meeting_point():
     (words,) = local_commands(BASE, 1234)
-    assert words == launching.command(BASE)
+    assert words == BASE.command()
     assert "multihost" not in render(BASE)
     assert local_commands(dataclasses.replace(BASE, processes=2), 1234)[1][-4:] == [
         *("--multihost", "--coordinator=127.0.0.1:1234", "--num_processes=2", "--process_id=1")
@@ -85,6 +125,27 @@ def test_one_process_needs_no_meeting_point():
         ({"target": "lsf"}, r"target='lsf' is not one of local, slurm"),
         ({"config": "configs/mnist.py:runlocal"}, r"config='configs/mnist.py' is not a file"),
         ({"workdir": "gs://bucket/x"}, r"workdir='gs://bucket/x' is not a folder.*mount"),
+        ({"workdir": ""}, r"workdir='' is not a folder: give one"),
+        (
+            {"target": "slurm", "overrides": (("text.path", "gs://bucket/x"),)},
+            r"text.path='gs://bucket/x' is not a folder: mount",
+        ),
+        (
+            {"target": "gcloud-tpu", "workdir": "s3://bucket/x"},
+            r"workdir='s3://bucket/x' is no address in a bucket of Google Cloud",
+        ),
+        (
+            {"target": "gcloud-tpu", "tpu_vm": TPU, "parcel": SENT, "workdir": "runs/x"},
+            r"workdir='runs/x' would be a folder of its own on every worker",
+        ),
+        (
+            {
+                "target": "xpk",
+                "xpk": dataclasses.replace(XPK, storage=""),
+                "workdir": "gs://bucket/x",
+            },
+            r"give --storage, once attached by xpk storage attach bucket --type=gcsfuse",
+        ),
         ({"processes": 0}, r"processes=0 must be at least 1"),
         (
             {"processes": 2, "target": "slurm"},
@@ -134,7 +195,7 @@ def test_a_sweep_is_a_job_for_each_variant(tmp_path):
     assert first.workdir == "/mnt/runs/x/train.seed=1,design.seed=2"
     assert second.workdir == "/mnt/runs/x/learning_rate=2,design.seed=0"
     assert (first.job_name, second.job_name) == ("swept-small-0", "swept-small-1")
-    assert "--config.index.design.seed=2" in launching.command(first)
+    assert "--config.index.design.seed=2" in first.command()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +251,208 @@ def test_a_sweep_reaches_sbatch_script_by_script(tmp_path):
         assert script.count("--config.top_k=7") == script.count("--multihost") == 1
     folders = {path.name for path in (tmp_path / "runs").iterdir()}
     assert folders == {f"num_subsets={k},seed={s}" for k in (300, 1000) for s in (0, 1)}
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder with a config, in a repository of its own that is sent in place of this one."""
+    home = tmp_path / "checkout"
+    (home / "configs").mkdir(parents=True)
+    (home / "stride_jax").mkdir()
+    (home / "stride_jax/code.py").write_text("committed")
+    (home / "constraints.txt").write_text("jax==0.10.2\n")
+    (home / "configs/common.py").write_text("KINDS = 'mlp'\n")
+    (home / "configs/own.py").write_text(
+        "def get_config():\n    return {'model': {'init_from': 'gs://my-models/weights'}}\n"
+    )
+    git = ["git", "-C", home, "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "First"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("stride_jax.run.launching.parcel._HERE", home)
+
+    def wheel(source, folder, build):
+        said = (source / "stride_jax/code.py").read_text()
+        (folder / f"stride_jax-0.1.0-{build}-py3-none-any.whl").write_text(said)
+
+    monkeypatch.setattr("stride_jax.run.launching.parcel._wheel", wheel)
+    return home
+
+
+def test_what_is_sent_is_one_commit(checkout, tmp_path):
+    sent = parcel_of("configs/own.py", "tpu")
+    assert sent.configs == ("configs/common.py", "configs/own.py")
+    (checkout / "stride_jax/more.py").write_text("forgotten")
+    with pytest.raises(ValueError, match=r"1 files differ from commit .*stride_jax/more.py: comm"):
+        parcel_of("configs/own.py")
+    (checkout / "stride_jax/more.py").unlink()
+    (checkout / "stride_jax/code.py").write_text("changed")
+    with pytest.raises(ValueError, match=r"stride_jax/code.py: commit them, or .*--uncommitted"):
+        parcel_of("configs/own.py")
+    folder = pack(sent, tmp_path / "sent")
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == {
+        *(sent.wheel, "constraints.txt", "install.sh", *sent.configs)
+    }
+    assert (folder / sent.wheel).read_text() == "committed", "not what lies in the folder now"
+    as_it_is = parcel_of("configs/own.py", "tpu", changed=True)
+    assert as_it_is.name.startswith(sent.commit)
+    assert as_it_is.commit.endswith(".changed")
+    assert (pack(as_it_is, tmp_path / "sent") / as_it_is.wheel).read_text() == "changed"
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    assert status.stdout == " M stride_jax/code.py\n", "git's own index is not touched"
+    with pytest.raises(ValueError, match=r"lies outside of this folder"):
+        parcel_of(str(tmp_path / "else.py"))
+    (checkout / "configs/common.py").write_text("KINDS = 'gpt'\n")
+    assert parcel_of("configs/own.py", "tpu", changed=True).name != as_it_is.name
+
+
+# What a worker has: an interpreter whose environments run a job until it is asked to stop.
+TOOLS = {
+    "python3.11": """
+mkdir -p "$3/bin"
+cat >"$3/bin/python" <<'PYTHON'
+#!/bin/bash
+case "$*" in
+  *"pip install"*) echo "$PWD $*" >>"$HOME/installed" ;;
+  *"pip freeze"*) echo jax==0.10.2 ;;
+  *)
+    trap 'echo saved; exit 75' TERM
+    echo "$PWD $*"
+    for word; do case $word in --workdir=*) workdir=${word#--workdir=} ;; esac; done
+    mkdir -p "$workdir" && echo "$PYTHONPATH" >"$workdir/$(basename "$HOME")"
+    case "$*" in *--config.top_k=1*) exit 0 ;; esac
+    while :; do sleep 0.05; done
+    ;;
+esac
+PYTHON
+chmod +x "$3/bin/python"
+""",
+    "gcloud": """
+for word; do
+  case $word in --command=*) job=${word#*=} ;; --worker=[01]) only=${word#*=} ;; esac
+done
+for i in ${only:-0 1}; do
+  case "$4" in
+    ssh) (cd "$TOOLS/worker-$i" && HOME=$PWD bash -c "$job") || exit ;;
+    scp) cp -r "$5" "$TOOLS/worker-$i/${6#*:}" ;;
+  esac
+done
+""",
+    "gcsfuse": """
+rmdir "${!#}" && ln -s "$TOOLS/buckets/${*: -2:1}" "${!#}"
+""",
+    "mountpoint": """
+[ -L "${!#}" ]
+""",
+    "xpk": """
+printf '%s\\n' "$*" >>"$TOOLS/calls"
+for word; do
+  case $word in --script-dir=*) app=${word#*=} ;; --command=*) job=${word#*=} ;; esac
+done
+cp -r "$app" "$TOOLS/app" && cd "$TOOLS/app" || exit
+HOME=$TOOLS/worker-0 bash -c "($job)" >"$TOOLS/log" 2>&1
+""",
+    "sbatch": """
+cat >"$TOOLS/script" && srun() { shift 4; "$@"; } && HOME=$TOOLS/worker-0 && . "$TOOLS/script"
+""",
+}
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A folder of programs that stand in for the cloud's: two workers, and two buckets."""
+    home = tmp_path / "tools"
+    for folder in ("bin", "worker-0", "worker-1", "buckets/my-models", "buckets/my-runs"):
+        (home / folder).mkdir(parents=True)
+    for name, body in TOOLS.items():
+        (home / "bin" / name).write_text(f"#!/bin/bash\n{body.strip()}\n")
+        (home / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("TOOLS", str(home))
+    return home
+
+
+def until(holds):
+    limit = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_tpu_gets_the_code_and_its_buckets_and_can_be_stopped(checkout, tools, tmp_path, capfd):
+    words = [
+        "--config=configs/own.py", "--workdir=gs://my-runs/x", "--target=gcloud-tpu",
+        "--tpu_name=t", "--zone=z", f"--mounts={tmp_path}/gcs",
+    ]  # fmt: skip
+    assert cli.main(words) == 0
+    told = capfd.readouterr().out
+    assert told.count("own has started") == 2
+    commands = {
+        key: shlex.split(line.partition(": ")[2])
+        for line in told.splitlines()
+        if (key := line.partition(":")[0]) in ("# watch", "# stop")
+    }
+    name = parcel_of("configs/own.py", "tpu").name
+    places = [tools / f"worker-{i}/stride_jax/{name}" for i in range(2)]
+    until(lambda: all((tools / f"buckets/my-runs/x/worker-{i}").exists() for i in range(2)))
+    for place in places:
+        log = (place / "logs/own.log").read_text()
+        assert f"{place} -m stride_jax run --config=configs/own.py" in log
+        assert f"--config.model.init_from={tmp_path}/gcs/my-models/weights" in log
+        installed = (place.parents[1] / "installed").read_text()
+        assert installed.startswith(f"{place} -m pip install")
+        assert installed.endswith(
+            f"-c constraints.txt ./{parcel_of('configs/own.py', 'tpu').wheel}[run,text] jax[tpu]\n"
+        )
+        assert (place / "env/packages.txt").read_text() == "jax==0.10.2\n"
+    assert (tools / "buckets/my-models").is_dir()
+    assert cli.main(words) != 0, "one at a time"
+    assert "own is at work here: stop it first" in capfd.readouterr().err
+    assert subprocess.run(commands["# stop"], check=False).returncode == 0
+    until(lambda: all("ended with code 75" in (p / "logs/own.log").read_text() for p in places))
+    assert all("saved\n" in (place / "logs/own.log").read_text() for place in places)
+    assert cli.main([*words, "--config.top_k=1"]) == 0, "the same again continues it"
+    until(lambda: all("ended with code 0" in (p / "logs/own.log").read_text() for p in places))
+    assert (places[0].parents[1] / "installed").read_text().count("pip install") == 1
+    assert commands["# watch"][-2:] == [
+        "--worker=0",
+        f"--command=tail -n 100 -F stride_jax/{name}/logs/own.log",
+    ]
+
+
+def test_xpk_gets_an_image_with_the_code(checkout, tools, tmp_path, capfd):
+    words = [
+        "--config=configs/own.py", "--workdir=gs://my-runs/x", "--target=xpk", "--cluster=c",
+        "--storage=my-runs", f"--mounts={tmp_path}/gcs", "--config.top_k=1",
+    ]  # fmt: skip
+    assert cli.main(words) == 2, "a bucket is not attached"
+    assert "xpk storage attach it there" in (tools / "log").read_text()
+    shutil.rmtree(tools / "app")
+    (tmp_path / "gcs").mkdir()
+    for bucket in ("my-runs", "my-models"):
+        (tmp_path / "gcs" / bucket).symlink_to(tools / "buckets" / bucket)
+    assert cli.main(words) == 0
+    assert f"{tools}/app -m stride_jax run --config=configs/own.py" in (tools / "log").read_text()
+    assert (tools / "buckets/my-runs/x/worker-0").exists()
+    assert "# stop: xpk workload delete --workload=own --cluster=c" in capfd.readouterr().out
+    call = (tools / "calls").read_text().splitlines()[-1]
+    assert "--base-docker-image=python:3.11" in call
+    assert call.split("--script-dir=")[1].endswith(parcel_of("configs/own.py", "tpu").name)
+
+
+def test_slurm_runs_the_code_of_the_workdir(checkout, tools, capfd):
+    (checkout / "configs/own.py").write_text("def get_config():\n    return {}\n")
+    words = ["--config=configs/own.py", "--workdir=runs/x", "--target=slurm", "--config.top_k=1"]
+    with pytest.raises(ValueError, match=r"1 files differ from commit .*configs/own.py"):
+        cli.main(words)
+    words.append("--uncommitted")
+    assert cli.main(words) == 0
+    told = capfd.readouterr().out
+    name = parcel_of("configs/own.py", "cuda12", changed=True).name
+    assert f"{checkout} -P -m stride_jax run --config=runs/x/code/{name}/configs/own.py" in told
+    assert (checkout / "runs/x/worker-0").read_text() == f"runs/x/code/{name}\n"
+    assert "# watch: squeue --me --name=own; tail -F runs/x/logs/slurm-<job>.log" in told
+    assert "# stop: scancel --me --name=own" in told
 
 
 DRIVER = """
@@ -299,7 +562,7 @@ def test_the_printed_local_script_behaves_like_the_launcher(tmp_path, second, co
         )
 
 
-@pytest.mark.parametrize("module", [launching, supervise, sweeps])
+@pytest.mark.parametrize("module", [buckets, settings, shell, supervise, sweeps])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
     assert (results.failed, results.attempted > 0) == (0, True)

@@ -27,7 +27,7 @@ from stride_jax.cli.doors import one_line
 from stride_jax.cli.main import main
 from stride_jax.cli.streams import as_utf8
 from stride_jax.model_checks import Finding
-from stride_jax.run.launching.jobs import quoted
+from stride_jax.run.launching.shell import quoted
 from stride_jax.runtime.files import atomic_path, write_json
 from stride_jax.runtime.screen import excepthook, json_text, marked, visible
 

@@ -214,12 +214,15 @@ def _installed(name: str) -> bool:
     return True
 
 
-def read_settings(word: str, changes: Mapping[str, str]) -> tuple[dict[str, Any], Any]:
+def read_settings(
+    word: str, changes: Mapping[str, str], adopt: bool = True
+) -> tuple[dict[str, Any], Any]:
     """A config and its settings, changed by the command line.
 
     Args:
       word: path of the config file, with `:argument` if it takes one.
       changes: texts by dotted name.
+      adopt: whether settings are completed by the weights that they start from.
 
     Returns:
       The config's values, for sections of other programs, and the `RunSettings`.
@@ -234,4 +237,4 @@ def read_settings(word: str, changes: Mapping[str, str]) -> tuple[dict[str, Any]
 
     others = {"plan": [field.name for field in dataclasses.fields(Extent)]}
     values = config_file.changed(config_file.read_config(word), changes, others)
-    return values, run_settings(values, tuple(changes))
+    return values, run_settings(values, tuple(changes), adopt)

@@ -183,20 +183,21 @@ _FREE = ("execution.", "model.init_from", "bank.models_at_once", "unit.models_at
 
 
 def run_settings(
-    values: Mapping[str, Any], from_text: bool | Collection[str] = False
+    values: Mapping[str, Any], from_text: bool | Collection[str] = False, adopt: bool = True
 ) -> RunSettings:
     """The settings of a config; its sections for other programs are left out.
 
     Args:
       values: the config.
       from_text: dotted names whose values are a command line's text.
+      adopt: whether they are completed by the weights that they start from, which are then read.
 
     Raises:
       ValueError: an unknown name (lists the known ones) or a value of the wrong type.
     """
     own = {name: value for name, value in values.items() if name not in OTHER_SECTIONS}
     settings = build(RunSettings, own, from_text=from_text)
-    return adopted(settings, _flat(own)) if settings.model.init_from else settings
+    return adopted(settings, _flat(own)) if settings.model.init_from and adopt else settings
 
 
 def adopted(settings: RunSettings, given: Collection[str] | None = None) -> RunSettings:

@@ -39,3 +39,6 @@ while [ "${#pids[@]}" -gt 0 ]; do
   sleep 0.2
 done
 exit "$result"
+
+# watch: tail -F runs/x/logs/process-*.log
+# stop: Ctrl-C

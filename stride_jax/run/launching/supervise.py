@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from stride_jax.run.launching.jobs import SAVING_SECONDS
+from stride_jax.run.launching.settings import SAVING_SECONDS
 from stride_jax.runtime.files import appended
 from stride_jax.runtime.screen import visible
 

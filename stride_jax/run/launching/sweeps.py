@@ -44,6 +44,7 @@ def expand(settings: LaunchSettings) -> list[LaunchSettings]:
             settings,
             overrides=tuple((overrides | changes).items()),
             workdir=f"{settings.workdir.rstrip('/')}/{folder}",
+            code=settings.parcels,
             name=f"{settings.job_name}-{i}",
         )
         for i, (changes, folder) in enumerate(zip(added, folders, strict=True))
