@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,12 @@ CHANGES = {
 }
 
 
-def commands(config: str, workdir: pathlib.Path, processes: int) -> list[list[str]]:
+def commands(
+    config: str, workdir: pathlib.Path, processes: int, changes: Mapping[str, Any] = CHANGES
+) -> list[list[str]]:
     """The words of each process of a run of this config, in small steps."""
     settings = LaunchSettings(
-        config, str(workdir), overrides=tuple(CHANGES.items()), processes=processes,
+        config, str(workdir), overrides=tuple(changes.items()), processes=processes,
         python=sys.executable,
     )  # fmt: skip
     with socket.socket() as listener:

@@ -127,11 +127,12 @@ def _write(job: Job, workers: int, share: tuple[int, int], stop: StopRequest) ->
 
 def _show(manifest: dict[str, Any], folder: pathlib.Path) -> None:
     streams = ", ".join(
-        f"{own['sequences']} {role} sequences of {own['tokens']} tokens"
+        f"{own['sequences']} {role} sequences ({own['tokens']} tokens)"
         for role, own in manifest["total"].items()
     )
     print(visible(f"{folder}: {manifest['documents']} documents, {streams}", kept=""))
     said = f"{manifest['vocab_size']} token ids; {manifest['copies']} sequences repeat another"
     print(visible(said, kept=""))
+    print(visible(f"in a config: shards={{'folder': {str(folder)!r}}}", kept=""))
     if manifest["faults"]:
         print(visible(said_of(manifest["faults"], manifest["named"]), kept=""))

@@ -88,34 +88,51 @@ def is_held_out(text: str, share: float) -> bool:
     return int.from_bytes(digest, "little") < share * 2**64
 
 
-def write_part(
-    folder: pathlib.Path,
-    number: int,
-    file: SourceFile,
-    part: Part,
-    tokenizer: Tokenizer,
-    settings: PartSettings,
-    report: Report,
-    wait: bool = True,
-) -> bool:
-    """Tokenise a part, unless it is done or another process is at it.
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A part to be tokenised.
 
-    Args:
+    Attributes:
       folder: where its files go.
       number: of the part.
       file, part: what is read.
       tokenizer: of the text.
       settings: what shapes its files.
+    """
+
+    folder: pathlib.Path
+    number: int
+    file: SourceFile
+    part: Part
+    tokenizer: Tokenizer
+    settings: PartSettings
+
+    @property
+    def name(self) -> str:
+        """The name that its files share."""
+        return part_name(self.number)
+
+    @property
+    def record(self) -> pathlib.Path:
+        """The file that is written when it is complete."""
+        return record_of(self.folder, self.number)
+
+
+def write_part(work: Work, report: Report, wait: bool = True) -> bool:
+    """Tokenise a part, unless it is done or another process is at it.
+
+    Args:
+      work: the part.
       report: told of progress.
       wait: whether to wait for another process at the same part.
 
     Returns:
       Whether the part is complete.
     """
-    with _claimed(folder / f".{part_name(number)}.lock", wait) as claimed:
-        if not record_of(folder, number).exists() and claimed:
-            _write(folder, number, file, part, tokenizer, settings, report)
-    return record_of(folder, number).exists()
+    with _claimed(work.folder / f".{work.name}.lock", wait) as claimed:
+        if not work.record.exists() and claimed:
+            _write(work, report)
+    return work.record.exists()
 
 
 @contextlib.contextmanager
@@ -133,16 +150,8 @@ def _claimed(path: pathlib.Path, wait: bool) -> Iterator[bool]:
         path.unlink(missing_ok=True)
 
 
-def _write(
-    folder: pathlib.Path,
-    number: int,
-    file: SourceFile,
-    part: Part,
-    tokenizer: Tokenizer,
-    settings: PartSettings,
-    report: Report,
-) -> None:
-    name = part_name(number)
+def _write(work: Work, report: Report) -> None:
+    file, tokenizer, settings = work.file, work.tokenizer, work.settings
     faults: collections.Counter[str] = collections.Counter()
     named: list[str] = []
 
@@ -157,11 +166,15 @@ def _write(
 
     with contextlib.ExitStack() as stack:
         streams = {
-            role: stack.enter_context(_Stream(folder / f"{name}.{role}", tokenizer, settings))
+            role: stack.enter_context(
+                _Stream(work.folder / f"{work.name}.{role}", tokenizer, settings)
+            )
             for role in (STREAMS if settings.held_out else (TRAIN,))
         }
-        table = stack.enter_context(_Table(folder / f"{name}.documents.parquet", file.name))
-        for rows, total in _batches(good(read_rows(file, part, settings.columns))):
+        table = stack.enter_context(
+            _Table(work.folder / f"{work.name}.documents.parquet", file.name)
+        )
+        for rows, total in _batches(good(read_rows(file, work.part, settings.columns))):
             encoded = tokenizer.core.encode_batch_fast(
                 [row.text for row in rows], add_special_tokens=False
             )
@@ -175,14 +188,14 @@ def _write(
             report(total, tokens)
     record = {
         "file": file.name,
-        "range": [part.first, part.stop],
+        "range": [work.part.first, work.part.stop],
         "documents": table.count,
         "streams": {role: own.record() for role, own in streams.items()},
-        "table": file_digest(folder / f"{name}.documents.parquet"),
+        "table": file_digest(work.folder / f"{work.name}.documents.parquet"),
         "faults": dict(sorted(faults.items())),
         "named": named,
     }
-    write_json(record_of(folder, number), record)
+    write_json(work.record, record)
 
 
 def stream_dtype(tokenizer: Tokenizer) -> np.dtype:

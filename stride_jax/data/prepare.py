@@ -29,6 +29,7 @@ from stride_jax.data.corpus_files import (
 )
 from stride_jax.data.corpus_parts import (
     PartSettings,
+    Work,
     is_held_out,
     record_of,
     write_part,
@@ -36,6 +37,7 @@ from stride_jax.data.corpus_parts import (
 from stride_jax.data.corpus_rows import read_rows
 from stride_jax.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from stride_jax.runtime.files import (
+    UnreadableFileError,
     atomic_path,
     file_digest,
     plain,
@@ -131,10 +133,8 @@ class Job:
     def write(self, number: int, tokenizer: Tokenizer, report: Any, wait: bool) -> bool:
         """Tokenise a part; see `corpus_parts.write_part`."""
         part = self.parts[number]
-        return write_part(
-            self.home, number, self.files[part.file], part, tokenizer, self.settings.parts, report,
-            wait,
-        )  # fmt: skip
+        work = Work(self.home, number, self.files[part.file], part, tokenizer, self.settings.parts)
+        return write_part(work, report, wait)
 
 
 def plan(settings: PrepareSettings, folder: pathlib.Path) -> Job:
@@ -183,22 +183,36 @@ def read_job(folder: pathlib.Path) -> Job:
       ValueError: it is of another version, or its tokenizer was changed.
     """
     told = read_json(folder / "job.json")
-    if told["format"] != FORMAT:
-        raise ValueError(
-            f"{folder} is of format {told['format']}, and this version writes {FORMAT}: take "
-            "another --out"
-        )
-    if file_digest(folder / "tokenizer.json") != told["tokenizer"]:
-        raise ValueError(
-            f"{folder / 'tokenizer.json'} is not the one that the job began with: its digest "
-            "differs; take another --out"
-        )
+    refuse_changed(folder, told)
     return Job(
         PrepareSettings(**told["settings"]),
         [SourceFile(*file) for file in told["files"]],
         [Part(*part) for part in told["parts"]],
         folder,
     )
+
+
+def refuse_changed(folder: pathlib.Path, told: dict[str, Any]) -> None:
+    """Refuse a folder of another version, or with another tokenizer than it says.
+
+    Args:
+      folder: the folder.
+      told: its `job.json` or `manifest.json`.
+
+    Raises:
+      ValueError: names the file and the remedy.
+    """
+    if told["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} is of format {told['format']}, and this version knows {FORMAT}: prepare the "
+            "corpus again, into another folder"
+        )
+    path = folder / "tokenizer.json"
+    if file_digest(path) != told["tokenizer"]:
+        raise UnreadableFileError(
+            f"{path} is not the one that the corpus was tokenised with: its digest differs; copy it "
+            "anew, or prepare the corpus again, into another folder"
+        )
 
 
 def _refuse_other(job: Job, settings: PrepareSettings, files: list[SourceFile]) -> None:

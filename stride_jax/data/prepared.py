@@ -39,17 +39,8 @@ def finish(job: Job) -> dict[str, Any] | None:
     records = [read_record(job.home, number) for number in range(len(job.parts))]
     tokenizer = job.tokenizer
     roles = STREAMS if job.settings.held_out else STREAMS[:1]
-    total = {
-        role: {
-            name: sum(own.streams[role][name] for own in records)
-            for name in ("tokens", "sequences")
-        }
-        for role in roles
-    }
-    faults: dict[str, int] = {}
-    for own in records:
-        faults |= {name: faults.get(name, 0) + count for name, count in own.faults.items()}
-    named = [name for own in records for name in own.named][:10]
+    total = {role: _total(records, role) for role in roles}
+    faults, named = _faults(records)
     if not total[STREAMS[0]]["sequences"]:
         raise CorpusError(
             f"{job.settings.source} holds no text to train on"

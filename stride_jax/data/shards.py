@@ -8,13 +8,12 @@ import pathlib
 import numpy as np
 
 from stride_jax.data.corpus_parts import HELD, TRAIN, part_name
-from stride_jax.data.prepare import FORMAT
+from stride_jax.data.prepare import refuse_changed
 from stride_jax.data.token_files import Stream, streams_of
 from stride_jax.data.tokens import Tokenizer, load_tokenizer
 from stride_jax.examples import Examples
 from stride_jax.runtime.files import (
     UnreadableFileError,
-    file_digest,
     fingerprint,
     read_arrays,
     read_json,
@@ -263,16 +262,7 @@ def _manifest(folder: pathlib.Path) -> dict:
             )
         )
     manifest = read_json(path)
-    if manifest["format"] != FORMAT:
-        raise ValueError(
-            f"{folder} is of format {manifest['format']}, and this version reads {FORMAT}: prepare "
-            "the corpus again"
-        )
-    if file_digest(folder / "tokenizer.json") != manifest["tokenizer"]:
-        raise UnreadableFileError(
-            f"{folder / 'tokenizer.json'} is not the one that the corpus was tokenised with: its "
-            "digest differs; copy it anew, or prepare the corpus again"
-        )
+    refuse_changed(folder, manifest)
     return manifest
 
 

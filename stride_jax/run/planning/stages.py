@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from stride_jax import measure, models, recovery, taps
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
+from stride_jax.data import ShardSettings, load_shards
 from stride_jax.evaluation import BankSettings, retrain
 from stride_jax.examples import Examples, token_shape
 from stride_jax.fitting import fit_programs
@@ -56,10 +57,10 @@ class Extent:
 
 
 def extent_of(values: Mapping[str, Any]) -> Extent:
-    """The section `plan` of a config, completed by the section `text`.
+    """The section `plan` of a config, completed by the section `text` or `shards`.
 
     Raises:
-      ValueError: numbers that neither of them gives; names them.
+      ValueError: numbers that neither of them gives, or shards that are not there; names them.
     """
     given, text = dict(values.get("plan") or {}), values.get("text")
     if text:
@@ -68,12 +69,25 @@ def extent_of(values: Mapping[str, Any]) -> Extent:
         given.setdefault("input_shape", (text.get("length", 64),))
         given.setdefault("num_classes", text.get("vocab_size", 1024))
     names = ("num_train", "num_queries", "input_shape", "num_classes")
+    if (shards := values.get("shards")) and not all(given.get(name) for name in names):
+        given = _shard_numbers(shards) | given
     if missing := [name for name in names if not given.get(name)]:
         raise ValueError(
             f"config.plan lacks {', '.join(missing)}: a plan reads no data, so give these numbers "
             "in the config"
         )
     return build(Extent, given, "config.plan")
+
+
+def _shard_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prepared corpus says of itself: of its tokens, none are read."""
+    splits = load_shards(build(ShardSettings, values, "config.shards", from_text=True))
+    return {
+        "num_train": len(splits.train.rows),
+        "num_queries": len(splits.query.rows),
+        "input_shape": (splits.train.stream.length,),
+        "num_classes": splits.tokenizer.vocab_size,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
