@@ -33,6 +33,7 @@ from stride_jax.design import known_membership
 from stride_jax.fitting import fit_operators
 from stride_jax.run import summary
 from stride_jax.run.pipeline import Run
+from stride_jax.run.planning import Extent, extent_of
 from stride_jax.run.settings import run_settings
 from stride_jax.run.verify import verify
 from stride_jax.runtime.execution import Execution
@@ -396,8 +397,23 @@ def test_run_from_shards_is_the_run_from_text_in_memory(corpus, texts, tmp_path)
     assert not [one for one in said if one.level == "error"]
     with pytest.raises(IndexError, match="row 150 of 150"):
         _ = run.train.inputs[150]
-    with pytest.raises(ValueError, match=r"groups=.* reads all texts|groups reads all texts"):
-        run_settings({**SMALL, "shards": {"folder": str(folder)}, "groups": "document"})
+    shards = {"folder": str(folder), **held}
+    assert extent_of({"shards": {**shards, "num_query": "6"}}) == Extent(150, 6, (T,), 300)
+    assert extent_of({"shards": shards, "plan": {"num_train": 10**7}}).num_train == 10**7
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"groups": "document"}, "groups"),
+        ({"near_copies": {}}, "near_copies"),
+        ({"facts": 3}, "facts"),
+        ({"read": {"exact": {"sources": ("bm25",)}}}, "read.exact.sources=bm25"),
+    ],
+)
+def test_what_reads_all_texts_is_refused_with_shards(changes, name):
+    with pytest.raises(ValueError, match=rf"^{name} reads all texts into memory, .* leave it out"):
+        run_settings({"shards": {"folder": "tokens"}, **changes})
 
 
 def test_held_out_documents_are_in_no_training_sequence(corpus, tmp_path):
@@ -415,8 +431,6 @@ def test_held_out_documents_are_in_no_training_sequence(corpus, tmp_path):
     assert set(few.examples.ids.tolist()) < set(splits.train.examples.ids.tolist())
     with pytest.raises(ValueError, match="hold out fewer, or prepare with more"):
         load_shards(dataclasses.replace(own, num_query=10**6))
-    with pytest.raises(ValueError, match=r"near_copies reads all texts into memory"):
-        run_settings({"shards": {"folder": str(folder)}, "near_copies": {}})
 
 
 def test_own_text_in_ten_lines_of_config(corpus, tmp_path, monkeypatch, capsys):

@@ -210,8 +210,8 @@ def refuse_changed(folder: pathlib.Path, told: dict[str, Any]) -> None:
     path = folder / "tokenizer.json"
     if file_digest(path) != told["tokenizer"]:
         raise UnreadableFileError(
-            f"{path} is not the one that the corpus was tokenised with: its digest differs; copy it "
-            "anew, or prepare the corpus again, into another folder"
+            f"{path} is not the one that the corpus was tokenised with: its digest differs; copy "
+            "it anew, or prepare the corpus again, into another folder"
         )
 
 
