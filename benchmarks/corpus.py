@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.corpus_pass import pass_kills
 from benchmarks.corpus_steps import VOCAB, stand_in
 from benchmarks.house import ROOT, Row, record
 from stride_jax.cli.doors import USAGE, Parser, at_least, one_line
@@ -125,10 +124,6 @@ class Bench:
             other += packed(folder) != alone
             shutil.rmtree(folder)
         return [Row(f"prepare: kills of {hits} resumed to other bytes", other, "lower", asked=0.0)]
-
-    def passes(self) -> list[Row]:
-        """Runs over the corpus killed in the pass, by one process and by two."""
-        return pass_kills(self.prepared("to-pass", "--workers=2"), self.home, self.trials)
 
     def speed(self) -> list[Row]:
         """Tokens a second of one worker and of two, start and manifest included."""
@@ -272,16 +267,13 @@ def main(words: Sequence[str]) -> None:
     """Measure what is asked for and record it."""
     parser = Parser("corpus", __doc__)
     parser.flag("workdir", "Folder of all files; it is emptied first.", default="runs/corpus")
-    parser.flag(
-        "only", "Of kills, passes, speed, memory, processes, steps; all by default.", default=""
-    )
+    parser.flag("only", "Of kills, speed, memory, processes, steps; all by default.", default="")
     parser.flag("trials", "Kills.", type=at_least(1), default=10)
     parser.flag("sequences", "Of the largest corpus.", type=at_least(10), default=11_400_000)
     given, _ = parser.read(words)
     bench = Bench(pathlib.Path(given.workdir).absolute(), given.trials, given.sequences)
     parts: dict[str, Callable[[], list[Row]]] = {
-        name: getattr(bench, name)
-        for name in ("kills", "passes", "speed", "memory", "processes", "steps")
+        name: getattr(bench, name) for name in ("kills", "speed", "memory", "processes", "steps")
     }
     for name in given.only.split(",") if given.only else parts:
         rows = parts[name]()

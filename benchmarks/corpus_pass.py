@@ -1,4 +1,10 @@
-"""Runs over a prepared corpus that are killed in the pass, and continued to the same operators."""
+"""Runs over a prepared corpus that are killed in the pass, and continued to the same operators.
+
+    python -m benchmarks.corpus_pass --workdir=runs/corpus_pass
+
+All begin with the same base model; every second one is a job of two processes. Each kill is kept in
+the workdir: stopped, the same command goes on. Rows go to `docs/results/pod.json`.
+"""
 
 import hashlib
 import pathlib
@@ -6,17 +12,24 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from benchmarks.corpus import POD, finished, prepare, write_corpus
+from benchmarks.corpus_steps import VOCAB
 from benchmarks.drill.runs import commands, start, wait
-from benchmarks.house import Row
+from benchmarks.house import Row, record
 from stride_jax import index as indices
+from stride_jax.cli.doors import Parser, at_least
+from stride_jax.data.tokens import train_tokenizer
 from stride_jax.run import config_file
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings, run_settings
+from stride_jax.runtime.files import read_json, write_json
 
 _CONFIG = "configs/own_text.py:runlocal"
 
@@ -29,98 +42,118 @@ _STEPS = {
 }
 
 
-def pass_kills(tokens: pathlib.Path, home: pathlib.Path, trials: int) -> list[Row]:
-    """Kill runs at random moments of the pass, by SIGKILL or SIGTERM, in one process and in two.
-
-    All begin with the same base model. A run that ended before it was hit does not count.
+class Passes:
+    """A prepared corpus, a base model of it, and passes over it; what is there is not made again.
 
     Args:
-      tokens: the prepared corpus.
-      home: folder for the runs.
-      trials: kills.
+      home: folder of them all.
     """
-    changes = {**_STEPS, "shards.folder": str(tokens)}
-    values = config_file.read_config(_CONFIG)
-    settings = run_settings(config_file.changed(values, {k: str(v) for k, v in changes.items()}),
-                            tuple(changes))  # fmt: skip
-    base, rng = home / "base", random.Random(0)
-    _until(base, home, 1, changes, "model")
-    whole, seconds = {}, {}
-    for processes in (2, 1):
-        workdir = home / f"whole-{processes}"
-        shutil.copytree(base, workdir)
-        running = _start(workdir, home, processes, changes)
-        began = _in_pass(running, workdir)
-        if any(wait(running)):
-            raise SystemExit(f"the run that nobody disturbs failed: see {home / workdir.name}.log")
-        seconds[processes] = time.monotonic() - began
-        whole[processes] = _operators(settings, workdir)
-    other = hits = signals = saved = 0
-    while hits < trials:
-        processes = 1 + hits % 2
-        workdir, victim = home / f"hit-{hits}", rng.randrange(processes)
+
+    def __init__(self, home: pathlib.Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home, self.base = home, home / "base"
+        if not (home / "tokens/manifest.json").exists():
+            shutil.rmtree(home / "source", ignore_errors=True)
+            train_tokenizer(write_corpus(home / "source", 12), VOCAB).save(home / "tokenizer.json")
+            finished(prepare(home / "source", home / "tokens", home / "tokenizer.json"))
+        self.changes = {**_STEPS, "shards.folder": str(home / "tokens")}
+        texts = {name: str(value) for name, value in self.changes.items()}
+        values = config_file.changed(config_file.read_config(_CONFIG), texts)
+        self.settings: RunSettings = run_settings(values, tuple(texts))
+        self._ended(self.start(self.base, 1, until="model"), self.base)
+
+    def start(
+        self, workdir: pathlib.Path, processes: int, until: str = "operators"
+    ) -> list[subprocess.Popen[bytes]]:
+        """The processes of a run."""
+        words = commands(_CONFIG, workdir, processes, self.changes)
+        return start([[*own, f"--until={until}"] for own in words], self.home, workdir.name)
+
+    def undisturbed(self, processes: int) -> Mapping[str, Any]:
+        """Hash of the operators of a pass that nobody disturbs, and its seconds."""
+        workdir = self.home / f"whole-{processes}"
+        told = workdir.with_suffix(".json")
+        if not told.exists():
+            running = self._copied(workdir, processes)
+            began = time.monotonic()
+            self._ended(running, workdir)
+            seconds = time.monotonic() - began
+            write_json(told, {"operators": self._operators(workdir), "seconds": seconds})
+        return read_json(told)
+
+    def hit(self, trial: int) -> Mapping[str, Any]:
+        """Kill a pass at a random moment by SIGKILL or SIGTERM, and let another command end it."""
+        rng, processes = random.Random(trial), 1 + trial % 2
+        whole, workdir = self.undisturbed(processes), self.home / f"hit-{trial}"
         number = rng.choice([signal.SIGKILL, signal.SIGTERM])
-        shutil.rmtree(workdir, ignore_errors=True)
-        shutil.copytree(base, workdir)
-        running = _start(workdir, home, processes, changes)
-        _in_pass(running, workdir)
-        time.sleep(rng.uniform(0.0, 0.8) * seconds[processes])
-        if running[victim].poll() is not None or not _partial(workdir):
+        victim, moment = rng.randrange(processes), rng.uniform(0, 1) * whole["seconds"]
+        while True:
+            running = self._copied(workdir, processes)
+            time.sleep(moment)
+            if running[victim].poll() is None and _in_pass(workdir):
+                running[victim].send_signal(number)
+                wait(running, patience=10)
+                break
             wait(running)
-            continue
-        running[victim].send_signal(number)
-        wait(running)
-        hits += 1
-        signals += number == signal.SIGTERM
-        saved += any(path.name.isdigit() for path in workdir.glob("operators/*.partial/*/*"))
-        if any(wait(_start(workdir, home, processes, changes))):
-            raise SystemExit(f"a run that was hit did not end: see {home / workdir.name}.log")
-        other += _operators(settings, workdir) != whole[processes]
-        print(f"{hits} kills, {signals} of them SIGTERM; {saved} resumed from a checkpoint, "
-              f"{other} to other bytes", flush=True)  # fmt: skip
+            moment *= 0.8  # it had ended before
+        saved = any(path.name.isdigit() for path in workdir.glob("operators/*.partial/*/*"))
+        self._ended(self.start(workdir, processes), workdir)
+        other = self._operators(workdir) != whole["operators"]
         shutil.rmtree(workdir)
-    return [
-        Row(f"pass over shards: kills of {hits} resumed to other operators", other, "lower",
-            asked=0.0),
-        Row(f"pass over shards: kills of {hits} resumed from a checkpoint", saved, "higher"),
-    ]  # fmt: skip
+        return {"by": number.name, "processes": processes, "saved": saved, "other": other}
+
+    def _copied(self, workdir: pathlib.Path, processes: int) -> list[subprocess.Popen[bytes]]:
+        """A run that begins with the base model, once it is in its pass."""
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(self.base, workdir)
+        running = self.start(workdir, processes)
+        while not _in_pass(workdir):
+            if any(process.poll() is not None for process in running):
+                wait(running)
+                raise SystemExit(f"a run ended before its pass: see {workdir}.log")
+            time.sleep(0.02)
+        return running
+
+    def _ended(self, running: list[subprocess.Popen[bytes]], workdir: pathlib.Path) -> None:
+        if any(wait(running)):
+            raise SystemExit(f"a run that nobody disturbs failed: see {workdir}.log")
+
+    def _operators(self, workdir: pathlib.Path) -> str:
+        """Hash of all that the pass makes."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, array in sorted(indices.to_arrays(Run(self.settings, workdir).index).items()):
+            digest.update(name.encode() + np.asarray(array).tobytes())
+        return digest.hexdigest()
 
 
-def _start(
-    workdir: pathlib.Path,
-    home: pathlib.Path,
-    processes: int,
-    changes: dict[str, Any],
-    until: str = "operators",
-) -> list[subprocess.Popen[bytes]]:
-    words = commands(_CONFIG, workdir, processes, changes)
-    return start([[*own, f"--until={until}"] for own in words], home, workdir.name)
-
-
-def _until(
-    workdir: pathlib.Path, home: pathlib.Path, processes: int, changes: dict[str, Any], until: str
-) -> None:
-    if any(wait(_start(workdir, home, processes, changes, until))):
-        raise SystemExit(f"the base model was not trained: see {home / workdir.name}.log")
-
-
-def _partial(workdir: pathlib.Path) -> bool:
+def _in_pass(workdir: pathlib.Path) -> bool:
+    """Whether a pass has begun and not ended: its state is being kept."""
     return any(workdir.glob("operators/*.partial"))
 
 
-def _in_pass(running: list[subprocess.Popen[bytes]], workdir: pathlib.Path) -> float:
-    """The moment at which the pass has saved its first state."""
-    while not _partial(workdir):
-        if any(process.poll() is not None for process in running):
-            wait(running)
-            raise SystemExit(f"a run ended without a pass: see {workdir}.log")
-        time.sleep(0.02)
-    return time.monotonic()
+def main(words: list[str]) -> None:
+    """Kill as often as asked for, and record."""
+    parser = Parser("corpus_pass", __doc__)
+    parser.flag("workdir", "Folder of all files.", default="runs/corpus_pass")
+    parser.flag("trials", "Kills.", type=at_least(1), default=10)
+    given, _ = parser.read(words)
+    home = pathlib.Path(given.workdir).absolute()
+    passes, path = Passes(home), home / "trials.json"
+    rows = read_json(path) if path.exists() else []
+    for trial in range(len(rows), given.trials):
+        rows.append(passes.hit(trial))
+        write_json(path, rows)
+        print(f"{trial}: {rows[-1]}", flush=True)
+    told = f"pass over shards: kills of {len(rows)}"
+    other, saved = (sum(row[name] for row in rows) for name in ("other", "saved"))
+    record(
+        [
+            Row(f"{told} resumed to other operators", other, "lower", asked=0.0),
+            Row(f"{told} resumed from a checkpoint", saved, "higher"),
+        ],
+        path=POD,
+    )
 
 
-def _operators(settings: RunSettings, workdir: pathlib.Path) -> str:
-    """Hash of all that the pass makes."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, array in sorted(indices.to_arrays(Run(settings, workdir).index).items()):
-        digest.update(name.encode() + np.asarray(array).tobytes())
-    return digest.hexdigest()
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -246,11 +246,12 @@ def test_addresses_are_opened_by_fsspec(texts, corpus, tmp_path):
     remote = fsspec.filesystem("memory")
     for file in corpus.glob("*.parquet"):
         remote.pipe(f"/bucket/text/{file.name}", file.read_bytes())
-    settings = settings_for(corpus, source="memory://bucket/text")
     here = prepared(settings_for(corpus), tmp_path / "here")
-    there = prepared(settings, tmp_path / "there")
     packed = {n: v for n, v in content(here).items() if n.startswith("parts")}
-    assert packed == {n: v for n, v in content(there).items() if n.startswith("parts")}
+    for address in ("memory://bucket/text", f"file://{corpus}"):
+        settings = settings_for(corpus, source=address)
+        there = prepared(settings, tmp_path / address.partition(":")[0])
+        assert packed == {n: v for n, v in content(there).items() if n.startswith("parts")}
     with pytest.raises(CorpusError, match=r"gs://b/x can't be opened here .*gcsf.*mount it"):
         list_files("gs://b/x")
 

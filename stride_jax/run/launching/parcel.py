@@ -159,7 +159,7 @@ mv env/packages.part env/packages.txt
 
 
 def _config_files(config: str) -> tuple[str, ...]:
-    """The config's file and, of a config in a folder, the Python files beside it."""
+    """The config's file and, of a config in a folder, the Python files there and above it."""
     path = pathlib.Path(config.partition(":")[0])
     try:
         path = path.absolute().relative_to(pathlib.Path.cwd())
@@ -168,8 +168,9 @@ def _config_files(config: str) -> tuple[str, ...]:
             f"config={str(path)!r} lies outside of this folder, which holds what is sent: start "
             "from the folder that has it"
         ) from None
-    beside = path.parent.rglob("*.py") if len(path.parts) > 1 else ()
-    return tuple(sorted({path.as_posix(), *(own.as_posix() for own in beside)}))
+    folders = list(path.parents)[:-1]  # all but the current one
+    beside = [own.as_posix() for folder in folders for own in folder.glob("*.py")]
+    return tuple(sorted({path.as_posix(), *beside}))
 
 
 def _inside(names: tuple[str, ...], checkout: pathlib.Path) -> list[str]:
