@@ -420,6 +420,22 @@ def test_a_tpu_gets_the_code_and_its_buckets_and_can_be_stopped(checkout, tools,
     ]
 
 
+def test_a_sweep_on_a_tpu_is_one_job_after_the_other(checkout, tools, tmp_path, capfd):
+    config = checkout / "configs/own.py"
+    variants = "def sweep(add):\n    add(**{'top_k': 1})\n    add(**{'top_k': 1, 'facts': 0})\n"
+    config.write_text(config.read_text() + variants)
+    words = [
+        "--config=configs/own.py", "--workdir=gs://my-runs/x", "--target=gcloud-tpu", "--sweep",
+        "--tpu_name=t", "--zone=z", f"--mounts={tmp_path}/gcs", "--uncommitted",
+    ]  # fmt: skip
+    assert cli.main(words) == 0
+    assert capfd.readouterr().out.count("# own-1: gs://my-runs/x/top_k=1,facts=0") == 1
+    place = next((tools / "worker-1/stride_jax").iterdir())
+    until(lambda: "ended with code 0" in (place / "logs/own-0.log").read_text())
+    said = (place / "logs/own-0.log").read_text()
+    assert said.index("x/top_k=1 --multihost") < said.index("x/top_k=1,facts=0 --multihost")
+
+
 def test_xpk_gets_an_image_with_the_code(checkout, tools, tmp_path, capfd):
     words = [
         "--config=configs/own.py", "--workdir=gs://my-runs/x", "--target=xpk", "--cluster=c",

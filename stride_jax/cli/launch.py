@@ -28,7 +28,7 @@ from flax.traverse_util import flatten_dict
 from stride_jax.cli.doors import Parser, read_settings
 from stride_jax.run.launching.jobs import following, local_commands, render
 from stride_jax.run.launching.parcel import pack, parcel_of
-from stride_jax.run.launching.settings import TARGETS, LaunchSettings, Slurm, TpuVm, Xpk
+from stride_jax.run.launching.settings import ELSEWHERE, TARGETS, LaunchSettings, Slurm, TpuVm, Xpk
 from stride_jax.run.launching.shell import quoted
 from stride_jax.run.launching.supervise import PREEMPTED, supervise
 from stride_jax.run.launching.sweeps import expand
@@ -173,8 +173,7 @@ def _check_config(given: argparse.Namespace, changes: Mapping[str, str]) -> dict
 
     Weights that lie where the job runs can't be read from here.
     """
-    elsewhere = given.target in ("gcloud-tpu", "xpk")
-    return read_settings(given.config, changes, adopt=not elsewhere)[0]
+    return read_settings(given.config, changes, adopt=given.target not in ELSEWHERE)[0]
 
 
 def main(words: Sequence[str]) -> int:

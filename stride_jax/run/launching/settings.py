@@ -12,6 +12,8 @@ from stride_jax.run.launching.parcel import Parcel
 SAVING_SECONDS = 120
 
 TARGETS = ("local", "slurm", "gcloud-tpu", "xpk")
+ELSEWHERE = ("gcloud-tpu", "xpk")
+"""Targets whose files are others than this machine's, and whose workers mount buckets."""
 # What xpk accepts (src/xpk/parser/validators.py): a Kubernetes name with room for its suffixes.
 _XPK_NAME = re.compile(r"(?=.{1,40}$)[a-z]([-a-z0-9]*[a-z0-9])?")
 # `#SBATCH` lines know no shell quoting, and % is a pattern in them.
@@ -206,7 +208,7 @@ def _check_common(settings: LaunchSettings) -> None:
 
 def _check_addresses(settings: LaunchSettings) -> None:
     """Addresses in buckets are mounted on TPUs; others, and other places, are not."""
-    mounts = settings.target in ("gcloud-tpu", "xpk")
+    mounts = settings.target in ELSEWHERE
     for key, value in (("workdir", settings.workdir), *settings.overrides):
         if not isinstance(value, str) or (value and "://" not in value):
             continue

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stride_jax.run.config_file import changed, load_module, read_config
-from stride_jax.run.launching.settings import LaunchSettings
+from stride_jax.run.launching.settings import ELSEWHERE, LaunchSettings
 from stride_jax.run.settings import run_settings
 
 
@@ -33,7 +33,7 @@ def expand(settings: LaunchSettings) -> list[LaunchSettings]:
     overrides = dict(settings.overrides)
     values = changed(read_config(settings.config), overrides)
     for changes in added:
-        _check_variant(changes, values, overrides, path)
+        _check_variant(changes, values, overrides, settings)
     names = _short(sorted({key for changes in added for key in changes}))
     folders = [_folder(changes, names) for changes in added]
     twice = [name for name, times in collections.Counter(folders).items() if times > 1]
@@ -52,15 +52,20 @@ def expand(settings: LaunchSettings) -> list[LaunchSettings]:
 
 
 def _check_variant(
-    changes: Mapping[str, Any], values: Mapping[str, Any], overrides: Mapping[str, Any], path: str
+    changes: Mapping[str, Any],
+    values: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    settings: LaunchSettings,
 ) -> None:
+    path = settings.config.partition(":")[0]
     for key, value in changes.items():
         if isinstance(value, Mapping):
             raise ValueError(
                 f"sweep(add) of {path} names {key!r}, a section: name its settings one by one"
             )
     try:
-        run_settings(changed(values, changes), tuple(overrides))
+        own, here = changed(values, changes), settings.target not in ELSEWHERE
+        run_settings(own, tuple(overrides), adopt=here)
     except ValueError as error:
         raise ValueError(f"sweep(add) of {path}: {error}") from error
 
