@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
@@ -304,6 +305,16 @@ def test_what_is_sent_is_one_commit(checkout, tmp_path):
         parcel_of(str(tmp_path / "else.py"))
     (checkout / "configs/common.py").write_text("KINDS = 'gpt'\n")
     assert parcel_of("configs/own.py", "tpu", changed=True).name != as_it_is.name
+
+
+@pytest.mark.slow
+def test_the_wheel_of_this_checkout_says_its_commit(tmp_path):
+    sent = parcel_of("configs/mnist5k.py", changed=True)
+    assert {"configs/common.py", "configs/mnist5k.py"} < set(sent.configs)
+    with zipfile.ZipFile(pack(sent, tmp_path) / sent.wheel) as wheel:
+        (name,) = [own for own in wheel.namelist() if own.endswith(".dist-info/WHEEL")]
+        assert f"Build: 0g{sent.commit}\n" in wheel.read(name).decode()
+        assert "stride_jax/run/launching/parcel.py" in wheel.namelist()
 
 
 # What a worker has: an interpreter whose environments run a job until it is asked to stop.

@@ -22,6 +22,7 @@ from absl import logging
 from stride_jax.cli.closing import table
 from stride_jax.cli.doors import USAGE, Parser, at_least, one_line, read_settings
 from stride_jax.run import summary
+from stride_jax.run.launching.shell import quoted
 from stride_jax.run.pipeline import STAGES, Run
 from stride_jax.run.room import refuse_too_large
 from stride_jax.run.settings import SETTINGS, RunSettings, check_workdir, refuse_foreign
@@ -156,3 +157,5 @@ def show(run: Run, result: dict[str, Any], until: str | None = None) -> None:
             figures.proponents(run, run.workdir / written[-1])
     print(visible(table(result)))
     print(visible(f"written to {run.workdir}: {', '.join(written)}", kept=""))
+    if run.settings.is_text and len(written) > 1:
+        print(visible(f"now: stride-jax ask --workdir={quoted(str(run.workdir))} --prompt=…"))
