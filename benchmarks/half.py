@@ -43,7 +43,7 @@ def computed_in(run: Run, dtype: str) -> Model:
 
 def scores_in(run: Run, dtype: str) -> np.ndarray:
     """STRIDE's scores `[Q, N]` with the model computed in a dtype; kept in the workdir."""
-    path = run.workdir / "half" / f"{dtype}-{run.products.key('attribution')}.npz"
+    path = run.workdir / "half" / f"{dtype}-{run.products.key('recovery')}.npz"
     if not path.exists():
         began, model, settings = time.monotonic(), computed_in(run, dtype), Stride.of(run.settings)
         index = fit_stride(model, run.train, settings)
