@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ from stride_jax.run.launching.jobs import local_commands
 from stride_jax.run.launching.settings import LaunchSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import run_settings
-from stride_jax.runtime.files import read_json
+from stride_jax.runtime.files import read_json, write_json
 from stride_jax.scores import as_dense
 
 POD = ROOT / "docs/results/pod.json"
@@ -93,44 +94,60 @@ class Bench:
 
     def __init__(self, home: pathlib.Path, trials: int, sequences: int) -> None:
         self.home, self.trials, self.sequences = home, trials, sequences
-        shutil.rmtree(home, ignore_errors=True)
         self.source, self.tokenizer = home / "source", home / "tokenizer.json"
-        texts = write_corpus(self.source, 12)
-        train_tokenizer(texts, VOCAB).save(self.tokenizer)
+        if not self.tokenizer.exists():
+            shutil.rmtree(self.source, ignore_errors=True)
+            texts = write_corpus(self.source, 12)
+            train_tokenizer(texts, VOCAB).save(self.tokenizer)
 
-    def prepared(self, name: str, *more: str) -> pathlib.Path:
-        """A folder of the corpus, prepared without a disturbance."""
-        finished(prepare(self.source, self.home / name, self.tokenizer, *more))
+    def fresh(self, name: str) -> pathlib.Path:
+        """A folder's path, with nothing there."""
+        shutil.rmtree(self.home / name, ignore_errors=True)
         return self.home / name
 
     def kills(self) -> list[Row]:
-        """SIGKILL or SIGTERM at random moments, until a command ends by itself."""
-        began = time.monotonic()
-        alone = packed(self.prepared("alone", "--workers=2"))
-        whole, rng, other = time.monotonic() - began, random.Random(0), 0
-        hits = 0
-        for trial in range(self.trials):
-            folder = self.home / f"killed-{trial}"
-            while hits <= trial:
-                process = prepare(self.source, folder, self.tokenizer, "--workers=2")
-                time.sleep(rng.uniform(0.3, 1.0) * whole)
-                if process.poll() is None:
-                    process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
-                    hits += 1
-                else:
-                    shutil.rmtree(folder)
-                process.wait()
-            finished(prepare(self.source, folder, self.tokenizer, "--workers=1"))
-            other += packed(folder) != alone
-            shutil.rmtree(folder)
+        """SIGKILL or SIGTERM at random moments, until a command ends by itself.
+
+        What each trial found is kept: stopped, the same command goes on.
+        """
+        told = self.home / "kills.json"
+        if not told.exists():
+            began = time.monotonic()
+            finished(prepare(self.source, self.fresh("alone"), self.tokenizer, "--workers=2"))
+            write_json(told, {"seconds": time.monotonic() - began, "trials": []})
+        found = read_json(told)
+        alone = packed(self.home / "alone")
+        for trial in range(len(found["trials"]), self.trials):
+            found["trials"].append(self._killed(trial, found["seconds"], alone))
+            write_json(told, found)
+            print(f"{trial}: {found['trials'][-1]}", flush=True)
+        hits, other = (sum(own[n] for own in found["trials"]) for n in ("kills", "other"))
         return [Row(f"prepare: kills of {hits} resumed to other bytes", other, "lower", asked=0.0)]
+
+    def _killed(self, trial: int, whole: float, alone: dict[str, bytes]) -> dict[str, Any]:
+        """A kill of a command at work, and whether the next one ends in other bytes."""
+        rng, name = random.Random(trial), f"killed-{trial}"
+        moment, number = rng.uniform(0.2, 1.0) * whole, rng.choice([signal.SIGKILL, signal.SIGTERM])
+        while True:
+            process = prepare(self.source, self.fresh(name), self.tokenizer, "--workers=2")
+            time.sleep(moment)
+            if process.poll() is None:
+                process.send_signal(number)
+                process.wait()
+                break
+            moment *= 0.8
+        parts = len(list((self.home / name).glob("parts/*.json")))
+        finished(prepare(self.source, self.home / name, self.tokenizer, "--workers=1"))
+        other = packed(self.home / name) != alone
+        self.fresh(name)
+        return {"kills": 1, "by": number.name, "parts": parts, "other": other}
 
     def speed(self) -> list[Row]:
         """Tokens a second of one worker and of two, start and manifest included."""
         rows = []
         for workers in (1, 2):
             process = prepare(
-                self.source, self.home / f"speed-{workers}", self.tokenizer, f"--workers={workers}"
+                self.source, self.fresh(f"speed-{workers}"), self.tokenizer, f"--workers={workers}"
             )
             seconds, _ = finished(process)
             total = read_json(self.home / f"speed-{workers}" / "manifest.json")["total"]
@@ -145,9 +162,9 @@ class Bench:
         for megabytes in (12, 120):
             source = self.source
             if megabytes != 12:
-                write_corpus(source := self.home / f"source-{megabytes}", megabytes)
+                write_corpus(source := self.fresh(f"source-{megabytes}"), megabytes)
             process = prepare(
-                source, self.home / f"memory-{megabytes}", self.tokenizer, "--workers=1"
+                source, self.fresh(f"memory-{megabytes}"), self.tokenizer, "--workers=1"
             )
             peaks.append(finished(process)[1])
             print(f"{megabytes} MB of text: {peaks[-1] / 2**20:.0f} MiB at most", flush=True)
@@ -161,7 +178,7 @@ class Bench:
         """Prepared and run by 1, 2 and 4 processes: the largest difference to one."""
         products, other = {}, 0
         for count in (1, 2, 4):
-            folder = self.home / f"by-{count}"
+            folder = self.fresh(f"by-{count}")
             running = [
                 prepare(
                     self.source, folder, self.tokenizer, "--workers=1",
@@ -173,7 +190,7 @@ class Bench:
                 finished(process)
             other += packed(folder) != packed(self.home / "by-1")
             # The same folder, so that stages have the same names.
-            products[count] = self._run(self.home / "by-1", self.home / f"run-{count}", count)
+            products[count] = self._run(self.home / "by-1", self.fresh(f"run-{count}"), count)
         rows = [
             Row("corpus: folders of 2, 4 processes with other bytes", other, "lower", asked=0.0)
         ]
@@ -222,7 +239,7 @@ class Bench:
         """Twenty batches of the pass over N and 10 N sequences, four processes, 3 GiB each."""
         told = []
         for count in (self.sequences // 10, self.sequences):
-            folder = self.home / f"sparse-{count}"
+            folder = self.fresh(f"sparse-{count}")
             stand_in(folder, count, self.tokenizer)
             told.append(_steps(folder, 4))
             print(f"{count} sequences: {told[-1]}", flush=True)
@@ -266,7 +283,7 @@ def _free_port() -> int:
 def main(words: Sequence[str]) -> None:
     """Measure what is asked for and record it."""
     parser = Parser("corpus", __doc__)
-    parser.flag("workdir", "Folder of all files; it is emptied first.", default="runs/corpus")
+    parser.flag("workdir", "Folder of all files.", default="runs/corpus")
     parser.flag("only", "Of kills, speed, memory, processes, steps; all by default.", default="")
     parser.flag("trials", "Kills.", type=at_least(1), default=10)
     parser.flag("sequences", "Of the largest corpus.", type=at_least(10), default=11_400_000)

@@ -30,6 +30,7 @@ from stride_jax.data.prepared import check_files, finish
 from stride_jax.data.text_examples import named
 from stride_jax.data.tokens import load_tokenizer, train_tokenizer
 from stride_jax.design import known_membership
+from stride_jax.evaluation.bank_files import bank_origin
 from stride_jax.fitting import fit_operators
 from stride_jax.run import summary
 from stride_jax.run.pipeline import Run
@@ -384,6 +385,7 @@ def test_run_from_shards_is_the_run_from_text_in_memory(corpus, texts, tmp_path)
         other = run.data[0][role]
         for name in ("inputs", "labels", "ids"):
             np.testing.assert_array_equal(getattr(other, name)[:], getattr(own, name))
+    assert bank_origin(run.retraining) == bank_origin(memory.retraining)
     # The same model, so that only what is read, and how, may differ.
     subsets_Nxd = known_membership(run.frozen.settings.design, memory.train.ids)
     np.testing.assert_array_equal(run.index.subsets_Nxd, subsets_Nxd)
