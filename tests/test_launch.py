@@ -157,6 +157,10 @@ def test_one_process_needs_no_meeting_point():
         ({"target": "slurm", "workdir": "my runs/x"}, r"workdir='my runs/x' can't stand in"),
         ({"target": "gcloud-tpu"}, r"target=gcloud-tpu needs --tpu_name"),
         ({"target": "gcloud-tpu", "tpu_vm": TpuVm("t")}, r"target=gcloud-tpu needs --zone"),
+        (
+            {"target": "gcloud-tpu", "tpu_vm": TPU, "name": "a/b"},
+            r"name='a/b' can't name the job's files",
+        ),
         ({"target": "xpk", "xpk": Xpk("c")}, r"target=xpk needs --docker_image"),
         ({"target": "xpk", "xpk": XPK, "name": "My_run"}, r"name='My_run' is no name.*--name"),
         ({"target": "xpk", "xpk": XPK, "name": "a" * 41}, r"is no name of a workload"),

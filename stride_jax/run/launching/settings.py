@@ -18,6 +18,7 @@ ELSEWHERE = ("gcloud-tpu", "xpk")
 _XPK_NAME = re.compile(r"(?=.{1,40}$)[a-z]([-a-z0-9]*[a-z0-9])?")
 # `#SBATCH` lines know no shell quoting, and % is a pattern in them.
 _SBATCH_WORD = re.compile(r"[\w./=,:@+-]+")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
 _SBATCH_TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 
 
@@ -245,6 +246,11 @@ def _check_slurm(settings: LaunchSettings) -> None:
 
 def _check_tpu(settings: LaunchSettings) -> None:
     _need("gcloud-tpu", tpu_name=settings.tpu_vm.tpu_name, zone=settings.tpu_vm.zone)
+    if not _FILE_NAME.fullmatch(settings.job_name):
+        raise ValueError(
+            f"name={settings.job_name!r} can't name the job's files: give --name of letters, "
+            "digits, dots, hyphens and underscores"
+        )
     workdir = mounted(settings.workdir, settings.mounts)
     if settings.parcel and not pathlib.PurePosixPath(workdir).is_absolute():
         raise ValueError(
