@@ -333,6 +333,8 @@ def test_damaged_shards_are_told_by_name(corpus, tmp_path):
         load_shards(own)
     with pytest.raises(ValueError, match="make one with stride-jax prepare"):
         load_shards(ShardSettings(str(tmp_path)))
+    with pytest.raises(ValueError, match=r"shards.folder='gs://b/tokens': these are local"):
+        load_shards(ShardSettings("gs://b/tokens"))
 
 
 def test_sequences_are_named_as_in_memory_copies_too(corpus, tmp_path):

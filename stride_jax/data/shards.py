@@ -18,6 +18,7 @@ from stride_jax.runtime.files import (
     read_arrays,
     read_json,
 )
+from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.rows import Rows
 
 
@@ -223,7 +224,7 @@ def load_shards(settings: ShardSettings) -> ShardSplits:
       ValueError: no such folder, one that is not complete, of another version, or with fewer
         sequences than are held out; the message names the remedy.
     """
-    folder = pathlib.Path(settings.folder)
+    folder = local_folder(settings.folder, "shards.folder", writable=False)
     manifest = _manifest(folder)
     own, copies = manifest["settings"], read_arrays(folder / "copies.npz")
     roles = list(manifest["total"])
