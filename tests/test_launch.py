@@ -1,5 +1,6 @@
 """The launcher: the text of what it submits, its refusals, its supervision of processes."""
 
+import contextlib
 import dataclasses
 import doctest
 import os
@@ -388,7 +389,7 @@ def tools(tmp_path, monkeypatch):
 
 
 def until(holds):
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < limit, "it did not happen"
         time.sleep(0.02)
@@ -507,11 +508,19 @@ while True:
 
 def until_both_say(words, logs):
     paths = [logs / f"process-{i}.log" for i in range(2)]
-    limit = time.monotonic() + 20
-    while not all(path.exists() and words in path.read_text() for path in paths):
-        assert time.monotonic() < limit, "the processes did not start"
-        time.sleep(0.02)
+    until(lambda: all(path.exists() and words in path.read_text() for path in paths))
     return paths
+
+
+@contextlib.contextmanager
+def begun(words, **options):
+    """A job that ends with the test, also where that fails."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, **options) as job:
+        try:
+            yield job
+        finally:
+            if job.poll() is None:
+                job.terminate()
 
 
 def test_one_failure_ends_the_job_with_its_code(tmp_path):
@@ -544,7 +553,7 @@ def test_one_failure_ends_the_job_with_its_code(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_every_process_save(tmp_path, number):
     words = [sys.executable, "-c", DRIVER, tmp_path, SAVES, SAVES]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as job:
+    with begun(words, text=True) as job:
         paths = until_both_say("ready", tmp_path)
         job.send_signal(number)
         job.communicate(timeout=20)
@@ -579,7 +588,7 @@ def test_the_printed_local_script_behaves_like_the_launcher(tmp_path, second, co
     python.chmod(0o755)
     script = render(dataclasses.replace(BASE, processes=2, workdir=f"{tmp_path}/my run"))
     env = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
-    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, env=env) as job:
+    with begun(["bash", "-c", script], env=env) as job:
         if code == 75:
             paths = until_both_say("ready", tmp_path / "my run/logs")
             job.terminate()
