@@ -15,7 +15,7 @@ if [ "${1:-}" = run ]; then
     --config.index.sites="('logit',)" \
     --workdir=/mnt/runs/x \
     --multihost || code=$?
-  rm logs/mnist5k-runlocal.pid
+  rm -f logs/mnist5k-runlocal.pid
   echo "ended with code $code"
   exit "$code"
 fi

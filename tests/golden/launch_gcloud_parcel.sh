@@ -16,7 +16,7 @@ if [ "${1:-}" = run ]; then
     --config.shards.folder=/tmp/gcs/my-text/tokens \
     --workdir=/tmp/gcs/my-bucket/runs/x \
     --multihost || code=$?
-  rm logs/mnist5k-runlocal.pid
+  rm -f logs/mnist5k-runlocal.pid
   echo "ended with code $code"
   exit "$code"
 fi

@@ -99,7 +99,8 @@ cat >"$folder"/{quoted(settings.job_name)}.sh <<'END OF JOB'
 
 def _detached(settings: LaunchSettings, *others: LaunchSettings) -> str:
     """A worker's script: prepares it, then starts itself again, away from the terminal."""
-    name = quoted(settings.job_name)
+    name, install = quoted(settings.job_name), "bash install.sh\n" if settings.parcel else ""
+    folders = {k: v for job in (settings, *others) for k, v in job.buckets().items()}
     runs = "".join(
         f"  # {quoted(job.workdir)}\n"
         f'  [ "$code" -ne 0 ] || {wrapped(words, words.index("run") + 1, "  ")} || code=$?\n'
@@ -111,7 +112,7 @@ def _detached(settings: LaunchSettings, *others: LaunchSettings) -> str:
 if [ "${{1:-}}" = run ]; then
   trap : TERM # all of the group get it: this shell waits while the process saves
   code=0
-{runs}  rm logs/{name}.pid
+{runs}  rm -f logs/{name}.pid
   echo "ended with code $code"
   exit "$code"
 fi
@@ -119,8 +120,7 @@ if [ -e logs/{name}.pid ] && kill -0 "$(cat logs/{name}.pid)" 2>/dev/null; then
   echo "$(hostname): {name} is at work here: stop it first" >&2
   exit 1
 fi
-{"bash install.sh" + chr(10) if settings.parcel else ""}\
-{mounting(settings.buckets())}mkdir -p logs
+{install}{mounting(folders)}mkdir -p logs
 nohup setsid bash {name}.sh run >>logs/{name}.log 2>&1 </dev/null &
 echo "$!" >logs/{name}.pid
 echo "$(hostname): {name} has started"

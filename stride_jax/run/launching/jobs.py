@@ -33,9 +33,9 @@ def render(settings: LaunchSettings, *others: LaunchSettings) -> str:
         return _local(settings) if settings.processes > 1 else _local_single(settings)
     if settings.target == "slurm":
         return _slurm(settings)
-    return cloud.gcloud(settings, *others) if settings.target == "gcloud-tpu" else (
-        cloud.xpk(settings)
-    )  # fmt: skip
+    if settings.target == "gcloud-tpu":
+        return cloud.gcloud(settings, *others)
+    return cloud.xpk(settings)
 
 
 def following(settings: LaunchSettings) -> str:
