@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -42,12 +42,13 @@ class MeshSettings:
             raise ValueError(f"parameters={self.parameters!r}: use 'replicated' or 'sharded'")
 
 
-def make_mesh(data: int = 1, subset: int = -1) -> Mesh:
+def make_mesh(data: int = 1, subset: int = -1, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh `(data, subset)` over the devices of all processes; −1 for all that are left.
 
     Args:
       data: devices along the axis of examples and queries.
       subset: devices along the axis of subsets.
+      devices: others than those of all processes.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
@@ -56,8 +57,8 @@ def make_mesh(data: int = 1, subset: int = -1) -> Mesh:
     >>> mesh.axis_names
     ('data', 'subset')
     """
-    count = len(jax.devices())
-    shape = [data, subset]
+    devices = jax.devices() if devices is None else devices
+    count, shape = len(devices), [data, subset]
     if shape.count(-1) > 1:
         raise ValueError(f"mesh data={data}, subset={subset}: only one axis may be -1")
     if -1 in shape:
@@ -68,21 +69,30 @@ def make_mesh(data: int = 1, subset: int = -1) -> Mesh:
             f"mesh data={data}, subset={subset} does not use all {count} devices; "
             "choose sizes whose product is that number, or -1 for one of them"
         )
-    return arranged((shape[0], shape[1]), jax.devices())
+    return arranged((shape[0], shape[1]), devices)
 
 
 def arranged(shape: tuple[int, int], devices: Sequence[Any]) -> Mesh:
     """Mesh `(data, subset)` of this shape over the first of these devices."""
+    # Not `jax.make_mesh`, which splits no axis of a torus but v5e's: 8 x 8 is no shape of 4 x 4 x 4.
+    grid = mesh_utils.create_device_mesh(
+        shape, devices[: math.prod(shape)], allow_split_physical_axes=True
+    )
     # Auto axes: under Explicit ones (the default since jax 0.9) jaxopt's vmapped loops raise.
-    types = (AxisType.Auto,) * 2
-    chosen = devices[: math.prod(shape)]
-    return jax.make_mesh(shape, (DATA, SUBSET), axis_types=types, devices=chosen)
+    return Mesh(grid, (DATA, SUBSET), axis_types=(AxisType.Auto,) * 2)
 
 
-def mesh_for(num_subsets: int, settings: MeshSettings = MeshSettings()) -> Mesh:
-    """The mesh of the settings for K subsets; by default as many devices along `subset` as fit."""
-    subset = settings.subset or math.gcd(num_subsets, len(jax.devices()))
-    mesh = make_mesh(settings.data, subset)
+def mesh_for(num_subsets: int, settings: MeshSettings = MeshSettings(), devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of the settings for K subsets; by default as many devices along `subset` as fit.
+
+    Args:
+      num_subsets: K.
+      settings: arrangement.
+      devices: all of these; by default those of all processes.
+    """
+    own = jax.devices() if devices is None else devices
+    subset = settings.subset or math.gcd(num_subsets, len(own))
+    mesh = make_mesh(settings.data, subset, own)
     check_divisible("num_subsets", num_subsets, mesh, SUBSET)
     return mesh
 
