@@ -41,6 +41,8 @@ class TrainSettings:
         of sgd.
       seed: random seed of the initial parameters and the order of examples.
       objective: the loss, by its name in `objectives`.
+      steps: largest number of steps, for corpora of which a part of an epoch is all there is time
+        for; 0 for all that the epochs have. The learning rate falls to zero within them.
     """
 
     epochs: int = 20
@@ -52,6 +54,7 @@ class TrainSettings:
     accumulation: int = 1
     seed: int = 0
     objective: str = added("cross_entropy")
+    steps: int = added(0)
 
     def __post_init__(self) -> None:
         named_objective(self.objective)
@@ -62,6 +65,8 @@ class TrainSettings:
                 f"epochs={self.epochs}, batch_size={self.batch_size}: at least 1, or 0 epochs for "
                 "a model that is used as it is"
             )
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} must be at least 0, which is for all")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps, in [0, 1)")
         if self.accumulation < 1 or self.batch_size % self.accumulation:
@@ -133,7 +138,7 @@ def fit(
 
 
 def order_batches(members_S: jax.Array, key: jax.Array, settings: TrainSettings) -> jax.Array:
-    """Rows of each step's batch, `[steps, B]`: the epochs' orders joined and cut into batches."""
+    """Rows of each step's batch, `[s, B]`: the epochs' orders joined and cut into batches."""
     num_steps, batch = num_batches(members_S.shape[0], settings)
     orders = jax.vmap(lambda k: jax.random.permutation(k, members_S))(
         jax.random.split(key, settings.epochs)
@@ -144,7 +149,8 @@ def order_batches(members_S: jax.Array, key: jax.Array, settings: TrainSettings)
 def num_batches(size: int, settings: TrainSettings) -> tuple[int, int]:
     """Steps of training on so many examples, and examples per step."""
     batch = min(settings.batch_size, size)
-    return settings.epochs * size // batch, batch
+    num_steps = settings.epochs * size // batch
+    return min(num_steps, settings.steps or num_steps), batch
 
 
 State = tuple[Params, Any]
