@@ -30,12 +30,11 @@ DICTIONARIES = {
 """Packages `dict-<name>`, and the titles of their books."""
 
 MANUALS = {
-    "python3.11-doc": ("Python documentation", "usr/share/doc/python3.11/html/_sources", ".rst.txt"),
-    "perl-doc": ("Perl documentation", "usr/share/perl", ".pod"),
-    "vim-runtime": ("Vim documentation", "usr/share/vim/vim90/doc", ".txt"),
-    "linux-doc-6.1": ("Linux documentation", "usr/share/doc/linux-doc-6.1/Documentation", ".rst.gz"),
+    "python3.11-doc": ("Python", "usr/share/doc/python3.11/html/_sources", ".rst.txt"),
+    "perl-doc": ("Perl", "usr/share/perl", ".pod"),
+    "vim-runtime": ("Vim", "usr/share/vim/vim90/doc", ".txt"),
 }  # fmt: skip
-"""Title of each package's book, and where its pages are."""
+"""What each package documents, and where its pages are."""
 
 TRANSLATIONS = ("kjv", "asv", "web")
 
@@ -75,7 +74,6 @@ def manual(folder: pathlib.Path, ending: str) -> Iterator[Page]:
     """The pages of a manual."""
     for file in sorted(p for p in folder.rglob(f"*{ending}") if p.is_file()):
         content = file.read_bytes()
-        content = gzip.decompress(content) if ending.endswith(".gz") else content
         title = file.relative_to(folder).as_posix().removesuffix(ending)
         yield title, content.decode(errors="replace")
 
@@ -112,7 +110,7 @@ def books(home: pathlib.Path) -> Iterator[tuple[str, str, Iterator[Page]]]:
     for name, title in DICTIONARIES.items():
         yield name, title, dictionary(fetch(f"dict-{name}", home), name)
     for package, (title, place, ending) in MANUALS.items():
-        yield package, title, manual(fetch(package, home) / place, ending)
+        yield package, f"{title} documentation", manual(fetch(package, home) / place, ending)
     for name in TRANSLATIONS:
         yield name, f"Bible, {name.upper()}", bible(name)
 

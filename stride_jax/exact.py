@@ -184,19 +184,29 @@ def score_rows(
     site, _, first_v = next(iter(asked.values()))
     width = max(v[0].size for _, _, v in asked.values())
     size, parts = batch_size(source.extent(site), width, len(rows), execution, mesh)
+    rows_of = len(first_v)
     placed = [
-        meshes.place((site, basis, v.reshape(len(v), -1)), whole)
-        for site, basis, v in asked.values()
+        meshes.place((site, basis, _in_eights(v)), whole) for site, basis, v in asked.values()
     ]
     step = Step(source.forward, parts, mesh)
     for first in execution.progress(range(0, len(rows), size), desc="exact"):
         some = rows[first : first + size]
         batch = meshes.place(source.data, meshes.over_examples(mesh), np.resize(some, size))
-        total_BxY = np.zeros((size, len(first_v)), np.float32)
+        total_BxY = np.zeros((size, rows_of), np.float32)
         for own in placed:
-            total_BxY += meshes.fetch(score_batch(source.params, *own, batch, step=step))
+            scores_BxY = score_batch(source.params, *own, batch, step=step)
+            total_BxY += meshes.fetch(scores_BxY)[:, :rows_of]
         refuse_not_finite(total_BxY)
         yield some, total_BxY[: len(some)].T
+
+
+def _in_eights(v: jax.Array) -> Any:
+    """Directions as vectors, with rows of zeros up to a multiple of eight: few sizes, so that the
+    next question finds its programs compiled."""
+    if not (short := -len(v) % 8):
+        return v.reshape(len(v), -1)
+    flat = meshes.fetch(v).reshape(len(v), -1)
+    return np.pad(flat, ((0, short), (0, 0)))
 
 
 def batch_size(

@@ -1,11 +1,15 @@
 """Strict settings for every test: 8 fake devices, no silent rank promotion, real digits."""
 
+import os
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then.
+# Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then; and
+# no process that a test starts leaves programs in the user's folder.
 jax.config.update("jax_enable_compilation_cache", False)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import functools
 import gc

@@ -71,6 +71,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore", RuntimeWarning)  # JAX warns of any fork
     home, rng = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[3]))
     # The first process compiles, the others read what it compiled.
+    jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     finish(home / "whole")
     for _ in range(int(sys.argv[2])):

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -81,11 +80,8 @@ def asked(printed):
             assert main(["ask", *flags, "--top=300", *words, *([] if text else ["--json"])]) == 0
         return out.getvalue() if text else json.loads(out.getvalue())
 
-    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     yield ask
     patch.undo()
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def scores(answer):

@@ -168,7 +168,8 @@ def test_a_disk_that_is_full_or_closed_is_one_line_with_its_path(tmp_path):
 
 def page(text):
     """What `ask` prints of an answer all of whose texts are one."""
-    passage = Passage(text, 0.5, "hash", [text], [text, "b"], [0.5, 0.1])
+    document = {"id": text, "offset": 3, "metadata": {text: text}}
+    passage = Passage(text, 0.5, "hash", [text], [document], [text, "b"], [0.5, 0.1])
     answer = Answer(
         prompt=text, completion=text, against=text, generated=False, loss=1.0, proponents=[passage],
         opponents=[], groups=[GroupEffect(text, 3, 0.5)], support=1, question="loss", meaning="m",

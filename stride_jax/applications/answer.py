@@ -10,6 +10,7 @@ Letter of its own: G groups of tokens.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from stride_jax.neighbours import Find, finder, most_named
 from stride_jax.objectives import cross_entropy
 from stride_jax.recovery import SelectionSettings
 from stride_jax.run.pipeline import Run
+from stride_jax.runtime.mesh import fetch
 from stride_jax.scores import as_dense, top_rows
 from stride_jax.unit import words
 
@@ -66,6 +68,8 @@ class Passage:
       found_by: where its exact score came from, such as `kept` or `sketch`; `estimate` for a score
         that is none.
       references: passages that the sequence comes from.
+      documents: their documents: `id`, `metadata` by the names of its columns, and of a corpus that
+        was prepared `file`, `place` of the row, and `offset` of the sequence's first token.
       pieces: text of each token.
       shares: agreement of each token with the question, relative to the largest magnitude, in
         [-1, 1].
@@ -75,6 +79,7 @@ class Passage:
     score: float
     found_by: str
     references: list[str]
+    documents: list[dict[str, Any]]
     pieces: list[str]
     shares: list[float]
 
@@ -259,7 +264,10 @@ def _rather(asked: asking.Asked, than: asking.Asked) -> asking.Asked:
 def _spoken(asked: asking.Asked) -> asking.Asked:
     """A question without its groups of the prompt alone, which measure nothing."""
     spoken_G, aim = np.abs(asked.y_YxK).max(axis=1) > 0, asked.aim
-    own = None if aim is None else lambda some: {n: v[spoken_G] for n, v in aim(some).items()}
+    # On the host: each number of groups would be compiled for.
+    own = (
+        None if aim is None else lambda some: {n: fetch(v)[spoken_G] for n, v in aim(some).items()}
+    )
     return asking.Asked(asked.y_YxK[spoken_G], own, 1)
 
 
@@ -296,6 +304,7 @@ def _passage(run: Run, row: int, score: float, source: str, y_K: np.ndarray) -> 
     tokens = [*example.inputs[0, 1:size], max(example.labels[0, size - 1], 0)]
     pieces = tokenizer.pieces(tokens)
     return Passage(
-        str(run.train.ids[row]), float(score), source, text.references(row), pieces,
+        str(run.train.ids[row]), float(score), source, text.references(row),
+        text.origins_of(row), pieces,
         [float(v) for v in share_T[: len(pieces)]],
     )  # fmt: skip

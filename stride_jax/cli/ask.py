@@ -15,8 +15,8 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import jax
 from absl import logging
 from rich.console import Console
 from rich.text import Text
@@ -29,8 +29,11 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import plain
-from stride_jax.runtime.folders import can_write, local_folder
+from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.screen import json_text, visible
+
+_SHOWN = 3
+"""Documents of a passage of whose rows the page says more than their names."""
 
 _NEEDED = ("model", "operators")
 """Stages whose checkpoints an answer reads."""
@@ -108,12 +111,23 @@ def _shown(passage: Passage) -> Text:
     text = Text(f"{passage.score:+.4f}  ", style=f"bold {colour}")
     source = f"{passage.found_by}  {'; '.join(passage.references)}  [{passage.id}]"
     text.append(visible(source, kept="") + "\n", style="dim")
+    for document in passage.documents[:_SHOWN]:
+        if said := _said_of(document):
+            text.append(visible(f"    {said}", kept="") + "\n", style="dim")
     sign = 1 if passage.score > 0 else -1
     for piece, share in zip(passage.pieces, passage.shares, strict=True):
         strength = sign * share
         style = f"bold {colour}" if strength > 0.3 else colour if strength > 0.1 else ""
         text.append(visible(piece), style=style)
     return text
+
+
+def _said_of(document: dict[str, Any]) -> str:
+    """Where in a document a passage begins, and what else its row says."""
+    offset = document.get("offset")
+    said = [] if offset is None else [f"from token {offset}"]
+    said += [f"{name}={str(value)[:60]}" for name, value in document["metadata"].items()]
+    return f"{document['id']}: {', '.join(said)}" if said else ""
 
 
 def show(answer: Answer, console: Console) -> None:
@@ -180,9 +194,6 @@ def main(words: Sequence[str]) -> int:
     given = _as_text(given)
     workdir = local_folder(given.workdir, writable=False)
     run = open_run(workdir)
-    if can_write(workdir):  # the second call reads its programs compiled
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     console = Console(highlight=False)
     settings = AskSettings(
         top=given.top, seed=given.seed, sources=given.sources, question=given.question,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from stride_jax.cli import streams
 from stride_jax.cli.doors import USAGE, lacking, missing_package, one_line
+from stride_jax.runtime.compiled import keep_programs
 from stride_jax.runtime.screen import excepthook, marked, visible
 from stride_jax.version import __version__
 
@@ -21,25 +22,35 @@ class Command:
       about: one line for `--help`.
       extras: extras of the package that it needs.
       imports: whether it reads a config, which may import from the folder it is used in.
+      compiles: whether it compiles programs, which are kept for the next process.
     """
 
     about: str
     extras: tuple[str, ...]
     imports: bool = True
+    compiles: bool = True
 
 
 COMMANDS = {
     "prepare": Command(
-        "Tokenise a corpus of any size into a folder that runs read.", ("text",), imports=False
+        "Tokenise a corpus of any size into a folder that runs read.",
+        ("text",),
+        imports=False,
+        compiles=False,
     ),
     "run": Command("Run a config from data to scores and their evaluation.", ("run",)),
     "plan": Command("What a config will cost on a mesh, before anything runs.", ()),
-    "launch": Command("Run a config on several processes, or hand it to a cluster.", ()),
+    "launch": Command(
+        "Run a config on several processes, or hand it to a cluster.", (), compiles=False
+    ),
     "ask": Command(
         "Ask a language model's run which texts made it say so.", ("run", "text"), imports=False
     ),
     "verify": Command(
-        "Whether a run's files are what was written, or two runs agree.", ("run",), imports=False
+        "Whether a run's files are what was written, or two runs agree.",
+        ("run",),
+        imports=False,
+        compiles=False,
     ),
     "check": Command("Whether a config's model is safe to attribute, in words.", ("run",)),
 }
@@ -101,6 +112,8 @@ def _command(name: str, words: Sequence[str]) -> int:
         sys.path.insert(0, here)
     sys.excepthook = excepthook
     with marked():
+        if COMMANDS[name].compiles and (fault := keep_programs()) is not None:
+            print(visible(f"stride-jax: programs are compiled anew: {fault}"), file=sys.stderr)
         return importlib.import_module(f"stride_jax.cli.{name}").main(words) or 0
 
 

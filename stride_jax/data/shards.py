@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from stride_jax.data.corpus_metadata import metadata
 from stride_jax.data.corpus_parts import HELD, TRAIN, part_name
 from stride_jax.data.prepare import refuse_changed
 from stride_jax.data.token_files import Stream, streams_of
@@ -86,7 +87,8 @@ class ShardText:
         return [str(document["id"]) for document in self.documents(row)]
 
     def documents(self, row: int) -> list[dict]:
-        """The documents of a sequence: `id`, `file`, and the `place` of their row in it."""
+        """The documents of a sequence: `id`, `file`, the `place` of their row in it, and the
+        `offset`, the first of their tokens that the sequence holds."""
         length = self.stream.length
         (part,), (local,) = self.stream.places(self.rows[np.array([row])])
         path = self.stream.folder / f"{part_name(int(part))}.documents.parquet"
@@ -94,7 +96,19 @@ class ShardText:
         size = int(self.stream.sizes(self.rows[np.array([row])])[0])
         first = int(np.searchsorted(starts, local * length, side="right")) - 1
         last = int(np.searchsorted(starts, local * length + size))
-        return table.slice(max(first, 0), last - max(first, 0)).to_pylist()
+        rows = table.slice(max(first, 0), last - max(first, 0)).to_pylist()
+        begins = starts[max(first, 0) : last].tolist()
+        # A document's mark stands before its first token.
+        offsets = [max(int(local) * length - begin - 1, 0) for begin in begins]
+        return [own | {"offset": offset} for own, offset in zip(rows, offsets, strict=True)]
+
+    def origins_of(self, row: int) -> list[dict]:
+        """`documents`, with the `metadata` of the corpus' own files, where they are there."""
+        folder = self.stream.folder.parent
+        return [
+            own | {"metadata": metadata(folder, own["file"], own["place"])}
+            for own in self.documents(row)
+        ]
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,11 @@ class TextExamples:
             ends = labels[0] if labels[0] == labels[-1] else f"{labels[0]}-{labels[-1]}"
             names.append(f"{source.id}:{ends}" if ends else source.id)
         return names
+
+    def origins_of(self, row: int) -> list[dict[str, Any]]:
+        """The documents of a sequence: `id`, and `metadata`."""
+        own = dict.fromkeys(self.spans.of(row).document_P.tolist())
+        return [{"id": self.sources[i].id, "metadata": dict(self.sources[i].metadata)} for i in own]
 
     def origins(self, field: str) -> np.ndarray:
         """What most of each sequence's tokens come from, `[N]` strings; empty for nothing known.

@@ -11,6 +11,7 @@ zero for padding.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -66,6 +67,11 @@ class LassoState:
     def in_flight(self) -> int:
         """Columns that a pass computes together, at least."""
         return _WRITTEN_OUT if self.one_hot else _IN_FLIGHT
+
+    @functools.cached_property
+    def parts(self) -> dict[bytes, "LassoState"]:
+        """Designs of some of the subsets that were prepared already, by their mask."""
+        return {}
 
     @property
     def groups(self) -> int:

@@ -28,6 +28,9 @@ from stride_jax.runtime.programs import Program, shape, shapes_like
 # What most queries end with (docs/lab.md).
 _TYPICAL_ROUNDS = 6
 
+# Queries of a round, free slots included, where they fit the memory.
+_LEAST = 8
+
 
 class Problem(NamedTuple):
     """What a query asks for.
@@ -107,15 +110,16 @@ def slots_for(state: LassoState, settings: LassoSettings, count: int) -> int:
             f"{state.num_train} columns, which takes {need}: raise Execution.memory to at least "
             "that"
         )
+    # No fewer than eight altogether where they fit: a question of another length finds its program.
     each = 1
     while (
         2 * each <= settings.chunk
-        and each * parts < count
+        and each * parts < max(count, _LEAST)
         and pass_bytes(state, 2 * each * least) <= state.memory
     ):
         each *= 2
     # No more than fills them evenly, in eights: each number of them is compiled for.
-    fill = meshes.even(-(-count // parts), each)
+    fill = meshes.even(-(-max(count, _LEAST) // parts), each)
     return parts * min(each, -(-fill // 8) * 8)
 
 

@@ -21,6 +21,9 @@ from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.runtime.settings import check_types
 
+# Share of the memory that a part of a design may take to be held; there are four of them.
+_HELD = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class SelectionSettings:
@@ -128,17 +131,25 @@ def recover(
 
 
 def keep_subsets(state: LassoState, mask_K: np.ndarray) -> LassoState:
-    """The design of fewer measurements: subsets in the mask, in their order."""
+    """The design of fewer measurements: subsets in the mask, in their order.
+
+    Small ones are held, so that the next question finds them prepared.
+    """
+    if (held := state.parts.get(mask_K.tobytes())) is not None:
+        return held
     count = int(mask_K.sum())
     new_L = np.full(state.num_subsets + 1, count, np.int32)
     new_L[:-1][mask_K] = np.arange(count)
     table = new_L[np.asarray(state.table_Pxd)[: state.num_train]]
     weights = state.penalty_P
-    return init(
+    part = init(
         Design(count, 1), table, shard_columns=state.sharded, one_hot=state.one_hot,
         penalty_N=None if weights is None else np.asarray(weights)[: state.num_train],
         execution=Execution(mesh=state.mesh, memory=state.memory),
     )  # fmt: skip
+    if part.table_Pxd.nbytes <= state.memory // _HELD:
+        state.parts[mask_K.tobytes()] = part
+    return part
 
 
 def _sparse_rows(state: LassoState) -> Any:  # scipy's stubs lose the product's type
