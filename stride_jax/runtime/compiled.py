@@ -17,6 +17,8 @@ import platform
 import re
 import stat
 
+from stride_jax.runtime.folders import can_write
+
 _BOUND = 2**30
 _DEVICES = re.compile(r"xla_force_host_platform_device_count=(\d+)")
 
@@ -37,23 +39,37 @@ def keep_programs(bound: int = _BOUND) -> str | None:
         return None  # the user's own choice
     if _fake_devices(config.jax_num_cpu_devices):
         return None  # writing their programs crashes JAX now and then
-    folder = _home() / "stride_jax" / "compiled" / _machine()
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        own = folder.stat()
-        if own.st_uid != getattr(os, "getuid", lambda: own.st_uid)() or own.st_mode & (
-            stat.S_IWGRP | stat.S_IWOTH
-        ):
-            return f"{folder} can be written by others, and programs are run: chmod go-w, or remove"
-        if not os.access(folder, os.W_OK | os.X_OK):
-            return f"{folder} can't be written to"
-        _shorten(folder, bound)
+        folder = folder_of_programs(bound)
     except OSError as error:
-        return f"{folder} can't be used ({error.strerror or error})"
+        return f"{error.filename or 'the folder'} can't be used ({error.strerror or error})"
+    except (ValueError, RuntimeError) as error:  # not one's own, or no home
+        return str(error)
     config.update("jax_compilation_cache_dir", str(folder))
     # A question needs some hundred small programs besides the large ones.
     config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return None
+
+
+def folder_of_programs(bound: int = _BOUND) -> pathlib.Path:
+    """This user's folder for this machine's programs, made and cut to its bound.
+
+    Raises:
+      OSError: it can't be made or read.
+      ValueError: others can write to it, or this user can't.
+    """
+    folder = _home() / "stride_jax" / "compiled" / _machine()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    own = folder.stat()
+    foreign = own.st_uid != getattr(os, "getuid", lambda: own.st_uid)()
+    if foreign or own.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(
+            f"others can write to {folder}, and what lies there is run: chmod go-w it, or remove it"
+        )
+    if not can_write(folder):
+        raise ValueError(f"this user can't write to {folder}")
+    _shorten(folder, bound)
+    return folder
 
 
 def _home() -> pathlib.Path:

@@ -1,0 +1,131 @@
+"""What a question costs: a warm answer, a first call, and what a question of a new length compiles.
+
+    python -m benchmarks.asking
+
+A GPT on the King James Bible (2,048 sequences of 64 tokens, one epoch) is asked eight questions of
+different lengths. First calls are processes of their own, with no program kept by any before, with
+those of the same call before, and with nothing kept at all; their answers are compared by byte.
+Rows go to `docs/results/pod.json`.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+
+from benchmarks.corpus import POD
+from benchmarks.house import ROOT, Row, record
+from stride_jax.applications.answer import ask
+from stride_jax.cli.ask import open_run
+from stride_jax.cli.doors import USAGE, Parser, one_line
+
+CONFIG = "configs/bible_gpt.py"
+SMALL = ("text.max_train=2048", "train.epochs=1", "bank=None", "unit=None")
+
+QUESTIONS = (
+    ("And God said,", " Let there be light"),
+    ("And it came to pass that the king", " went up to Jerusalem"),
+    ("In", " the beginning God created the heaven and the earth, and the earth was without form"),
+    ("Thou shalt not", " kill"),
+    ("And Moses went up unto God, and the LORD called unto him out of the", " mountain, saying"),
+    ("Blessed", " are the meek: for they shall inherit the earth."),
+    ("He", " was"),
+    ("And the LORD spake unto Moses, saying, Speak unto the children of", " Israel, and say unto"),
+)
+"""Prompts and completions; the first warms the process up."""
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def make_run(workdir: pathlib.Path) -> None:
+    """The run that is asked, up to its operators."""
+    changes = [f"--config.{change}" for change in SMALL]
+    command = [sys.executable, "-m", "stride_jax", "run", f"--config={CONFIG}"]
+    subprocess.run(
+        [*command, f"--workdir={workdir}", "--until=operators", *changes], cwd=ROOT, check=True
+    )
+
+
+def first_call(workdir: pathlib.Path, **environment: str) -> tuple[float, float, bytes]:
+    """CPU seconds, seconds and the answer of a process that is asked one question."""
+    prompt, completion = QUESTIONS[0]
+    command = [
+        sys.executable, "-m", "stride_jax", "ask", f"--workdir={workdir}", f"--prompt={prompt}",
+        f"--completion={completion}", "--json",
+    ]  # fmt: skip
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, **environment}
+    )
+    assert process.stdout is not None, "it is a pipe"
+    answer = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"ask failed: status {status}")
+    return used.ru_utime + used.ru_stime, time.monotonic() - began, answer
+
+
+def warm_answers(workdir: pathlib.Path) -> tuple[list[float], list[int]]:
+    """Seconds of each question but the first, and the programs that it compiled or loaded."""
+    compiled = 0
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        nonlocal compiled
+        del seconds
+        compiled += event == _COMPILED
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    run, seconds, programs = open_run(workdir), [], []
+    for prompt, completion in QUESTIONS:
+        before, began = compiled, time.monotonic()
+        ask(run, prompt, completion)
+        seconds.append(time.monotonic() - began)
+        programs.append(compiled - before)
+        print(f"{prompt!r}: {seconds[-1]:.2f} s, {programs[-1]} programs", flush=True)
+    return seconds[1:], programs[1:]
+
+
+def measure(home: pathlib.Path) -> list[Row]:
+    """All rows."""
+    workdir, kept = home / "run", home / f"kept-{time.time_ns()}"
+    make_run(workdir)
+    without, _, plain = first_call(workdir, JAX_ENABLE_COMPILATION_CACHE="false")
+    cold, _, written = first_call(workdir, XDG_CACHE_HOME=str(kept))
+    again, seconds, loaded = first_call(workdir, XDG_CACHE_HOME=str(kept))
+    print(f"first call: CPU {without:.1f} s without, {cold:.1f} s writing, {again:.1f} s reading")
+    warm, programs = warm_answers(workdir)
+    differing = float(len({plain, written, loaded}) - 1)
+    return [
+        Row("ask: CPU seconds of a first call, nothing kept", without, "lower", asked=20.0),
+        Row("ask: CPU seconds of a first call that keeps its programs", cold, "lower", asked=20.0),
+        Row("ask: CPU seconds of a first call, programs kept", again, "lower", asked=20.0),
+        Row("ask: seconds of a first call, programs kept", seconds, "lower"),
+        Row("ask: answers that kept programs change by any byte", differing, "lower", asked=0.0),
+        Row("ask: seconds of a warm answer, longest of seven", max(warm), "lower", asked=3.0),
+        Row("ask: most programs compiled for a question of another length", float(max(programs)),
+            "lower", asked=0.0),
+    ]  # fmt: skip
+
+
+def main(words: Sequence[str]) -> int:
+    """Make the run, ask, write the rows."""
+    parser = Parser("asking", __doc__)
+    parser.flag("workdir", "Folder of the run and of kept programs.", default="runs/asking")
+    given, _ = parser.read(words)
+    rows = measure((ROOT / given.workdir).resolve())
+    for row in rows:
+        print(f"{row.name}: {row.value:.3g}")
+    record(rows, path=POD)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ValueError as error:
+        print(one_line(error), file=sys.stderr)
+        sys.exit(USAGE)
