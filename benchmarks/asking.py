@@ -73,9 +73,9 @@ def warm_answers(workdir: pathlib.Path) -> tuple[list[float], list[int]]:
     """Seconds of each question but the first, and the programs that it compiled or loaded."""
     compiled = 0
 
-    def listen(event: str, seconds: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: object) -> None:
         nonlocal compiled
-        del seconds
+        del duration_secs
         compiled += event == _COMPILED
 
     jax.monitoring.register_event_duration_secs_listener(listen)

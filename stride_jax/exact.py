@@ -200,7 +200,7 @@ def score_rows(
         yield some, total_BxY[: len(some)].T
 
 
-def _in_eights(v: jax.Array) -> Any:
+def _in_eights(v: Any) -> Any:
     """Directions as vectors, with rows of zeros up to a multiple of eight: few sizes, so that the
     next question finds its programs compiled."""
     if not (short := -len(v) % 8):

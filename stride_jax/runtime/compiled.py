@@ -16,6 +16,7 @@ import pathlib
 import platform
 import re
 import stat
+from typing import Any
 
 from stride_jax.runtime.folders import can_write
 
@@ -34,7 +35,7 @@ def keep_programs(bound: int = _BOUND) -> str | None:
     """
     import jax
 
-    config = jax.config
+    config: Any = jax.config
     if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir:
         return None  # the user's own choice
     if _fake_devices(config.jax_num_cpu_devices):
