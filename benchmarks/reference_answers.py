@@ -32,7 +32,7 @@ QUESTIONS = (
     ("LOVE, n.  A temporary insanity curable by", " marriage"),
     ("Return ``True`` if all characters in the", " string"),
 )
-"""Their sources are there: three Genesis 1, Exodus, the Jargon File, the Devil's Dictionary, Python's
+"""Their sources are there: three Genesis 1, Exodus, Jargon File, Devil's Dictionary, Python
 manual."""
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from array_record.python import array_record_module
 
+from stride_jax.applications.answer import AskSettings, ask
 from stride_jax.cli import prepare as command
 from stride_jax.cli.doors import read_settings
 from stride_jax.data import ShardSettings, load_shards
@@ -58,7 +59,8 @@ def corpus(texts, tmp_path_factory):
     """The documents as two Parquet files, and a tokenizer of them."""
     home = tmp_path_factory.mktemp("corpus")
     for i, part in enumerate((texts[:150], texts[150:])):
-        table = pa.table({"text": part, "id": [f"{i}-{n}" for n in range(len(part))]})
+        names, pages = zip(*((f"{i}-{n}", 7 * n) for n in range(len(part))), strict=True)
+        table = pa.table({"text": part, "id": names, "page": pages})
         pq.write_table(table, home / f"{i}.parquet", row_group_size=20)
     train_tokenizer(texts, 300).save(home / "tokenizer.json")
     return home
@@ -142,6 +144,12 @@ def test_documents_are_where_the_table_says(corpus, texts, tmp_path):
         own = range(place * T, place * T + int(train.sizes_N[row]))
         inside = [name for a, b, name in lying if a < own.stop and b > own.start]
         assert train.references(row) == inside
+        for document in train.origins_of(row):
+            number, at = map(int, document["id"].split("-"))
+            assert document["metadata"] == {"page": 7 * at}
+            if begin := document["offset"]:
+                ids = tokenizer.encode((texts[:150], texts[150:])[number][at])
+                assert train.examples.inputs[row, 0] == ids[begin]
 
 
 @pytest.mark.parametrize(("workers", "shares"), [(2, ((0, 1),)), (1, ((2, 3), (0, 3), (1, 3)))])
@@ -419,6 +427,24 @@ def test_run_from_shards_is_the_run_from_text_in_memory(corpus, texts, tmp_path)
 def test_what_reads_all_texts_is_refused_with_shards(changes, name):
     with pytest.raises(ValueError, match=rf"{name} reads all texts into memory, .* leave it out"):
         run_settings({"shards": {"folder": "tokens"}, **changes})
+
+
+@pytest.mark.slow
+def test_a_run_of_shards_is_asked_after_recovery_without_a_bank(corpus, tmp_path):
+    folder = prepared(settings_for(corpus), tmp_path / "tokens")
+    read = {"measure": {"form": "first_order", "group": 4}, "exact": {"budget": 20}}
+    held = {"num_query": 6, "num_calibration": 6}
+    values = {**SMALL, "read": read, "shards": {"folder": str(folder), **held}}
+    run = Run(run_settings(values), tmp_path / "run")
+    summary.write(run, until="recovery")
+    words = run.corpus.tokenizer.decode(run.train.inputs[3][1:12])
+    for completion in (words[6:], words[4:9]):
+        answer = ask(run, words[:4], completion, settings=AskSettings(sources=("features",)))
+        assert answer.proponents
+        assert answer.opponents
+        for passage in answer.proponents:
+            assert [own["id"] for own in passage.documents] == passage.references
+            assert all(own["metadata"]["page"] % 7 == 0 for own in passage.documents)
 
 
 def test_held_out_documents_are_in_no_training_sequence(corpus, tmp_path):
