@@ -184,7 +184,7 @@ def score_rows(
     site, _, first_v = next(iter(asked.values()))
     width = max(v[0].size for _, _, v in asked.values())
     size, parts = batch_size(source.extent(site), width, len(rows), execution, mesh)
-    rows_of = len(first_v)
+    count = len(first_v)
     placed = [
         meshes.place((site, basis, _in_eights(v)), whole) for site, basis, v in asked.values()
     ]
@@ -192,10 +192,10 @@ def score_rows(
     for first in execution.progress(range(0, len(rows), size), desc="exact"):
         some = rows[first : first + size]
         batch = meshes.place(source.data, meshes.over_examples(mesh), np.resize(some, size))
-        total_BxY = np.zeros((size, rows_of), np.float32)
+        total_BxY = np.zeros((size, count), np.float32)
         for own in placed:
             scores_BxY = score_batch(source.params, *own, batch, step=step)
-            total_BxY += meshes.fetch(scores_BxY)[:, :rows_of]
+            total_BxY += meshes.fetch(scores_BxY)[:, :count]
         refuse_not_finite(total_BxY)
         yield some, total_BxY[: len(some)].T
 

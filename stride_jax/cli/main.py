@@ -22,7 +22,7 @@ class Command:
       about: one line for `--help`.
       extras: extras of the package that it needs.
       imports: whether it reads a config, which may import from the folder it is used in.
-      compiles: whether it compiles programs, which are kept for the next process.
+      compiles: whether it runs programs that are kept, compiled, for the next process.
     """
 
     about: str
@@ -39,7 +39,8 @@ COMMANDS = {
         compiles=False,
     ),
     "run": Command("Run a config from data to scores and their evaluation.", ("run",)),
-    "plan": Command("What a config will cost on a mesh, before anything runs.", ()),
+    # Its programs are of devices that are not there, and read, not run.
+    "plan": Command("What a config will cost on a mesh, before anything runs.", (), compiles=False),
     "launch": Command(
         "Run a config on several processes, or hand it to a cluster.", (), compiles=False
     ),
