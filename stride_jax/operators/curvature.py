@@ -182,8 +182,11 @@ def _part(
 ) -> tuple[_Curvature, _Part]:
     """Curvature of a part's examples by device, `[devices, …]`; what is summed by subset later."""
     observed, context, mask_n = output
-    b_nxTxR = example_features(basis, observed.activations)
-    errors_nxTxO = site.errors(params, observed, context)
+    # The sums read them several times, and are not to compute them anew each time: so many products
+    # fused into one another overflow the stack of the compiler for TPUs too.
+    b_nxTxR, errors_nxTxO = jax.lax.optimization_barrier(
+        (example_features(basis, observed.activations), site.errors(params, observed, context))
+    )
     weights_nxT = observed.weights_NxT * mask_n[:, None]
     observed = dataclasses.replace(observed.without_taps(), weights_NxT=weights_nxT)
 
