@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stride_jax import measure
+from stride_jax import fitting, measure
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.design import Design
@@ -18,11 +18,14 @@ from stride_jax.fitting import fit_programs
 from stride_jax.frozen import resolve
 from stride_jax.models import GPTSettings, LlamaSettings, ModelSettings, make_model, param_shapes
 from stride_jax.models.attention import causal_attention, splash
+from stride_jax.observed import activations_of, forward_all
+from stride_jax.operators import passes
 from stride_jax.operators.moments import Curvature
 from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.settings import IndexSettings
+from stride_jax.taps import only
 
 VOCAB, K, T = 40, 8, 12
 GPT = GPTSettings(depth=2, width=16, num_heads=2, num_kv_heads=1, sequence_len=T, dtype="bfloat16",
@@ -212,3 +215,54 @@ def test_the_tpus_kernel_is_the_dense_attention(window):
     got = kernel(*meshes.place((q, k, v), meshes.over_examples(mesh)))
     assert got[0].sharding.spec[0] == (meshes.DATA, meshes.SUBSET)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, dense(q, k, v))
+
+
+def test_a_samples_activations_need_no_logits():
+    frozen, examples = scene("float32")
+    few = examples.take(slice(11))
+    read = only(frozen.tapped, frozen.settings.taps)
+    alone, many = (
+        activations_of(read, frozen.params, few, Execution(mesh, memory=memory))["block0"]
+        for mesh, memory in ((meshes.single_mesh(), 2**30), (over((2, 2)), 1))
+    )
+    want = forward_all(read, frozen.params, few).activations["block0"]
+    np.testing.assert_allclose(alone, want, atol=1e-6)
+    np.testing.assert_allclose(many, want, atol=1e-5)
+    # Without the head's product.
+    dots = [
+        len(
+            re.findall(
+                r"\bdot\(", jax.jit(run).lower(frozen.params, few.inputs).compile().as_text()
+            )
+        )
+        for run in (read.forward, lambda *x: read.forward(*x)[1])
+    ]
+    assert dots[1] < dots[0]
+
+
+def test_tables_of_batches_are_those_of_the_membership():
+    rng = np.random.default_rng(0)
+    subsets = np.array([rng.choice(K, 3, replace=False) for _ in range(21)])
+    values, mesh = rng.normal(size=21), over((2, 2))
+    total, sizes = np.zeros(K), np.zeros(K)
+    shapes = set()
+    for first, (rows, sizes_K) in zip((8, 16), passes._tables(subsets, 8, K, 8, mesh), strict=True):
+        own = np.zeros((2, 5))  # four examples of each row of devices, and one of zeros
+        some = values[first : first + 8]
+        own[:, :4] = np.pad(some, (0, 8 - len(some))).reshape(2, 4)
+        total += sum(own[w][rows[w]].sum(axis=0) for w in range(2))
+        sizes += sizes_K
+        shapes.add(rows.shape)
+    want = [values[8:][(subsets[8:] == k).any(axis=1)].sum() for k in range(K)]
+    np.testing.assert_allclose(total, want)
+    np.testing.assert_array_equal(sizes, np.bincount(subsets[8:].ravel(), minlength=K))
+    assert len(shapes) == 1
+
+
+def test_joint_training_that_memory_cannot_hold_is_refused(monkeypatch):
+    frozen, examples = scene("gpt")
+    frozen = dataclasses.replace(frozen, settings=dataclasses.replace(frozen.settings, fit="joint"))
+    subsets = np.zeros((len(examples), 3), int)
+    monkeypatch.setattr(fitting, "memory_bytes", lambda: 2**17)
+    with pytest.raises(ValueError, match=r"all 40 examples, 0\.0 GiB.*at most \d+ examples"):
+        fitting.fit_operators(frozen, examples, subsets)
