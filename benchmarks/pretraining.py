@@ -91,7 +91,7 @@ def mesh() -> list[Row]:
 def size() -> list[Row]:
     """A step of the 1.38B model, compiled for eight devices from shapes."""
     # Blocks are computed again in the backward pass, a sequence per device at a time.
-    values = nanochat.get_config("d24").model.gpt.to_dict() | {"remat": True}
+    values = nanochat.get_config("d24").to_dict()["model"]["gpt"] | {"remat": True}
     settings = models.TrainSettings(
         epochs=1, batch_size=16, accumulation=2, optimizer="adamw", learning_rate=3e-4
     )

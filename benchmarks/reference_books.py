@@ -134,7 +134,7 @@ def write(out: pathlib.Path) -> None:
 
 def main(words: list[str]) -> None:
     """Write the corpus."""
-    parser = argparse.ArgumentParser(prog="reference_books", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="reference_books", description=__doc__)
     parser.add_argument("--out", default="data/reference_books", help="Folder of the files.")
     write(pathlib.Path(parser.parse_args(words).out))
 

@@ -264,11 +264,14 @@ def _rather(asked: asking.Asked, than: asking.Asked) -> asking.Asked:
 def _spoken(asked: asking.Asked) -> asking.Asked:
     """A question without its groups of the prompt alone, which measure nothing."""
     spoken_G, aim = np.abs(asked.y_YxK).max(axis=1) > 0, asked.aim
-    # On the host: each number of groups would be compiled for.
-    own = (
-        None if aim is None else lambda some: {n: fetch(v)[spoken_G] for n, v in aim(some).items()}
-    )
-    return asking.Asked(asked.y_YxK[spoken_G], own, 1)
+    if aim is None:
+        return asking.Asked(asked.y_YxK[spoken_G], None, 1)
+
+    def spoken(some: np.ndarray) -> Directions:
+        # Chosen on the host: each number of groups would be compiled for.
+        return {name: jax.device_put(fetch(v)[spoken_G]) for name, v in aim(some).items()}
+
+    return asking.Asked(asked.y_YxK[spoken_G], spoken, 1)
 
 
 def _measure(run: Run, queries: Examples, what: str) -> asking.Asked:

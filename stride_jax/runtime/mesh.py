@@ -74,7 +74,7 @@ def make_mesh(data: int = 1, subset: int = -1, devices: Sequence[Any] | None = N
 
 def arranged(shape: tuple[int, int], devices: Sequence[Any]) -> Mesh:
     """Mesh `(data, subset)` of this shape over the first of these devices."""
-    # Not `jax.make_mesh`, which splits no axis of a torus but v5e's: 8 x 8 is no shape of 4 x 4 x 4.
+    # Not `jax.make_mesh`, which splits axes of no torus but v5e's: 8 x 8 of 4 x 4 x 4 is refused.
     grid = mesh_utils.create_device_mesh(
         shape, devices[: math.prod(shape)], allow_split_physical_axes=True
     )
@@ -82,7 +82,9 @@ def arranged(shape: tuple[int, int], devices: Sequence[Any]) -> Mesh:
     return Mesh(grid, (DATA, SUBSET), axis_types=(AxisType.Auto,) * 2)
 
 
-def mesh_for(num_subsets: int, settings: MeshSettings = MeshSettings(), devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_for(
+    num_subsets: int, settings: MeshSettings = MeshSettings(), devices: Sequence[Any] | None = None
+) -> Mesh:
     """The mesh of the settings for K subsets; by default as many devices along `subset` as fit.
 
     Args:
