@@ -4,7 +4,8 @@
 
 A GPT on the King James Bible (2,048 sequences of 64 tokens, one epoch) is asked eight questions of
 different lengths. First calls are processes of their own: one that keeps its programs, one that
-finds them, whose answers are compared byte by byte, and one without. Rows go to `docs/results/pod.json`.
+finds them, whose answers are compared byte by byte, and one without. Rows go to
+`docs/results/pod.json`.
 """
 
 import os
