@@ -1,13 +1,23 @@
-"""The order of training examples on the host, one epoch at a time.
+"""Batches of training examples: their order, one epoch at a time, and their reading, a piece ahead.
 
 Letter of its own: s steps.
 """
 
+import concurrent.futures
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from stride_jax.models.train import TrainSettings, num_batches
+from stride_jax.models.train import Batch, TrainSettings, num_batches
+from stride_jax.runtime import mesh as meshes
+
+# Steps per piece: so many, or as many as have this many bytes of examples.
+_PIECE, _PIECE_BYTES = 50, 1 << 24
 
 
 class Order:
@@ -48,3 +58,48 @@ class Order:
             order_S = jax.random.permutation(self._keys[e], jnp.arange(len(self.members_S)))
             self._epochs[e] = self.members_S[np.asarray(order_S)]
         return self._epochs[e]
+
+
+def steps_per_piece(data: tuple[Any, Any], order: Order) -> int:
+    """Steps whose batches are on the devices together, and that one call of the program takes."""
+    row = sum(int(np.prod(v.shape[1:])) * v.dtype.itemsize for v in data)
+    return max(1, min(_PIECE, order.num_steps, _PIECE_BYTES // max(order.batch * row, 1)))
+
+
+def pieces_of(begin: int, num_steps: int, ends: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """First step of each piece and the one after it, where some pieces must end.
+
+    >>> pieces_of(2, 10, [5, 10], 4)
+    [(2, 4), (4, 5), (5, 8), (8, 10)]
+    """
+    stops = sorted({*range(most, num_steps, most), *ends})
+    return list(itertools.pairwise([begin, *(stop for stop in stops if stop > begin)]))
+
+
+def read_ahead(
+    data: tuple[Any, Any],
+    order: Order,
+    pieces: Sequence[tuple[int, int]],
+    size: int,
+    sharding: NamedSharding,
+) -> Iterator[tuple[int, Batch]]:
+    """Steps of each piece and its batches on the devices, `[s, B, …]`; the next is read meanwhile.
+
+    Args:
+      data: inputs and labels of all examples, of which a process reads its devices' rows.
+      order: rows of each batch.
+      pieces: from `pieces_of`.
+      size: s, the same for all pieces, so that one program is compiled.
+      sharding: of the batches.
+    """
+
+    def read(first: int, stop: int) -> tuple[int, Batch]:
+        rows_sxB = meshes.pad_rows(order.rows(first, stop), max(size, stop - first))
+        return stop - first, meshes.place(data, sharding, rows_sxB)
+
+    with concurrent.futures.ThreadPoolExecutor(1, "batches") as reader:
+        coming = [reader.submit(read, *piece) for piece in pieces[:1]]
+        for later in range(1, len(pieces) + 1):
+            own = coming.pop().result()
+            coming += [reader.submit(read, *piece) for piece in pieces[later : later + 1]]
+            yield own

@@ -6,11 +6,9 @@ stay where they are: a process reads the rows of its own devices, a piece ahead.
 Letter of its own: s steps.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +18,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from stride_jax.models.order import Order
+from stride_jax.models.order import Order, pieces_of, read_ahead, steps_per_piece
 from stride_jax.models.train import (
     Batch,
     State,
@@ -38,9 +36,6 @@ from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.flops import count_flops
 from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.rows import Rows
-
-# Steps per call of the compiled program: so many, or as many as have this many bytes of examples.
-_PIECE, _PIECE_BYTES = 50, 1 << 24
 
 # Operations of a step from which on several devices are faster than one.
 _WORTH_SPLITTING = 1 << 32
@@ -275,11 +270,13 @@ def train_in_order(
     reached = [_snapshot(state[0], parameters) for _ in ends[:-1]]
     begin, (state, reached) = keep.resume("training", (state, reached))
     state = jax.tree.map(_moved, state, recipe.layout(state))
-    pieces = _pieces(begin, order.num_steps, ends, _steps_per_piece(data, order))
+    size = steps_per_piece(data, order)
+    pieces = pieces_of(begin, order.num_steps, ends, size)
+    ahead = read_ahead(data, order, pieces, size, recipe.batches)
     stops = execution.progress([stop for _, stop in pieces], desc="training")
     loss = None
     try:
-        for stop, (count, batches) in zip(stops, _ahead(data, order, pieces, recipe), strict=True):
+        for stop, (count, batches) in zip(stops, ahead, strict=True):
             before = loss
             state, loss = train_piece(state, batches, count, recipe=recipe)
             if stop in ends[:-1]:
@@ -322,35 +319,3 @@ def _moved(v: Any, where: NamedSharding) -> jax.Array:
     """A restored array in its place, whichever devices it was restored onto."""
     there = isinstance(v, jax.Array) and v.sharding == where
     return v if there else meshes.place(meshes.fetch(v), where)
-
-
-def _steps_per_piece(data: tuple[Any, Any], order: Order) -> int:
-    row = sum(int(np.prod(v.shape[1:])) * v.dtype.itemsize for v in data)
-    return max(1, min(_PIECE, order.num_steps, _PIECE_BYTES // max(order.batch * row, 1)))
-
-
-def _pieces(begin: int, num_steps: int, ends: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """First step of each piece and the one after it, where some pieces must end."""
-    stops = sorted({*range(most, num_steps, most), *ends})
-    left = [stop for stop in stops if stop > begin]
-    return list(itertools.pairwise([begin, *left]))
-
-
-def _ahead(
-    data: tuple[Any, Any], order: Order, pieces: Sequence[tuple[int, int]], recipe: Recipe
-) -> Iterator[tuple[int, Batch]]:
-    """Steps of each piece and its batches on the devices, the next one's read meanwhile."""
-    size = _steps_per_piece(data, order)
-
-    def read(first: int, stop: int) -> tuple[int, Batch]:
-        rows_sxB = order.rows(first, stop)
-        # All pieces have one shape, so one program is compiled.
-        rows_sxB = meshes.pad_rows(rows_sxB, max(size, stop - first))
-        return stop - first, meshes.place(data, recipe.batches, rows_sxB)
-
-    with concurrent.futures.ThreadPoolExecutor(1, "batches") as reader:
-        coming = [reader.submit(read, *piece) for piece in pieces[:1]]
-        for later in range(1, len(pieces) + 1):
-            own = coming.pop().result()
-            coming += [reader.submit(read, *piece) for piece in pieces[later : later + 1]]
-            yield own
