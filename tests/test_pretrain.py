@@ -101,7 +101,7 @@ def test_no_device_is_sent_the_activations_of_all():
     settings = TrainSettings(epochs=1, batch_size=64, optimizer="adamw")
     one = TOKENS[:1, :-1]
     own = program(GPT_SMALL, one, one, 1000, settings, meshes.make_mesh(4, 2), "sharded")
-    text = own.step.lower(*own.args, **own.statics).compile().as_text()
+    text = own.step.lower(*own.args, **own.statics).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
     found = re.findall(r"= \(?f32\[([\d,]*)\]\S* all-(?:gather|reduce)\(", text)
     sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in found]
     largest = max(v.size for v in jax.tree.leaves(own.args[0][0]))
@@ -114,7 +114,7 @@ def test_small_models_train_on_one_device_and_bad_batches_are_refused():
     mesh = meshes.make_mesh(1, 8)
     own, execution = np.zeros((1, 784), np.float32), Execution(mesh)
     small, large = MLP(10, (128, 64)), MLP(10, (9000, 9000))
-    assert devices_for(small, own, RECIPE, execution, "replicated").mesh.size == 1
+    assert devices_for(small, own, RECIPE, execution, "replicated").mesh == meshes.single_mesh()
     assert devices_for(small, own, RECIPE, execution, "sharded").mesh is mesh
     assert devices_for(large, own, RECIPE, execution, "replicated").mesh is mesh
     with pytest.raises(ValueError, match=r"batch_size=20 can't be split over 8 devices: use 24"):
