@@ -71,7 +71,7 @@ def lowered(program):
     return program.step.lower(*program.args, **program.statics).as_text()
 
 
-@pytest.mark.parametrize("site", ["block0", "logit"])
+@pytest.mark.parametrize("site", ["block0", pytest.param("logit", marks=pytest.mark.slow)])
 def test_our_products_keep_all_bits_and_the_models_its_own(site):
     frozen, examples = scene("gpt", site)
     widths, one = {"block0": 16}, examples.take([0])
@@ -142,7 +142,9 @@ def test_parameters_stay_split_where_a_copy_takes_too_much():
     )
 
 
-@pytest.mark.parametrize(("site", "shape"), [("block0", (2, 2)), ("logit", (1, 4))])
+@pytest.mark.parametrize(
+    ("site", "shape"), [pytest.param("block0", (2, 2), marks=pytest.mark.slow), ("logit", (1, 4))]
+)
 def test_a_pass_over_devices_is_that_of_one(site, shape):
     """Rows of devices share products here: `R O < T (R + O)`."""
     frozen, examples = scene("float32", site)
@@ -168,7 +170,7 @@ def test_a_pass_over_devices_is_that_of_one(site, shape):
     np.testing.assert_array_equal(many.kept.row_H, one.kept.row_H)
 
 
-@pytest.mark.parametrize(("length", "window"), [(37, 5), (64, 32), (12, 0), (10, 1)])
+@pytest.mark.parametrize(("length", "window"), [(37, 5), (12, 0)])
 def test_attention_in_blocks_is_the_dense_one(length, window):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, length, h, 8)).astype(np.float32) for h in (4, 2, 2))
@@ -193,7 +195,7 @@ def test_attention_in_blocks_costs_its_window():
     assert flops[0] < flops[1] / 6  # 256 keys per query in place of 2,048
 
 
-@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 100])
 def test_the_tpus_kernel_is_the_dense_attention(window):
     """Emulated, and divided among devices as the library's programs ask for it."""
     rng = np.random.default_rng(0)
