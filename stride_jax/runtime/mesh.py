@@ -30,8 +30,8 @@ class MeshSettings:
       data: devices along the axis of examples; −1 for all that are left.
       subset: devices along the axis of subsets; 0 for as many as divide K.
       parameters: layout of the base model: `replicated`; or `sharded`, which splits each array over
-        all devices along its longest axis that they divide. Loops over examples then read a copy on
-        each device, in the model's own dtype, if it takes at most half of their memory (`resident`).
+        all devices along its longest axis that they divide. Loops over examples then read a copy
+        on each device, in the model's own dtype, if it takes at most half of `Execution.memory`.
     """
 
     data: int = -1
