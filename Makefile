@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart data books test test-slow test-newest drill lint format clean
+.PHONY: setup quickstart data books test test-slow test-newest drill plan-chips
+.PHONY: bench-accelerator lint format clean
 
 setup: $(STAMP)
 
@@ -38,7 +39,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,test,peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,test,peers,tpu]'
 	$(BIN)/python -m pytest -m slow
 
 # The fast tests on another interpreter with the newest packages: make test-newest PYTHON=python3.13
@@ -52,9 +53,21 @@ drill: setup
 	$(BIN)/python -m benchmarks.drill
 	$(BIN)/python -m benchmarks.drill --faults --full --crowd
 
+# Every published language model, compiled for TPU pods that are not here; some hours, resumable.
+plan-chips: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,tpu]'
+	$(BIN)/python -m benchmarks.chips --record
+
+# On a machine with a GPU or TPU: JAX for it in a venv of its own, then eight minutes of measurements.
+bench-accelerator:
+	test -x $(VENV)-accelerator/bin/python || $(PYTHON) -m venv $(VENV)-accelerator
+	$(VENV)-accelerator/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e '.[run,test]' "$$($(PYTHON) benchmarks/accelerator_kind.py)"
+	$(VENV)-accelerator/bin/python -m benchmarks.accelerator
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest runs dist build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-accelerator runs dist build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -86,7 +86,7 @@ def steering(workdir: pathlib.Path, note: Note, only: str = "") -> None:
         tapped, params = from_model(run.module), run.model.params
         index = _fit(run, tapped, design=SUBSETS, kept=0)
         member_JxN = np.zeros((SUBSETS.num_subsets, len(run.train)), bool)
-        np.put_along_axis(member_JxN.T, index.subsets_Nxd, True, axis=1)
+        np.put_along_axis(member_JxN.T, np.asarray(index.subsets_Nxd), True, axis=1)
         real = _moved(run, member_JxN, 2.0, case)  # [J, E, Q, C]
         x = jnp.asarray(run.query.inputs)
         one = lambda k: steer(tapped, params, index, x, subset=k)  # noqa: B023, E731

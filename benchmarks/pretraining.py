@@ -29,7 +29,7 @@ from stride_jax import models
 from stride_jax.cli.doors import USAGE, Parser, at_least, one_line
 from stride_jax.models.gpt import GPTSettings
 from stride_jax.models.pretrain import program
-from stride_jax.run.planning.costs import cost
+from stride_jax.run.planning.costs import Stage, cost
 from stride_jax.runtime import durable
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
@@ -122,7 +122,7 @@ def size() -> list[Row]:
         meshes.make_mesh(1, 8), "sharded",
     )  # fmt: skip
     params = sum(math.prod(v.shape) for v in jax.tree.leaves(own.args[0][0]))
-    found, what = cost("pre-training", own), "pre-training step of nanochat d24 on 8 devices"
+    found, what = cost(Stage("pre-training", own)), "pre-training step of nanochat d24 on 8 devices"
     return [
         Row(f"{what}: parameters", params, "higher"),
         Row(f"{what}: GiB of state and batch on a device", found.argument_bytes / 2**30, "lower"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from stride_jax.inputs import described, read_rows
 from stride_jax.objectives import CROSS_ENTROPY, Hessian, Objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.programs import Program, shape, shapes_everywhere
 from stride_jax.runtime.rows import Rows
 from stride_jax.taps import Activations, Params, TappedModel
 
@@ -203,14 +205,41 @@ def activations_of(
       `{tap: [N, T, D]}`, float32; of a classifier T = 1.
     """
     one = read_rows(examples.inputs, slice(0, 1))
-    leaves = jax.tree.leaves(jax.eval_shape(tapped.forward, params, one))
-    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
-    most = max(1, execution.memory // 2 // (4 * sum(leaf.size for leaf in leaves)))
-    made = _run(_hidden(tapped), params, examples, execution, min(512, most * mesh.size))
+    most = _most_at_once(tapped, params, one, execution)
+    made = _run(_hidden(tapped), params, examples, execution, most)
     tokens = (*examples.token_shape, 1)[:2]
     for activation in made.values():
         refuse_not_finite(activation)
     return {name: v.reshape(*tokens, -1) for name, v in made.items()}
+
+
+def activations_program(
+    tapped: TappedModel, params: Params, examples: Examples, count: int, execution: Execution
+) -> Program:
+    """The compiled step of `activations_of` for `count` examples; traced in the mesh's scope.
+
+    Args:
+      tapped: the model.
+      params: its parameters, or their shapes.
+      examples: one at least, like those of the sample.
+      count: size of the sample.
+      execution: as in `activations_of`.
+    """
+    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
+    one = read_rows(examples.inputs, slice(0, 1))
+    size = -(-min(_most_at_once(tapped, params, one, execution), count) // mesh.size) * mesh.size
+    rows = meshes.over_examples(mesh)
+    inputs = jax.tree.map(lambda v: shape((size, *v.shape[1:]), v.dtype, rows), one)
+    args = shapes_everywhere(params, meshes.replicated(mesh)), inputs
+    return Program(_hidden(tapped), args, {}, -(-count // size), size)
+
+
+def _most_at_once(tapped: TappedModel, params: Params, one: Any, execution: Execution) -> int:
+    """Examples at a time that leave half of the memory, were there logits."""
+    leaves = jax.tree.leaves(jax.eval_shape(tapped.forward, params, one))
+    mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
+    each = 4 * sum(math.prod(leaf.shape) for leaf in leaves)
+    return min(512, max(1, execution.memory // 2 // each) * mesh.size)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ import os
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("STRIDE_TEST_DEVICES", "8")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then; and
 # no process that a test starts leaves programs in the user's folder.

@@ -16,7 +16,7 @@ from stride_jax.cli import main as cli
 from stride_jax.evaluation import BankSettings, bank_files
 from stride_jax.models import ModelSettings, TrainSettings
 from stride_jax.run import base_model, planning
-from stride_jax.run.planning import refusal, stages
+from stride_jax.run.planning import programs, refusal, stages
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import npz
@@ -91,7 +91,7 @@ def test_no_program_takes_less_than_it_is_said_to(fisher):
         execution={"batch_size": 256},
     )  # fmt: skip
     scene = stages.scene_of(settings, EXTENT, meshes.single_mesh())
-    peaks = [one.peak_bytes for one in stages._closed_form(scene, "logit")]
+    peaks = [planning.cost(one).peak_bytes for one in programs._closed_form(scene, "logit")]
     before = 3 * 4 * (D * H + H + H * O + O)
     for moment, peak in zip(held(settings, "operators"), peaks, strict=True):
         assert peak / 4 < moment.device - before <= peak
@@ -100,7 +100,7 @@ def test_no_program_takes_less_than_it_is_said_to(fisher):
 def test_models_trained_together_take_no_less_than_they_are_said_to():
     scene, bank = stages.scene_of(SETTINGS, EXTENT, meshes.single_mesh()), SETTINGS.bank
     assert bank is not None
-    peak = stages._bank(scene, bank, "bank").peak_bytes
+    peak = planning.cost(programs._bank(scene, bank, "bank")).peak_bytes
     index = held(SETTINGS, "measurements")[0].device
     own = [moment.device - index for moment in held(SETTINGS, "bank")]
     assert peak / 8 < max(own) <= peak
@@ -110,7 +110,7 @@ def test_joint_training_takes_no_less_than_it_is_said_to():
     index = {"design": design.Design(K, 4, kind="hash"), "fit": "joint"}
     settings = changed(index=index, execution={"memory": 2**20})
     scene = stages.scene_of(settings, EXTENT, meshes.single_mesh())
-    (peak,) = [one.peak_bytes for one in stages._training(scene, "logit")]
+    (peak,) = [planning.cost(one).peak_bytes for one in programs._training(scene, "logit")]
     _, training = held(settings, "operators")
     # Activations that the program does not read are held beside it.
     own = training.device - 3 * 4 * (D * H + H + H * O + O) - 4 * N * D

@@ -13,22 +13,59 @@ _REMEDY = {
     "execution.memory, or give the mesh more devices along subset",
     "measure": "lower execution.memory, or give the mesh more devices along subset",
     "recovery": "lower execution.memory or read.lasso.chunk",
+    "unit": "lower unit.models_at_once or train.batch_size, or raise train.accumulation",
+    "pre-training": "set model.gpt.remat=True or execution.mesh.parameters='sharded', or raise "
+    "train.accumulation",
+    "loading the model": "set execution.mesh.parameters='sharded', or lower num_checkpoints",
+    "basis": "lower execution.memory or index.basis.sample",
     "bank": "lower bank.models_at_once or train.batch_size, or raise train.accumulation",
 }
 
 
-def parse_mesh(text: str | None) -> tuple[int, int]:
-    """`data,subset` as two numbers; one device for None.
+def parse_mesh(text: str | None) -> tuple[int, int] | None:
+    """`data,subset` as two numbers; None where nothing is said.
 
     >>> parse_mesh("64,4")
     (64, 4)
     """
     if text is None:
-        return 1, 1
+        return None
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) for part in parts):
         raise ValueError(f"--mesh={text!r}: give devices along data and along subset, such as 64,4")
     return int(parts[0]), int(parts[1])
+
+
+def chip_table(stages: Sequence[StageCost], chip: str) -> str:
+    """One line per stage, as compiled for a topology: memory on a chip, collectives, cycles, time.
+
+    Collectives, what they send and cycles are per row that a chip works through, a sequence or a
+    query, where a stage has such. Time is that of cycles at the chip's clock, and beside it that of
+    what is sent at the speed of its links, as if neither ran beside the other.
+    """
+    own = CHIPS[chip]
+    rows = [[
+        "stage", "calls", "arguments", "temporary", "output", "peak", "largest gather",
+        "collectives", "sent", "Mcycles", "time", "of sending", "host",
+    ]]  # fmt: skip
+    for s in stages:
+        each, sent = s.rows_each, sum(s.communicated.values())
+        cycles = own.cycles(s.cycles, s.kernel_flops)
+        rows.append([
+            s.name, f"{s.calls:,}", gib(s.argument_bytes), gib(s.temporary_bytes),
+            gib(s.output_bytes), gib(s.peak_bytes), gib(s.largest_gather),
+            f"{sum(s.collectives.values()) / each:.1f}", gib(sent / each),
+            f"{cycles / each / 1e6:,.2f}", _time(s.calls * cycles / own.clock),
+            _time(s.calls * sent / own.links), gib(s.host_bytes),
+        ])  # fmt: skip
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
 
 
 def table(stages: Sequence[StageCost], utilisation: float) -> str:
@@ -57,10 +94,7 @@ def table(stages: Sequence[StageCost], utilisation: float) -> str:
             for c in CHIPS.values()
         ]
         rows.append([name, *[""] * (len(head) - 1), *map(_time, totals)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    return _aligned(rows)
 
 
 def _time(seconds: float) -> str:
@@ -72,14 +106,27 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def verdict(stages: Sequence[StageCost], chip: str) -> str | None:
-    """What does not fit a chip's memory and which setting would help; None if all does."""
-    worst = max(stages, key=lambda stage: stage.peak_bytes)
-    room = CHIPS[chip].memory
-    if worst.peak_bytes <= room:
-        return None
-    remedy = _REMEDY[worst.name.partition(",")[0]]
-    return (
-        f"does not fit {chip}: '{worst.name}' takes {gib(worst.peak_bytes)} on a device of "
-        f"{gib(room)}; {remedy}"
-    )
+def verdict(
+    stages: Sequence[StageCost], chip: str, most_gathered: float = float("inf")
+) -> str | None:
+    """What a run would do that it must not, and which setting would help; None if all is well.
+
+    Args:
+      stages: the plan.
+      chip: whose memory it must fit.
+      most_gathered: bytes of the largest array that an all-gather may make.
+    """
+    worst, room = max(stages, key=lambda stage: stage.peak_bytes), CHIPS[chip].memory
+    if worst.peak_bytes > room:
+        return (
+            f"does not fit {chip}: '{worst.name}' takes {gib(worst.peak_bytes)} on a device of "
+            f"{gib(room)}; {_REMEDY[worst.name.partition(',')[0]]}"
+        )
+    widest = max(stages, key=lambda stage: stage.largest_gather)
+    if widest.largest_gather > most_gathered:
+        return (
+            f"'{widest.name}' gathers {gib(widest.largest_gather)} into one array on every device, "
+            f"above the limit of {gib(most_gathered)}; give the mesh fewer devices along data, or "
+            "raise --gather"
+        )
+    return None

@@ -18,7 +18,7 @@ from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings, fit, initial_params, losses
 from stride_jax.objectives import margin, named_objective
 from stride_jax.runtime import mesh as meshes
-from stride_jax.runtime.programs import Program, shape, shapes_like
+from stride_jax.runtime.programs import Program, shape, shapes_everywhere
 from stride_jax.runtime.progress import Progress, silent
 
 
@@ -149,7 +149,7 @@ def program(
     training: TrainSettings,
     data: dict[str, Any],
     members: tuple[int, int],
-    devices: int,
+    devices: tuple[int, Mesh],
     total: int,
 ) -> Program:
     """The compiled step of `train_and_score` on one device of several that share the models.
@@ -158,13 +158,14 @@ def program(
       module, training: as in `Retraining`.
       data: arrays from `device_data`, or their shapes.
       members: models trained together on one device, and members per subset.
-      devices: number of devices.
+      devices: number of devices, and one of them.
       total: models of the whole bank.
     """
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members[0]))
-    args = shapes_like(data), shape(members, jnp.int32), keys
-    statics = {"module": module, "training": training, "mesh": meshes.single_mesh()}
-    calls = -(-total // (members[0] * devices))
+    count, alone = devices
+    args = shapes_everywhere((data, shape(members, jnp.int32), keys), meshes.replicated(alone))
+    statics = {"module": module, "training": training, "mesh": alone}
+    calls = -(-total // (members[0] * count))
     return Program(train_and_score, args, statics, calls, members[0])
 
 

@@ -17,7 +17,7 @@ from stride_jax.models.train import Batch, TrainSettings, num_batches
 from stride_jax.runtime import mesh as meshes
 
 # Steps per piece: so many, or as many as have this many bytes of examples.
-_PIECE, _PIECE_BYTES = 50, 1 << 24
+_PIECE, PIECE_BYTES = 50, 1 << 24
 
 
 class Order:
@@ -63,7 +63,7 @@ class Order:
 def steps_per_piece(data: tuple[Any, Any], order: Order) -> int:
     """Steps whose batches are on the devices together, and that one call of the program takes."""
     row = sum(int(np.prod(v.shape[1:])) * v.dtype.itemsize for v in data)
-    return max(1, min(_PIECE, order.num_steps, _PIECE_BYTES // max(order.batch * row, 1)))
+    return max(1, min(_PIECE, order.num_steps, PIECE_BYTES // max(order.batch * row, 1)))
 
 
 def pieces_of(begin: int, num_steps: int, ends: Sequence[int], most: int) -> list[tuple[int, int]]:

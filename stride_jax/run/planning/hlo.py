@@ -11,6 +11,7 @@ _WIDTHS = {
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
 }  # fmt: skip
 _SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
+_HEAD = re.compile(r"(ENTRY )?%([\w.\-]+) \(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)")
 
@@ -86,16 +87,20 @@ def parse(hlo: str) -> Module:
       hlo: `compiled.as_text()`.
     """
     computations: dict[str, Computation] = {}
-    current, entry = "", ""
+    current, entry, lines = "", "", []
     for line in hlo.splitlines():
         text = line.strip()
-        if text.endswith("{") and (head := re.match(r"(ENTRY )?%([\w.\-]+) ", text)):
-            current = head.group(2)
-            computations[current] = {}
+        if text.endswith("{") and (head := _HEAD.match(text)):
+            current, lines = head.group(2), []
             entry = current if head.group(1) else entry
-        elif " = " in text and current and text.startswith(("%", "ROOT %")):
-            instruction = _line(text)
-            computations[current][instruction.name] = instruction
+        elif text == "}" and current:
+            own = [_line(one) for one in lines]
+            computations[current] = {instruction.name: instruction for instruction in own}
+            current = ""
+        elif current and " = " in text and text.startswith(("%", "ROOT %")):
+            lines.append(text)
+        elif current and lines:  # attributes of a kernel go on in lines of their own
+            lines[-1] += text
     return Module(computations, entry)
 
 

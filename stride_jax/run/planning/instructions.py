@@ -41,7 +41,34 @@ def flops_of(i: Instruction, own: Computation) -> float:
         return float(first.size) if _floating(i) else 0.0
     if i.opcode == "reduce-window" and (size := re.search(r"window=\{size=([0-9x]+)", i.rest)):
         return float(i.size * math.prod(map(int, size.group(1).split("x")))) if _floating(i) else 0
-    return _library(i, first) if i.opcode == "custom-call" else 0.0
+    if i.opcode == "custom-call":
+        return kernel_flops(i, own) or _library(i, first)
+    return 0.0
+
+
+# Products of a pair of blocks: queries and keys, weights and values; backwards more.
+_PRODUCTS = (("_dkv", 4), ("_dq", 3), ("_fwd", 2))
+_BLOCK = r'block_{}\\+": (\d+)'
+
+
+def kernel_flops(i: Instruction, own: Computation) -> float:
+    """Operations of JAX's splash attention on a TPU, as if no block of its grid were skipped.
+
+    The compiler knows nothing of kernels that are written by hand; this one says its blocks.
+    """
+    if i.opcode != "custom-call" or "splash_m" not in i.name:
+        return 0.0
+    kind, products = next(((word, n) for word, n in _PRODUCTS if word in i.name), ("", 0))
+    suffix = "" if kind == "_fwd" else kind
+    sides = [re.search(_BLOCK.format(axis + suffix), i.rest) for axis in ("q", "kv")]
+    # The blocks that each row of them meets, and the largest array: heads, tokens, channels.
+    grid = next((own[n].shapes[0][1] for n in i.operands if own[n].shapes[0][0] == "s8"), None)
+    arrays = [dims for _, dims in i.shapes if len(dims) >= 3]
+    if not products or grid is None or not arrays or None in sides:
+        return 0.0
+    pair = math.prod(int(side.group(1)) for side in sides if side is not None)
+    *heads, _, channels = max(arrays, key=math.prod)
+    return 2.0 * products * math.prod(heads) * math.prod(grid[-2:]) * pair * channels
 
 
 def _library(i: Instruction, first: Instruction) -> float:

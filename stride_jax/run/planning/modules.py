@@ -10,7 +10,13 @@ import re
 from collections.abc import Callable, Iterable
 
 from stride_jax.run.planning.hlo import Computation, Instruction, Known, Module, parse
-from stride_jax.run.planning.instructions import bytes_of, flops_of, fused_bytes, halves
+from stride_jax.run.planning.instructions import (
+    bytes_of,
+    flops_of,
+    fused_bytes,
+    halves,
+    kernel_flops,
+)
 from stride_jax.run.planning.loops import started, turns
 
 _COLLECTIVES = {
@@ -37,6 +43,7 @@ class Work:
       calls: number of collectives of each kind.
       gather: bytes of the largest array that an all-gather makes.
       halved: matrix products that read numbers of 16 bits.
+      kernels: operations of kernels written by hand, which are in `flops` but not in `cycles`.
     """
 
     flops: float = 0.0
@@ -46,6 +53,7 @@ class Work:
     calls: dict[str, int] = dataclasses.field(default_factory=dict)
     gather: int = 0
     halved: int = 0
+    kernels: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
@@ -56,6 +64,7 @@ class Work:
             _added(self.calls, other.calls),
             max(self.gather, other.gather),
             self.halved + other.halved,
+            self.kernels + other.kernels,
         )
 
     def times(self, turns: int) -> "Work":
@@ -65,6 +74,7 @@ class Work:
             flops=self.flops * turns,
             traffic=self.traffic * turns,
             cycles=self.cycles * turns,
+            kernels=self.kernels * turns,
             sent={kind: count * turns for kind, count in self.sent.items()},
             calls={kind: count * turns for kind, count in self.calls.items()},
         )
@@ -125,7 +135,11 @@ def _instruction(
         return dataclasses.replace(inside, traffic=moved, cycles=spent or inside.cycles)
     made = dataclasses.replace(_collective(i, own), cycles=spent)
     return dataclasses.replace(
-        made, flops=flops_of(i, own), traffic=bytes_of(i, own), halved=int(halves(i, own))
+        made,
+        flops=flops_of(i, own),
+        traffic=bytes_of(i, own),
+        halved=int(halves(i, own)),
+        kernels=kernel_flops(i, own),
     )
 
 

@@ -1,7 +1,6 @@
-"""The stages of a run as compiled programs over a mesh, from settings and shapes alone.
+"""What every stage of a run is planned from: the amount of data, shapes of model, sites and basis.
 
-Every program is the one that the run itself calls; estimated here are the amount of data, and the
-tap that would be chosen.
+Estimated is the tap that would be chosen, where none is named.
 """
 
 import dataclasses
@@ -15,19 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from stride_jax import measure, models, recovery, taps
+from stride_jax import models, taps
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.data import ShardSettings, load_shards
-from stride_jax.evaluation import BankSettings, retrain
 from stride_jax.examples import Examples, token_shape
-from stride_jax.fitting import fit_programs
 from stride_jax.frozen import FrozenModel, resolve
-from stride_jax.models.pretrain import program as training_program
 from stride_jax.objectives import named_objective
-from stride_jax.observed import observed_source
-from stride_jax.operators import joint
-from stride_jax.run.planning.costs import StageCost, cost
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
@@ -106,33 +99,11 @@ class Scene:
         assert self.execution.mesh is not None
         return self.execution.mesh
 
-
-def plan(settings: RunSettings, extent: Extent, mesh: Mesh) -> list[StageCost]:
-    """Compile every stage's program for a mesh of fake devices, and read its costs.
-
-    Args:
-      settings: settings of the run; of their `mesh` only `parameters` is read.
-      extent: amount of data.
-      mesh: devices of the CPU in place of the real ones.
-
-    Returns:
-      Costs of the pass over the training set and of the solution, or of joint training, site by
-      site; of measuring, by hash of recovery, and, where the settings have them, of the models that
-      tell the unit and of the bank.
-
-    Raises:
-      ValueError: settings that a real run would refuse too.
-    """
-    scene = scene_of(settings, extent, mesh)
-    names = scene.frozen.sites
-    fitted = _training if settings.index.fit == "joint" else _closed_form
-    costs = [one for name in names for one in fitted(scene, name)]
-    costs += [_measurement(scene, name) for name in names]
-    if scene.frozen.settings.design.kind == "hash":
-        costs.append(_recovery(scene))
-    if settings.unit is not None:
-        costs.append(_bank(scene, settings.unit.bank, "unit"))
-    return costs if settings.bank is None else [*costs, _bank(scene, settings.bank, "bank")]
+    @property
+    def token_groups(self) -> int:
+        """Groups of tokens that a query is read in."""
+        group = self.settings.read.measure.group
+        return -(-math.prod(self.one.token_shape[1:]) // group) if group else 1
 
 
 def index_bytes(settings: RunSettings, extent: Extent, mesh: Mesh) -> int:
@@ -151,7 +122,9 @@ def scene_of(
     """Shapes of a run's model, sites and basis.
 
     Args:
-      settings, extent, mesh: as in `plan`.
+      settings: of the run; of their `mesh` only `parameters` is read.
+      extent: amount of data.
+      mesh: devices, of the CPU in place of the real ones or of a topology.
       unnamed: what chooses a tap where none is named: `max` the widest, `min` the narrowest.
     """
     module = models.make_model(settings.model, extent.num_classes)
@@ -164,9 +137,7 @@ def scene_of(
     token_rows = token_shape(labels)
     fresh = functools.partial(models.initial_params, module, inputs=jnp.asarray(inputs))
     params = jax.eval_shape(fresh, jax.eval_shape(lambda: jax.random.key(0)))
-    rule = meshes.sharded_parameters(params, mesh)
-    if settings.execution.mesh.parameters == "replicated":
-        rule = jax.tree.map(lambda _: meshes.replicated(mesh), params)
+    rule = meshes.parameters_layout(params, settings.execution.mesh.parameters, mesh)
     params = jax.tree.map(lambda v, where: shape(v.shape, v.dtype, where), params, rule)
     tapped = taps.with_objective(taps.with_temperature(from_model(module), 1.0), objective)
     shapes = jax.eval_shape(tapped.forward, params, inputs)[1]
@@ -185,86 +156,3 @@ def scene_of(
     )
     one = Examples.trusted(inputs, labels, np.array(["one"]), None)
     return Scene(settings, extent, execution, frozen, one, basis)
-
-
-def _closed_form(scene: Scene, name: str) -> list[StageCost]:
-    programs = fit_programs(
-        scene.frozen, name, scene.basis, scene.one, scene.extent.num_train, scene.execution
-    )
-    return [cost(f"{stage}, {name}", program) for stage, program in programs.items()]
-
-
-def _training(scene: Scene, name: str) -> list[StageCost]:
-    """A step of joint training, on the frozen model's output for all examples."""
-    frozen, site = scene.frozen, scene.frozen.sites[name]
-    source = frozen.source(scene.one)
-    count = scene.extent.num_train
-    data = jax.tree.map(lambda v: shape((count, *v.shape[1:]), v.dtype), source.data)
-    observed, context = jax.eval_shape(source.forward, source.params, site, data)
-    context.pop("errors", None)
-    params = frozen.params if site.reads_params else None
-    program = joint.program(
-        frozen.settings.design, site, scene.basis, observed_source(observed, context, params),
-        frozen.settings.joint, scene.execution,
-    )  # fmt: skip
-    return [cost(f"training, {name}", program)]
-
-
-def _measurement(scene: Scene, name: str) -> StageCost:
-    frozen, site, rank = scene.frozen, scene.frozen.sites[name], scene.basis.rank
-    k = frozen.settings.design.num_subsets
-    signs = frozen.signs_C if name == "logit" else None
-    matrices = shape((k, rank, site.width))
-    operators = ops.Operators(scene.basis, matrices, shape((k,)), signs)
-    program = measure.program(
-        site, operators, frozen.source(scene.one), scene.extent.num_queries,
-        scene.settings.read.measure, scene.execution,
-    )  # fmt: skip
-    return cost(f"measure, {name}", program)
-
-
-def _recovery(scene: Scene) -> StageCost:
-    """A round for the queries of one device; queries are divided among devices."""
-    settings, group = scene.settings, scene.settings.read.measure.group
-    tokens = math.prod(scene.one.token_shape[1:])
-    rows = scene.extent.num_queries * (-(-tokens // group) if group else 1)
-    program = recovery.program(
-        scene.extent.num_train, settings.index.design, -(-rows // scene.mesh.size),
-        settings.read.lasso, weighted=settings.read.prior > 0,
-        execution=dataclasses.replace(scene.execution, mesh=meshes.single_mesh()),
-    )  # fmt: skip
-    return cost("recovery, a round", program)
-
-
-def _bank(scene: Scene, bank: BankSettings, name: str) -> StageCost:
-    """Retrained models that one device trains together, or a step of one over all devices."""
-    s, extent, one = scene.settings, scene.extent, scene.one
-    devices = math.gcd(bank.models_at_once, scene.mesh.size)
-    members = round(bank.alpha * extent.num_train)
-    if bank.kind == "groups":
-        members = extent.num_train - extent.num_train // bank.num_subsets
-
-    module = models.make_model(s.model, extent.num_classes)
-    if s.execution.mesh.parameters == "sharded":
-        own = training_program(
-            module, one.inputs, one.labels, members, s.train, scene.mesh, "sharded"
-        )
-        total = bank.num_subsets * bank.num_seeds
-        own = dataclasses.replace(own, calls=own.calls * total)
-        return cost(f"{name}, a step of one model", own)
-
-    def rows(v: np.ndarray, count: int) -> Any:
-        return shape((count, *v.shape[1:]), v.dtype)
-
-    data = {
-        "inputs": rows(one.inputs, extent.num_train),
-        "labels": rows(one.labels, extent.num_train),
-        "query_inputs": rows(one.inputs, extent.num_queries),
-        "query_labels": rows(one.labels, extent.num_queries),
-    }
-    program = retrain.program(
-        module, s.train, data,
-        (bank.models_at_once // devices, members), scene.mesh.size,
-        bank.num_subsets * bank.num_seeds,
-    )  # fmt: skip
-    return cost(f"{name}, models together", program)
