@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from stride_jax.runtime.precision import as_now
+
 ATTENTIONS = ("auto", "einsum", "xla", "cudnn")
 
 _TILE = 128
@@ -137,7 +139,9 @@ def splash(
       interpret: whether the kernel is emulated, for tests on a CPU.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    attend = functools.partial(_splash, window=window, interpret=interpret)
+    # The kernel's products of bfloat16 know no other precision.
+    precision = "default" if q_BxTxHxE.dtype == jnp.bfloat16 else as_now()
+    attend = lambda q, k, v: _splash(q, k, v, window, precision, interpret)  # noqa: E731
     axes = tuple(
         name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Auto
@@ -151,7 +155,30 @@ def splash(
     )(q_BxTxHxE, k_BxTxGxE, v_BxTxGxE)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, precision: str, interpret: bool
+) -> jax.Array:
+    with jax.default_matmul_precision(precision):
+        return _kernel(q, k, v, window, interpret)
+
+
+def _splash_forward(q: Any, k: Any, v: Any, window: Any, precision: str, interpret: bool) -> Any:
+    with jax.default_matmul_precision(precision):
+        return jax.vjp(functools.partial(_kernel, window=window, interpret=interpret), q, k, v)
+
+
+def _splash_backward(window: Any, precision: str, interpret: bool, pull_back: Any, g: Any) -> Any:
+    # Traced only now, inside of whatever precision its caller has.
+    del window, interpret
+    with jax.default_matmul_precision(precision):
+        return pull_back(g)
+
+
+_splash.defvjp(_splash_forward, _splash_backward)
+
+
+def _kernel(
     q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, interpret: bool
 ) -> jax.Array:
     # Its import takes a second, and only models of such sizes need it.
