@@ -182,8 +182,7 @@ def _part(
 ) -> tuple[_Curvature, _Part]:
     """Curvature of a part's examples by device, `[devices, …]`; what is summed by subset later."""
     observed, context, mask_n = output
-    # The sums read them several times, and are not to compute them anew each time: so many products
-    # fused into one another overflow the stack of the compiler for TPUs too.
+    # The sums read them several times, and are not to compute them anew each time.
     b_nxTxR, errors_nxTxO = jax.lax.optimization_barrier(
         (example_features(basis, observed.activations), site.errors(params, observed, context))
     )
