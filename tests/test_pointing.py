@@ -122,8 +122,11 @@ def test_an_answer_does_not_depend_on_queries_devices_or_memory(trained, plain):
     close(alone.scores_QxN[0], whole.scores_QxN[2], 1e-4)
     np.testing.assert_array_equal(alone.exact.toarray()[0], whole.exact.toarray()[2])
     devices = Execution(mesh=meshes.arranged((4, 2), jax.devices()))
-    close(asked(trained, index, read, train=trained.train, execution=devices).scores_QxN,
-          whole.scores_QxN, 1e-3)  # fmt: skip
+    split = asked(trained, index, read, train=trained.train, execution=devices)
+    # Rounding may decide who comes last on a list of forty.
+    same_QxN = split.exact.toarray() == whole.exact.toarray()
+    assert (~same_QxN).sum() <= 2
+    close(split.scores_QxN[same_QxN], whole.scores_QxN[same_QxN], 1e-3)
     small = dataclasses.replace(ONE, memory=400_000)
     close(asked(trained, index, read, train=trained.train, execution=small).scores_QxN,
           whole.scores_QxN, 1e-4)  # fmt: skip

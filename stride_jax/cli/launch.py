@@ -27,7 +27,7 @@ from flax.traverse_util import flatten_dict
 
 from stride_jax.cli.doors import Parser, read_settings
 from stride_jax.run.launching.jobs import following, local_commands, render
-from stride_jax.run.launching.parcel import pack, parcel_of
+from stride_jax.run.launching.parcel import Parcel, pack, parcel_of
 from stride_jax.run.launching.settings import ELSEWHERE, TARGETS, LaunchSettings, Slurm, TpuVm, Xpk
 from stride_jax.run.launching.shell import quoted
 from stride_jax.run.launching.supervise import PREEMPTED, supervise
@@ -136,15 +136,20 @@ def start(home: pathlib.Path, *jobs: LaunchSettings) -> int:
     script = render(*jobs)
     if settings.target == "slurm":
         return _submit(settings, script)
-    folder = pack(settings.parcel, home) if settings.parcel else home
+    folder = _packed(settings.parcel, home) if settings.parcel else home
     return subprocess.run(["bash", "-c", script, "launch", folder], check=False).returncode
+
+
+def _packed(parcel: Parcel, place: pathlib.Path) -> pathlib.Path:
+    print(visible(f"packing the wheel of {parcel.commit}"), flush=True)
+    return pack(parcel, place)
 
 
 def _submit(settings: LaunchSettings, script: str) -> int:
     """Make the environment here, as nodes may have no way to the packages; then queue the job."""
     workdir = pathlib.Path(settings.workdir)
     if settings.parcel is not None:
-        folder = pack(settings.parcel, pathlib.Path(settings.parcels))
+        folder = _packed(settings.parcel, pathlib.Path(settings.parcels))
         print(visible(f"environment of {settings.parcel.commit} in {folder}/env"), flush=True)
         if code := subprocess.run(["bash", folder / "install.sh"], check=False).returncode:
             return code

@@ -267,6 +267,7 @@ def one_hot_product(r_LxQ: jax.Array, index_dx: jax.Array) -> jax.Array:
     """
     length, queries = r_LxQ.shape
     entries = jnp.arange(length, dtype=index_dx.dtype)
+    entries = jnp.expand_dims(entries, range(index_dx.ndim - 1))
     joins = index_dx[0][..., None] == entries
     for j in range(1, index_dx.shape[0]):
         joins = joins | (index_dx[j][..., None] == entries)

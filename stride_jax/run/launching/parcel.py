@@ -191,7 +191,6 @@ def _changed_tree(checkout: pathlib.Path) -> str:
 
 
 def _wheel(source: pathlib.Path, folder: pathlib.Path, build: str) -> None:
-    print(f"building the wheel of {build.removeprefix('0g')}", flush=True)
     words = [
         *("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),
         *(f"--wheel-dir={folder}", f"--config-settings=--build-option=--build-number={build}"),
