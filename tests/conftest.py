@@ -6,8 +6,8 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("STRIDE_TEST_DEVICES", "8")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling takes most of the time here, and programs run for moments. Processes that tests start, and
-# so whole runs, keep XLA's optimisations.
+# Compiling takes most of the time here, and programs run for moments. Processes that tests start,
+# and so whole runs, keep XLA's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)
 # Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then; and
 # no process that a test starts leaves programs in the user's folder.

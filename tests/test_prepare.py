@@ -396,7 +396,7 @@ def test_run_from_shards_is_the_run_from_text_in_memory(corpus, texts, tmp_path)
         for name in ("inputs", "labels", "ids"):
             np.testing.assert_array_equal(getattr(other, name)[:], getattr(own, name))
     # Data that are not held are named by their ids.
-    data = {name: "" for name in ("train_data", "query_data")}
+    data = dict.fromkeys(("train_data", "query_data"), "")
     here, there = (bank_origin(one.retraining) for one in (run, memory))
     assert dataclasses.replace(here, **data) == dataclasses.replace(there, **data)
     # The same model, so that only what is read, and how, may differ.
