@@ -9,10 +9,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling takes most of the time here, and programs run for moments. Processes that tests start,
 # and so whole runs, keep XLA's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)
-# Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then; and
-# no process that a test starts leaves programs in the user's folder.
+# Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then.
 jax.config.update("jax_enable_compilation_cache", False)
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import functools
 import gc
@@ -55,6 +53,14 @@ class Trained(NamedTuple):
     tapped: taps.TappedModel
     train: Examples
     query: Examples
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_of_processes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Commands that tests start share a folder of compiled programs, and leave the user's alone."""
+    home = tmp_path_factory.getbasetemp()
+    home = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
+    os.environ["XDG_CACHE_HOME"] = str(home / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_a_users_precision_is_the_models():
     assert set(precisions(text.as_text())) == {"HIGHEST"}
 
 
-@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("kind", [pytest.param("gpt", marks=pytest.mark.slow), "llama"])
 def test_parameters_rounded_once_give_the_same_bits(kind):
     frozen, examples = scene(kind)
     source, site = frozen.source(examples, training=True), frozen.sites["block0"]

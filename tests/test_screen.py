@@ -181,11 +181,11 @@ def page(text):
 
 
 def test_an_answer_shows_what_a_text_holds_and_does_not_obey_it():
-    """Prompts, completions, references, ids and tokens with controls, through `ask`'s own page."""
+    """Texts of all kinds with controls, columns of documents too, through `ask`'s own page."""
     bad = "\x1b]8;;http://x\x1b\\\x9b2J\u202eabc\x07"
     said = page(bad)
     assert not {*said} & {*CONTROLS, *TURNS} - {"\n"}
-    assert said.count("⟨U+202E⟩abc␇") == 7
+    assert said.count("⟨U+202E⟩abc␇") == 10
 
 
 @hypothesis.given(HOSTILE)
