@@ -140,7 +140,7 @@ def test_a_runs_groups_are_those_of_its_exported_index(printed):
     assert sum(row["first"] for row in rows.values()) == pytest.approx(1)
     assert summary["products"]["groups"] == "groups.parquet"
     assert f"without (of {len(groups)} by author)" in out
-    assert "groups.parquet" in out.splitlines()[-1]
+    assert "groups.parquet" in out.splitlines()[-2]
 
 
 def test_other_groups_make_other_operators_of_the_same_model(printed):
