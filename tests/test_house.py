@@ -56,7 +56,7 @@ def test_settings_leaves_are_those_of_a_run_with_every_section():
             origin=Origin("orbax", "0", 2, "1"),
         ),
     )
-    hidden = 1  # train.objective, which JSON leaves out at its default
+    hidden = 2  # train.objective and train.steps, which JSON leaves out at their defaults
     shards = len(plain(ShardSettings("tokens")))  # not beside the sections that they refuse
     assert house.settings_leaves(house.ROOT) == len(flatten_dict(plain(whole))) + hidden + shards
 
