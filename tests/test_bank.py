@@ -53,6 +53,7 @@ def same_outputs(a, b):
 # ── durability ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_bank_killed_ten_times_has_the_bytes_of_one_that_was_not(tmp_path):
     script = pathlib.Path(__file__).with_name("kill_bank.py")
     run = subprocess.run(

@@ -149,6 +149,7 @@ def test_a_run_goes_as_far_as_one_wants(tmp_path):
     assert "0.000" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
     done = subprocess.run(
         [

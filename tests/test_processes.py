@@ -98,7 +98,12 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("devices", "processes", "how"), [(8, 1, BY_HASH), (2, 2, BY_HASH), (2, 2, SMALL)]
+    ("devices", "processes", "how"),
+    [
+        pytest.param(8, 1, BY_HASH, marks=pytest.mark.slow),
+        (2, 2, BY_HASH),
+        pytest.param(2, 2, SMALL, marks=pytest.mark.slow),
+    ],
 )
 def test_devices_and_processes_change_rounding_alone(alone, tmp_path, devices, processes, how):
     finish(start(tmp_path, how, devices=devices, processes=processes))

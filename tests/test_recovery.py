@@ -336,6 +336,7 @@ np.save(sys.argv[1], [found.scores_QxN for found in out])
 """
 
 
+@pytest.mark.slow
 def test_x64_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     for enabled in "01":
