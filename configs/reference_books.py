@@ -8,7 +8,8 @@
 
 160,000 of 209,403 sequences of 128 tokens. Eight layers of width 128, four of them with value
 embeddings: lookups, so that 10.2 M parameters cost 3.0 M multiplications per token. `train.steps`
-is what two cores do in half an hour, a twelfth of an epoch. One pass at the logits, K = 1000.
+took two cores 40 minutes beside other work and is a twelfth of an epoch. One pass at the logits,
+K = 1000, which has not been run to its end yet (docs/lab.md).
 """
 
 from ml_collections import ConfigDict

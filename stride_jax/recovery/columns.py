@@ -4,7 +4,7 @@ A pass finds, for every query at once, which of the N columns correlate most wit
 `Mᵀ r` is a gather-and-add of d rows of `[K, Q]`, contiguous over queries; it is computed in chunks
 that stay in cache and is reduced at once to one maximum per group of examples, so that no array of
 N x Q numbers is ever made. On a TPU, which gathers a row at a time, a chunk of M is written out as
-zeros and ones and the product taken on the matrix unit (docs/lab.md).
+zeros and ones and the product taken on the matrix unit, faster by estimate (docs/lab.md).
 
 Letters: P rows of the padded table, G groups of examples, L = K + 1 entries of a residual with a
 zero for padding.
