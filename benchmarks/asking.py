@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import jax
 
 from benchmarks.corpus import POD
-from benchmarks.house import ROOT, Row, record
+from benchmarks.house import ROOT, Row, command, record
 from stride_jax.applications.answer import ask
 from stride_jax.cli.ask import open_run
-from stride_jax.cli.doors import USAGE, Parser, one_line
+from stride_jax.cli.doors import Parser
 
 CONFIG = "configs/bible_gpt.py"
 SMALL = ("text.max_train=2048", "train.epochs=1", "bank=None", "unit=None")
@@ -137,8 +137,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ValueError as error:
-        print(one_line(error), file=sys.stderr)
-        sys.exit(USAGE)
+    command(main, "benchmarks.asking")

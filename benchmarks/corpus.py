@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.corpus_steps import VOCAB, stand_in
-from benchmarks.house import ROOT, Row, record
-from stride_jax.cli.doors import USAGE, Parser, at_least, one_line
+from benchmarks.house import ROOT, Row, command, record
+from stride_jax.cli.doors import Parser, at_least
 from stride_jax.data.tokens import train_tokenizer
 from stride_jax.run import config_file
 from stride_jax.run.launching.jobs import local_commands
@@ -301,11 +301,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"benchmarks.corpus: {line}", file=sys.stderr)
-        sys.exit(USAGE)
+    command(main, "benchmarks.corpus")

@@ -12,9 +12,8 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from benchmarks.corpus import POD, finished, prepare, write_corpus
 from benchmarks.corpus_steps import VOCAB
 from benchmarks.drill.runs import commands, start, wait
-from benchmarks.house import Row, record
+from benchmarks.house import Row, command, record
 from stride_jax import index as indices
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.data.tokens import train_tokenizer
@@ -131,7 +130,7 @@ def _in_pass(workdir: pathlib.Path) -> bool:
     return any(workdir.glob("operators/*.partial"))
 
 
-def main(words: list[str]) -> None:
+def main(words: Sequence[str]) -> None:
     """Kill as often as asked for, and record."""
     parser = Parser("corpus_pass", __doc__)
     parser.flag("workdir", "Folder of all files.", default="runs/corpus_pass")
@@ -156,4 +155,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command(main, "benchmarks.corpus_pass")

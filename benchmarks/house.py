@@ -292,7 +292,7 @@ def _shown(row: Row) -> str:
     return f"{value:.4g}{bounds}{asked}"
 
 
-def command(main: Callable[[Sequence[str]], int], name: str) -> None:
+def command(main: Callable[[Sequence[str]], int | None], name: str) -> None:
     """Do what the process's command line asks for; a mistake in it ends with code 2."""
     try:
         sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,6 @@ import pathlib
 import random
 import shutil
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,10 +22,10 @@ import jax
 import numpy as np
 
 from benchmarks.corpus import POD
-from benchmarks.house import Row, record
+from benchmarks.house import Row, command, record
 from configs import nanochat
 from stride_jax import models
-from stride_jax.cli.doors import USAGE, Parser, at_least, one_line
+from stride_jax.cli.doors import Parser, at_least
 from stride_jax.models.gpt import GPTSettings
 from stride_jax.models.pretrain import program
 from stride_jax.run.planning.costs import Stage, cost
@@ -225,11 +224,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"benchmarks.pretraining: {line}", file=sys.stderr)
-        sys.exit(USAGE)
+    command(main, "benchmarks.pretraining")

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.corpus import POD
-from benchmarks.house import ROOT, Row, record
-from stride_jax.cli.doors import USAGE, Parser, at_least, one_line
+from benchmarks.house import ROOT, Row, command, record
+from stride_jax.cli.doors import Parser, at_least
 from stride_jax.data.bible import TRANSLATIONS, packaged_verses
 from stride_jax.data.prepare import FORMAT, PrepareSettings
 from stride_jax.data.tokens import train_tokenizer
@@ -173,11 +173,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"benchmarks.recovery_scale: {line}", file=sys.stderr)
-        sys.exit(USAGE)
+    command(main, "benchmarks.recovery_scale")

@@ -10,7 +10,6 @@ import json
 import math
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 
@@ -18,10 +17,10 @@ import jax
 import numpy as np
 
 from benchmarks.corpus import POD
-from benchmarks.house import Row, record
+from benchmarks.house import Row, command, record
 from stride_jax.applications.answer import Answer, ask
 from stride_jax.cli.ask import open_run
-from stride_jax.cli.doors import USAGE, Parser, one_line
+from stride_jax.cli.doors import Parser
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import read_json
 
@@ -98,8 +97,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ValueError as error:
-        print(one_line(error), file=sys.stderr)
-        sys.exit(USAGE)
+    command(main, "benchmarks.reference_answers")
