@@ -8,6 +8,7 @@ are scored; H kept tokens.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -182,7 +183,8 @@ def score_rows(
     mesh = meshes.local_mesh() if execution.mesh is None else execution.mesh
     source, whole = resident(source, mesh, execution.memory), meshes.replicated(mesh)
     site, _, first_v = next(iter(asked.values()))
-    width = max(v[0].size for _, _, v in asked.values())
+    # By shapes: taking a row would compile for each number of rows.
+    width = max(math.prod(v.shape[1:]) for _, _, v in asked.values())
     size, parts = batch_size(source.extent(site), width, len(rows), execution, mesh)
     count = len(first_v)
     placed = [

@@ -22,6 +22,7 @@ from stride_jax.design import gather_add
 from stride_jax.estimate import Estimate, Estimator, unmixed
 from stride_jax.exact import Columns
 from stride_jax.peeling import KEPT, Peeled, Score, compare, control_rows, explained
+from stride_jax.recovery.settings import power_of_two
 from stride_jax.runtime.execution import Execution
 from stride_jax.scores import extent
 from stride_jax.settings import ExactSettings
@@ -270,15 +271,19 @@ def _strongest(
     """First copies of the largest corrections, and these, for each query, in one look at all."""
     groups, count = len(miss_YxK) // num_queries, len(own.rest_N)
     times_N = None if own.twin_N is None else np.bincount(own.twin_N, minlength=count)
-    miss_LxY = jnp.asarray(np.pad(miss_YxK.T, ((0, 1), (0, 0))))
-    size = min(max(1, _TOGETHER // len(miss_YxK)), count)
+    # Groups of zeros up to a power of two add nothing, and the next question finds its program.
+    wide = power_of_two(groups)
+    miss_QxGxK = miss_YxK.reshape(num_queries, groups, -1)
+    miss_QxGxK = np.pad(miss_QxGxK, ((0, 0), (0, wide - groups), (0, 0)))
+    miss_LxY = jnp.asarray(np.pad(miss_QxGxK.reshape(num_queries * wide, -1).T, ((0, 1), (0, 0))))
+    size = min(max(1, _TOGETHER // miss_LxY.shape[1]), count)
     floor_Q = np.zeros(num_queries, np.float32)
     found, held = no_cells(np.float32), 0
     parts: list[Cells] = []
     for first in range(0, count, size):
         rows = np.arange(first, min(first + size, count))
         table_nxd = np.resize(own.subsets(rows), (size, own.table_Gxd.shape[1]))
-        strong_nxQ = np.asarray(_corrections(miss_LxY, table_nxd, groups))[: len(rows)]
+        strong_nxQ = np.asarray(_corrections(miss_LxY, table_nxd, wide))[: len(rows)]
         if times_N is not None:
             strong_nxQ = strong_nxQ * times_N[rows, None].astype(np.float32)
         row, query = np.nonzero(strong_nxQ > floor_Q)

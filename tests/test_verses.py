@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from stride_jax.data import TextSettings, bible, load_text
-from stride_jax.data.planted import pack_completions, plant, planted_facts
+from stride_jax.data.completions import pack_completions
+from stride_jax.data.planted import plant, planted_facts
 from stride_jax.data.truths import read_truth, relevant
 from stride_jax.data.verses import VerseSettings, load_verses
 from stride_jax.runtime.files import UnreadableFileError

@@ -18,7 +18,13 @@ import numpy as np
 
 from stride_jax import asking, reading
 from stride_jax.applications.group_effects import GroupEffect, group_effects
-from stride_jax.applications.question import meaning, question, questions, refuse_absent
+from stride_jax.applications.question import (
+    meaning,
+    opening,
+    question,
+    questions,
+    refuse_absent,
+)
 from stride_jax.attribution import found_by
 from stride_jax.candidates import Candidates, as_one
 from stride_jax.estimate import Estimator, estimator
@@ -126,9 +132,10 @@ def continuation(run: Run, prompt: str, settings: AskSettings) -> str:
     Raises:
       ValueError: an empty prompt, or one that fills the context.
     """
-    tokenizer, length = run.corpus.tokenizer, run.train.inputs.shape[1]
-    question(tokenizer, prompt, " ", length + 1)  # refuses prompts that can't be continued
-    tokens = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+    tokenizer, length, template = run.corpus.tokenizer, run.train.inputs.shape[1], run.template
+    # Refuses prompts that can't be continued.
+    question(tokenizer, prompt, " ", length + 1, template=template)
+    tokens, ends = opening(tokenizer, prompt, template), tokenizer.ends(template.source != "")
     start, key = len(tokens), jax.random.key(settings.seed)
     for i in range(min(settings.new_tokens, length + 1 - start)):
         inputs = np.full((1, length), tokenizer.bos_id, np.int32)
@@ -141,8 +148,10 @@ def continuation(run: Run, prompt: str, settings: AskSettings) -> str:
             tokens.append(int(draw))
         else:
             tokens.append(int(logits_C.argmax()))
-        if tokens[-1] == tokenizer.bos_id:
+        if tokens[-1] in ends:
             tokens.pop()
+            break
+        if template.stop and tokenizer.decode(tokens[start:]).endswith(template.stop):
             break
     if len(tokens) == start:
         raise ValueError(
@@ -210,7 +219,10 @@ def ask(
         raise ValueError(f"against is the completion itself, {against!r}: give another one")
     refuse_absent(settings.tokens, [*said, *([] if against is None else [against])])
     others = [] if against is None else [[against] * len(prompts)]
-    asked = [questions(tokenizer, prompts, own, length, settings.tokens) for own in (said, *others)]
+    asked = [
+        questions(tokenizer, prompts, own, length, settings.tokens, run.template)
+        for own in (said, *others)
+    ]
     what = settings.question or run.settings.read.measure.question
     # The unit was measured on what the run asks.
     known = run.measured_unit if what == run.settings.read.measure.question else None

@@ -8,14 +8,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stride_jax.data.chat_template import PLAIN, ChatTemplate
+from stride_jax.data.dialogues import Message
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.examples import Examples
 
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
 
 
+def opening(tokenizer: Tokenizer, prompt: str, template: ChatTemplate = PLAIN) -> list[int]:
+    """Token ids of what stands before the model's answer to a prompt.
+
+    >>> from stride_jax.data.tokens import train_tokenizer
+    >>> opening(train_tokenizer(["ab"], 257), "ab")
+    [0, 66, 67]
+    """
+    if not template.source:
+        return [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+    text = template.rendered([Message("user", prompt)], answer=True, where="the prompt")
+    return tokenizer.encode(text, special=True).tolist()
+
+
 def question(
-    tokenizer: Tokenizer, prompt: str, completion: str, length: int, tokens: str = ""
+    tokenizer: Tokenizer,
+    prompt: str,
+    completion: str,
+    length: int,
+    tokens: str = "",
+    template: ChatTemplate = PLAIN,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels of a question, `[1, T]`; −1 for the prompt and tokens that don't count.
 
@@ -24,6 +44,7 @@ def question(
       prompt, completion: the text; the tokens of the completion are asked about.
       length: T.
       tokens: those that count alone, as in `chosen`; all for "".
+      template: how the prompt is written down for the model.
 
     Raises:
       ValueError: an empty prompt or completion, more tokens than the model reads, or no tokens
@@ -33,7 +54,7 @@ def question(
         raise ValueError("the prompt is empty: write some words for the model to continue")
     if not completion:
         raise ValueError("the completion is empty: give one, or leave it out for the model's own")
-    before = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+    before = opening(tokenizer, prompt, template)
     after = tokenizer.encode(completion)
     said = [*before, *after.tolist()]
     if len(said) - 1 > length:
@@ -55,10 +76,11 @@ def questions(
     completions: Sequence[str],
     length: int,
     tokens: str = "",
+    template: ChatTemplate = PLAIN,
 ) -> Examples:
     """Several prompts, each with its completion, as examples; see `question`."""
     rows = [
-        question(tokenizer, prompt, completion, length, tokens)
+        question(tokenizer, prompt, completion, length, tokens, template)
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
     return Examples(*(np.concatenate(column) for column in zip(*rows, strict=True)))

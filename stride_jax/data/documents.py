@@ -69,24 +69,26 @@ def joined(source: Source, passages: Sequence[str], separator: str = " ") -> Doc
     return Document(source, separator.join(passages), tuple(starts))
 
 
-def files_of(path: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The text files at a path: the file itself, or all files of a folder, sorted by name.
+def files_of(
+    path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES
+) -> list[pathlib.Path]:
+    """The files of some kinds at a path: the file itself, or all of a folder, sorted by name.
 
     Raises:
       ValueError: no such file or folder, or no file of a readable kind.
     """
     place = pathlib.Path(path)
     if place.is_dir():
-        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes)
         if not files:
-            raise ValueError(f"folder {place} holds no file ending in one of {list(SUFFIXES)}")
+            raise ValueError(f"folder {place} holds no file ending in one of {list(suffixes)}")
         return files
     if not place.exists():
         raise ValueError(
-            f"no file or folder {place}: give a file ending in one of {list(SUFFIXES)}"
+            f"no file or folder {place}: give a file ending in one of {list(suffixes)}"
         )
-    if place.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{place} must end in one of {list(SUFFIXES)}, not {place.suffix!r}")
+    if place.suffix.lower() not in suffixes:
+        raise ValueError(f"{place} must end in one of {list(suffixes)}, not {place.suffix!r}")
     return [place]
 
 
@@ -150,39 +152,56 @@ def _document(row: dict[str, Any], where: str, name: str, text: str, identity: s
 def _rows(file: pathlib.Path, separator: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The place of each document, for messages, and its columns."""
     refuse_endless(file)
-    if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty: remove it or put text into it")
-    if file.suffix.lower() == ".parquet":
-        yield from _parquet_rows(file, text)
-        return
-    try:
-        whole = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error}): convert it to UTF-8") from error
-    if file.suffix.lower() == ".txt":
+    kind = file.suffix.lower()
+    if kind == ".txt":
+        whole = _whole(file)
         pieces = whole.split(separator) if separator else [whole]
         for number, piece in enumerate(p for p in pieces if p.strip()):
             yield f"{file} document {number}", {text: piece}
         return
+    for where, row in json_rows(file) if kind == ".jsonl" else _parquet_rows(file, text):
+        _need(text, row, where)
+        yield where, row
+
+
+def _whole(file: pathlib.Path) -> str:
+    _refuse_empty(file)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}): convert it to UTF-8") from error
+
+
+def _refuse_empty(file: pathlib.Path) -> None:
+    if file.stat().st_size == 0:
+        raise ValueError(f"{file} is empty: remove it or put text into it")
+
+
+def json_rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place and the columns of each line of a `.jsonl` file.
+
+    Raises:
+      ValueError: an empty file, one that is not UTF-8, or a line that is no JSON object.
+    """
     # Not splitlines: JSON strings may hold other line separators, such as U+2028.
-    for number, line in enumerate(whole.split("\n"), start=1):
+    for number, line in enumerate(_whole(file).split("\n"), start=1):
         if line.strip():
             where = f"{file} line {number}"
-            yield where, _json_row(line, where, text)
+            yield where, _json_row(line, where)
 
 
-def _json_row(line: str, where: str, text: str) -> dict[str, Any]:
+def _json_row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}); each line must be one object") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where} must be an object such as {{{text!r}: ...}}, not {line[:40]!r}")
-    _need(text, row, where)
+        raise ValueError(f"{where} must be an object such as {{'name': …}}, not {line[:40]!r}")
     return row
 
 
 def _parquet_rows(file: pathlib.Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    _refuse_empty(file)
     with reading(file, "Parquet", "write it again or remove it"):
         table, nested = bounded_table(file)
     if nested:

@@ -32,6 +32,11 @@ class Tokenised:
     passage_L: np.ndarray
     starts_J: np.ndarray
 
+    @property
+    def sizes_J(self) -> np.ndarray:
+        """Tokens of each document, its mark included, `[J]` int64."""
+        return np.diff(np.append(self.starts_J, len(self.tokens_L)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
@@ -115,16 +120,25 @@ class Packed:
         return dataclasses.replace(self, spans=spans)
 
 
-def tokenise(documents: Sequence[Document], tokenizer: Tokenizer) -> Tokenised:
-    """Tokens of documents, each with its passage: the one that holds its first character."""
+def tokenise(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, special: bool = False
+) -> Tokenised:
+    """Tokens of documents, each with its passage: the one that holds its first character.
+
+    Args:
+      documents: texts.
+      tokenizer: their tokenizer.
+      special: whether texts bring marks of their own, as those of chat templates do: what spells a
+        special token is one, and none is put before a document.
+    """
     tokens, passages, lengths = [], [], []
-    mark = np.zeros(1, np.int32)
-    encoded = tokenizer.encode_all([document.text for document in documents])
+    mark = np.zeros(0 if special else 1, np.int32)
+    encoded = tokenizer.encode_all([document.text for document in documents], special=special)
     for document, (ids, characters) in zip(documents, encoded, strict=True):
         passage = np.searchsorted(document.starts, characters, side="right") - 1
         tokens += [mark + tokenizer.bos_id, ids]
         passages += [mark, passage.astype(np.int32)]
-        lengths.append(len(ids) + 1)
+        lengths.append(len(ids) + len(mark))
     return Tokenised(
         tokens_L=np.concatenate([mark[:0], *tokens]),
         document_L=np.repeat(np.arange(len(documents), dtype=np.int32), lengths),

@@ -1,18 +1,17 @@
 """Planted facts: invented sentences, each the only support of its completion, and their queries.
 
-Letters of its own: F facts, L tokens of all documents in a row, J documents.
+Letter of its own: F facts.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from stride_jax.data.documents import Document, Source, joined
-from stride_jax.data.packing import Packed, pack_documents, tokenise
+from stride_jax.data.completions import pack_completions
+from stride_jax.data.documents import Document, Source
+from stride_jax.data.packing import pack_documents, tokenise
 from stride_jax.data.text import TextSplits
 from stride_jax.data.text_examples import named
-from stride_jax.data.tokens import Tokenizer
 
 _RELATIONS = (
     "The shepherd of {} was named",
@@ -68,56 +67,6 @@ def planted_facts(seed: int, count: int) -> PlantedFacts:
         tuple(_RELATIONS[i % len(_RELATIONS)].format(place) for i, place in enumerate(places)),
         tuple(f" {person}." for person in persons),
     )
-
-
-def pack_completions(
-    prompts: Sequence[str], completions: Sequence[str], tokenizer: Tokenizer, length: int
-) -> tuple[Packed, tuple[Source, ...]]:
-    """Sequences of a prompt and its completion, with weight on the completion's tokens alone.
-
-    The text is tokenised as a whole, as in training; a token that straddles the two belongs to the
-    prompt.
-
-    Args:
-      prompts: Q strings, possibly empty.
-      completions: Q strings.
-      tokenizer: tokenizer of the model.
-      length: T.
-
-    Returns:
-      The sequences, and their sources with the passages `prompt` and `completion`.
-
-    Raises:
-      ValueError: a text is longer than T, or a completion has no token of its own.
-    """
-    documents = []
-    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        name = f"query {number}"
-        if prompt:
-            source = Source(name, name, ("prompt", "completion"))
-            documents.append(joined(source, [prompt, completion], separator=""))
-        else:
-            documents.append(Document(Source(name, name, ("completion",)), completion))
-    tokenised = tokenise(documents, tokenizer)
-    ends = np.append(tokenised.starts_J[1:], len(tokenised.tokens_L))
-    sizes = ends - tokenised.starts_J
-    if (longest := int(sizes.max())) > length + 1:
-        raise ValueError(
-            f"query {int(sizes.argmax())} takes {longest} tokens, its mark included, and "
-            f"{length + 1} fit: shorten its prompt"
-        )
-    packed = pack_documents(tokenised, length, tokenizer.bos_id)
-    wanted_L = np.array([len(d.source.labels) - 1 for d in documents])[tokenised.document_L]
-    own_L = tokenised.passage_L == wanted_L
-    place_NxT = np.minimum(tokenised.starts_J[:, None] + np.arange(length) + 1, len(own_L) - 1)
-    weights_NxT = packed.weights_NxT * own_L[place_NxT]
-    if (empty := np.flatnonzero(weights_NxT.sum(axis=1) == 0)).size:
-        raise ValueError(
-            f"completion {completions[empty[0]]!r} of query {empty[0]} has no token of its own: "
-            "give it some text that starts with a space"
-        )
-    sources = tuple(document.source for document in documents)
-    return dataclasses.replace(packed, weights_NxT=weights_NxT.astype(np.float32)), sources
 
 
 def plant(splits: TextSplits, facts: PlantedFacts) -> TextSplits:

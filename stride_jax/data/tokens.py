@@ -4,6 +4,7 @@ Letter of its own: L tokens of a text.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,8 @@ class Tokenizer:
         """Number of token ids, the mark included."""
         return self.core.get_vocab_size()
 
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids `[L]` int32 of one text, without a mark at its start.
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        """Token ids `[L]` int32 of one text, without a mark at its start; see `encode_all`.
 
         Raises:
           ValueError: half of a character, as a terminal passes bytes that are not UTF-8.
@@ -49,16 +50,44 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             half = error.object[error.start : error.end]
             raise ValueError(f"the text holds {half!r}, no character: give it in UTF-8") from error
-        return next(self.encode_all([text]))[0]
+        return next(self.encode_all([text], special))[0]
 
-    def encode_all(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each text its token ids `[L]`, and each token's first character `[L]`, int32."""
+    def encode_all(
+        self, texts: Sequence[str], special: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each text its token ids `[L]`, and each token's first character `[L]`, int32.
+
+        Args:
+          texts: any number of texts.
+          special: whether what spells a special token is one; else it is text like all other.
+        """
+        core = self._reading_marks if special else self.core
         # A thousand at a time: encodings take far more memory than their ids.
         for first in range(0, len(texts), 1000):
             batch = list(texts[first : first + 1000])
-            for encoding in self.core.encode_batch(batch, add_special_tokens=False):
+            for encoding in core.encode_batch(batch, add_special_tokens=False):
                 starts = [start for start, _ in encoding.offsets]
                 yield np.array(encoding.ids, np.int32), np.array(starts, np.int32)
+
+    @functools.cached_property
+    def _reading_marks(self) -> "tokenizers.Tokenizer":
+        """The same tokenizer, for which special tokens in a text are special."""
+        core = type(self.core).from_str(self.core.to_str())
+        core.encode_special_tokens = False
+        return core
+
+    @functools.cached_property
+    def marks(self) -> tuple[str, ...]:
+        """How special tokens are spelled."""
+        added = self.core.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
+
+    def ends(self, marked: bool) -> frozenset[int]:
+        """Ids that end a text: the mark of the next one, or any mark where texts hold marks."""
+        if not marked:
+            return frozenset((self.bos_id,))
+        ids = (self.core.token_to_id(mark) for mark in self.marks)
+        return frozenset(i for i in ids if i is not None)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Text of token ids; marks are left out."""

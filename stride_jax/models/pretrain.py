@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from stride_jax.models import lora
 from stride_jax.models.order import Order, pieces_of, read_ahead, steps_per_piece
 from stride_jax.models.train import (
     Batch,
@@ -78,11 +79,33 @@ class Recipe:
     def state(self, params: Any) -> State:
         """Parameters with fresh moments, in their places."""
         params = meshes.place(params, self.layout(params))
-        init = optimizer(self.settings, self.num_steps).init
+        where = self.layout(jax.eval_shape(self._opened, params))
+        return jax.jit(self._opened, out_shardings=where)(params)
+
+    def _opened(self, params: Any) -> State:
         # A copy: steps write into the state, and the parameters may be the caller's.
-        make = lambda params: (jax.tree.map(jnp.copy, params), init(params))  # noqa: E731
-        where = self.layout(jax.eval_shape(make, params))
-        return jax.jit(make, out_shardings=where)(params)
+        params = jax.tree.map(jnp.copy, params)
+        params = lora.opened(params, self.settings.lora, jax.random.key(self.settings.seed))
+        return params, optimizer(self.settings, self.num_steps).init(params)
+
+    def shapes(self, params: Any) -> State:
+        """Shapes of `state`, in their places."""
+        state = jax.eval_shape(self._opened, params)
+        return shapes_like(state, self.layout(state))
+
+    def reached(self, state: State) -> Any:
+        """The model's parameters, which later steps do not write into: on the host, or in parts on
+        the devices."""
+        params = _closed(state[0], recipe=self)
+        if self.parameters == "sharded":
+            return params
+        return jax.tree.map(lambda v: np.array(meshes.fetch(v)), params)
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def _closed(params: Any, *, recipe: Recipe) -> Any:
+    params = jax.tree.map(jnp.copy, lora.closed(params, recipe.settings.lora))
+    return jax.lax.with_sharding_constraint(params, recipe.layout(params))
 
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -145,9 +168,7 @@ def program(
     _check_split(batch, settings, mesh)
     recipe = Recipe(module, settings, num_steps, mesh, parameters)
     fresh = functools.partial(initial_params, module, inputs=shapes_like(inputs))
-    params = jax.eval_shape(fresh, _any_key())
-    state = params, jax.eval_shape(optimizer(settings, num_steps).init, params)
-    state = shapes_like(state, recipe.layout(state))
+    state = recipe.shapes(jax.eval_shape(fresh, _any_key()))
     batches = tuple(
         shape((1, batch, *v.shape[1:]), v.dtype, recipe.batches) for v in (inputs, labels)
     )
@@ -263,11 +284,11 @@ def train_in_order(
       params: parameters to start from.
     """
     _check_split(order.batch, recipe.settings, recipe.mesh)
-    keep, parameters = execution.keep, recipe.parameters
+    keep = execution.keep
     state = recipe.state(params)
     del params
     # The last one is the state itself; others hold the start until they are reached.
-    reached = [_snapshot(state[0], parameters) for _ in ends[:-1]]
+    reached = [recipe.reached(state) for _ in ends[:-1]]
     begin, (state, reached) = keep.resume("training", (state, reached))
     state = jax.tree.map(_moved, state, recipe.layout(state))
     size = steps_per_piece(data, order)
@@ -280,14 +301,14 @@ def train_in_order(
             before = loss
             state, loss = train_piece(state, batches, count, recipe=recipe)
             if stop in ends[:-1]:
-                reached[list(ends).index(stop)] = _snapshot(state[0], parameters)
+                reached[list(ends).index(stop)] = recipe.reached(state)
             if before is not None:
                 before.block_until_ready()  # or pieces would pile up on the devices
             now = state, reached
             keep.step("training", stop, lambda: now, {"loss": loss}, background=True)  # noqa: B023
     finally:
         keep.settle()
-    return [*reached, _snapshot(state[0], parameters)]
+    return [*reached, recipe.reached(state)]
 
 
 def _check_split(batch: int, settings: TrainSettings, mesh: Mesh) -> None:
@@ -301,18 +322,6 @@ def _check_split(batch: int, settings: TrainSettings, mesh: Mesh) -> None:
             f"train.batch_size={batch} can't be split over {mesh.size} devices{more}: use "
             f"{-(-batch // parts) * parts}, or fewer devices"
         )
-
-
-def _snapshot(params: Any, parameters: str) -> Any:
-    """Parameters that later steps do not write into: on the host, or in parts on the devices."""
-    if parameters == "sharded":
-        return _copied(params)
-    return jax.tree.map(lambda v: np.array(meshes.fetch(v)), params)
-
-
-@jax.jit
-def _copied(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
 
 
 def _moved(v: Any, where: NamedSharding) -> jax.Array:

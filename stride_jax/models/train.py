@@ -14,6 +14,8 @@ import optax
 from jax.typing import ArrayLike
 
 from stride_jax.examples import token_shape
+from stride_jax.models import lora
+from stride_jax.models.lora import LoRASettings
 from stride_jax.objectives import Objective, named_objective
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.files import added
@@ -41,6 +43,7 @@ class TrainSettings:
         of sgd.
       seed: random seed of the initial parameters and the order of examples.
       objective: the loss, by its name in `objectives`.
+      lora: low-rank factors that are trained in place of the model; None for the whole model.
       steps: largest number of steps, for corpora of which a part of an epoch is all there is time
         for; 0 for all that the epochs have. The learning rate falls to zero within them.
     """
@@ -55,6 +58,7 @@ class TrainSettings:
     seed: int = 0
     objective: str = added("cross_entropy")
     steps: int = added(0)
+    lora: LoRASettings | None = added(None)
 
     def __post_init__(self) -> None:
         named_objective(self.objective)
@@ -88,12 +92,13 @@ def optimizer(settings: TrainSettings, num_steps: int) -> optax.GradientTransfor
     """The optax optimiser a run of `num_steps` uses."""
     rate = schedule(settings, num_steps)
     if settings.optimizer == "adamw":
-        return optax.adamw(rate, weight_decay=settings.weight_decay)
-    if settings.optimizer == "muon":
-        return optax.contrib.muon(rate, weight_decay=settings.weight_decay)
-    return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay), optax.sgd(rate, momentum=0.9)
-    )
+        tx = optax.adamw(rate, weight_decay=settings.weight_decay)
+    elif settings.optimizer == "muon":
+        tx = optax.contrib.muon(rate, weight_decay=settings.weight_decay)
+    else:
+        decay = optax.add_decayed_weights(settings.weight_decay)
+        tx = optax.chain(decay, optax.sgd(rate, momentum=0.9))
+    return lora.trained(tx, settings.lora)
 
 
 def fit(
@@ -132,9 +137,10 @@ def fit(
     def body(state: State, rows_B: jax.Array) -> tuple[State, jax.Array]:
         return step(state, (inputs[rows_B], labels_N[rows_B]))
 
+    params = lora.opened(params, settings.lora, jax.random.fold_in(key, 1))
     state = params, optimizer(settings, num_steps).init(params)
     (params, _), _ = jax.lax.scan(body, state, rows_sxB)
-    return params
+    return lora.closed(params, settings.lora)
 
 
 def order_batches(members_S: jax.Array, key: jax.Array, settings: TrainSettings) -> jax.Array:
@@ -154,7 +160,7 @@ def num_batches(size: int, settings: TrainSettings) -> tuple[int, int]:
 
 
 State = tuple[Params, Any]
-"""Parameters and the optimiser's moments."""
+"""Parameters, as `lora.opened` leaves them, and the optimiser's moments."""
 
 
 def training_step(
@@ -167,7 +173,7 @@ def training_step(
     """One step of training, `(state, batch) -> (state, mean loss before it in nats)`.
 
     Args:
-      forward: `(params, inputs) -> logits`.
+      forward: `(params, inputs) -> logits` of the model's own parameters.
       num_steps: steps of the whole training, for the schedule.
       settings: optimiser, schedule and objective.
       devices: devices that a batch is split over; each part of an accumulated gradient has as many
@@ -175,7 +181,7 @@ def training_step(
       laid_out: what keeps parameters, gradients and moments in their places on these devices.
     """
     tx, objective = optimizer(settings, num_steps), named_objective(settings.objective)
-    parts = settings.accumulation
+    parts, forward = settings.accumulation, lora.through(forward, settings.lora)
 
     def total(params: Params, batch: Batch) -> jax.Array:
         inputs, labels = batch

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from stride_jax import models
 from stride_jax.data import Tokenizer, load_tokenizer
+from stride_jax.data.chat_template import BESIDE
 from stride_jax.models import ModelSettings, Origin, WeightsError
 from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import atomic_path, file_digest, read_json
@@ -168,13 +169,18 @@ def _ids(tokenizer: Tokenizer) -> int:
 
 
 def kept_tokenizer(model: ModelSettings, folder: pathlib.Path) -> str:
-    """Path of a run's copy of the tokenizer beside the weights; made where it is not there yet.
+    """Path of a run's copy of the tokenizer beside the weights, and of its chat template.
+
+    It is made where it is not there yet.
 
     Raises:
       WeightsError: the tokenizer is another one by now.
     """
     assert model.origin is not None, "adopt fills it in"
-    copy = folder / f"tokenizer-{model.origin.tokenizer}.json"
+    name = f"tokenizer-{model.origin.tokenizer}"
+    if (earlier := folder / f"{name}.json").is_file():
+        return str(earlier)
+    copy = folder / name / _TOKENIZER
     if not copy.is_file():
         source = source_folder(model.init_from) / _TOKENIZER
         if not source.is_file() or file_digest(source) != model.origin.tokenizer:
@@ -182,6 +188,9 @@ def kept_tokenizer(model: ModelSettings, folder: pathlib.Path) -> str:
                 f"{source} is not the tokenizer that this run began with: put it back, or take "
                 "another --workdir"
             )
-        with atomic_path(copy) as temporary:
-            temporary.write_bytes(source.read_bytes())
+        # The tokenizer last: where it is, the others are.
+        for own in (*(source.parent / other for other in BESIDE), source):
+            if own.is_file():
+                with atomic_path(copy.parent / own.name) as temporary:
+                    temporary.write_bytes(own.read_bytes())
     return str(copy)

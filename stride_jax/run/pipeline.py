@@ -9,7 +9,7 @@ import functools
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,21 @@ from stride_jax.adapters import from_model
 from stride_jax.baselines import gradients, simple
 from stride_jax.baselines.model import Model
 from stride_jax.data import (
+    ChatTemplate,
     Examples,
     ShardSplits,
     TextSettings,
     TextSplits,
+    TuningSettings,
     load_shards,
     load_splits,
     load_text,
+    load_tuning,
     load_verses,
     map_splits,
     plant,
     planted_facts,
+    template_of,
     write_splits,
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
@@ -58,6 +62,8 @@ from stride_jax.sequences import token_lists
 from stride_jax.unit import Unit
 
 STAGES = stages.STAGES
+
+_Tokenised = TypeVar("_Tokenised", TextSettings, TuningSettings)
 
 
 class Run:
@@ -111,6 +117,8 @@ class Run:
         s = self.settings
         if s.shards is not None:
             return load_shards(s.shards)
+        if s.tuning is not None:
+            return load_tuning(self._with_tokenizer(s.tuning), self.workdir)
         if s.verses is not None:
             splits = load_verses(s.verses, self.workdir)
         else:
@@ -124,7 +132,13 @@ class Run:
         assert isinstance(self.corpus, TextSplits), "this run is of shards"
         return self.corpus
 
-    def _with_tokenizer(self, text: TextSettings) -> TextSettings:
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """How a prompt is written down for the model."""
+        own = self.settings.tuning
+        return ChatTemplate() if own is None else template_of(self._with_tokenizer(own))
+
+    def _with_tokenizer(self, text: _Tokenised) -> _Tokenised:
         """The text's settings with the tokenizer that came with the model, unless one is given."""
         model = self.settings.model
         if text.tokenizer or model.origin is None:

@@ -13,6 +13,7 @@ from stride_jax.data import (
     DataSettings,
     ShardSettings,
     TextSettings,
+    TuningSettings,
     VerseSettings,
 )
 from stride_jax.evaluation import BankSettings, UnitSettings
@@ -57,6 +58,7 @@ class RunSettings:
       data: dataset and splits.
       text: in place of `data`, for language models.
       verses: in place of `text`, for verse retrieval.
+      tuning: in place of `text`, prompts with completions, or chats, to fine-tune on.
       shards: in place of `text`, a corpus of any size that `stride-jax prepare` tokenised.
       facts: number of invented sentences planted in the text, which replace the queries.
       near_copies: which training sequences act as one; None for exact copies alone.
@@ -77,6 +79,7 @@ class RunSettings:
     data: DataSettings = DataSettings()
     text: TextSettings | None = None
     verses: VerseSettings | None = None
+    tuning: TuningSettings | None = added(None)
     shards: ShardSettings | None = added(None)
     facts: int = 0
     near_copies: NearCopySettings | None = None
@@ -100,11 +103,21 @@ class RunSettings:
             )
         if not self.train.epochs:
             self._check_as_is()
+        if self.train.lora is not None and not self.model.init_from:
+            raise ValueError(
+                "train.lora fine-tunes a model that is there: name it in model.init_from, or leave "
+                "lora out"
+            )
         if not self.is_text and (self.near_copies or BM25 in self.read.exact.sources):
             name = "near_copies" if self.near_copies else "read.exact.sources=bm25"
             raise ValueError(f"{name} reads tokens, but this run has no text: leave it out")
         if self.shards is not None:
             self._check_shards()
+        if self.tuning is not None and self.facts:
+            raise ValueError(
+                f"facts={self.facts} plants sentences in a text, and this run is of prompts and "
+                "completions (tuning): leave facts out"
+            )
         if self.groups:
             self._check_groups()
         self._check_objective()
@@ -137,7 +150,9 @@ class RunSettings:
         known = ("label",)
         if self.verses is not None or self.text is not None:
             known = ("document", *BIBLE_FIELDS)
-        files = self.verses is None and self.text is not None and self.text.name == "files"
+        files = self.tuning is not None or (
+            self.verses is None and self.text is not None and self.text.name == "files"
+        )
         if self.groups not in known and not files:
             raise ValueError(
                 f"groups={self.groups!r}: examples of this run can be grouped by "
@@ -169,7 +184,7 @@ class RunSettings:
     @property
     def is_text(self) -> bool:
         """Whether the run is of a language model."""
-        return any(own is not None for own in (self.text, self.verses, self.shards))
+        return any(own is not None for own in (self.text, self.verses, self.tuning, self.shards))
 
 
 OTHER_SECTIONS = ("leaderboard", "retrieval", "plan")
@@ -232,8 +247,9 @@ def adopted(settings: RunSettings, given: Collection[str] | None = None) -> RunS
             "verses train a tokenizer of their own, which the model in init_from does not read: "
             "use `text`"
         )
-    if settings.text is not None:
-        model_source.check_tokenizer(model, settings.text.tokenizer)
+    for own in (settings.text, settings.tuning):
+        if own is not None:
+            model_source.check_tokenizer(model, own.tokenizer)
     if settings.shards is not None:
         tokenizer = pathlib.Path(settings.shards.folder) / "tokenizer.json"
         model_source.check_tokenizer(model, str(tokenizer))
@@ -260,9 +276,10 @@ def used(settings: RunSettings) -> dict[str, Any]:
         del values["groups"]
     if settings.near_copies is None:
         del values["near_copies"]
-    # Of the four kinds of data one is used: shards, verses, text, or a dataset.
+    # Of the kinds of data one is used.
     kinds = {
         "shards": settings.shards,
+        "tuning": settings.tuning,
         "verses": settings.verses,
         "text": settings.text,
         "data": settings.data,

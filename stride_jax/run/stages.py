@@ -35,7 +35,7 @@ class Stage:
 
 
 def _data(values: dict[str, Any]) -> Any:
-    names = ("data", "text", "verses", "shards", "facts", "near_copies")
+    names = ("data", "text", "verses", "tuning", "shards", "facts", "near_copies")
     own = {name: values[name] for name in names if name in values}
     origin = values["model"].get("origin")  # its tokenizer reads the text
     return own if origin is None else own | {"tokenizer": origin["tokenizer"]}

@@ -148,6 +148,8 @@ def _words(settings: RunSettings, name: str) -> str:
     if name not in _ROWS:
         return name
     text, data = _ROWS[name]
+    if settings.tuning is not None:
+        return text.replace("text", "tuning")
     if settings.text is not None and settings.verses is None:
         return text
     return "the number of verses" if settings.verses is not None else f"the examples of {data}"

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from stride_jax import models, taps
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
-from stride_jax.data import ShardSettings, load_shards
+from stride_jax.data import ShardSettings, TuningSettings, load_shards, load_tokenizer
+from stride_jax.data.dialogues import read_dialogues
 from stride_jax.examples import Examples, token_shape
 from stride_jax.frozen import FrozenModel, resolve
 from stride_jax.objectives import named_objective
@@ -50,7 +51,7 @@ class Extent:
 
 
 def extent_of(values: Mapping[str, Any]) -> Extent:
-    """The section `plan` of a config, completed by the section `text` or `shards`.
+    """The section `plan` of a config, completed by the section `text`, `tuning` or `shards`.
 
     Raises:
       ValueError: numbers that neither of them gives, or shards that are not there; names them.
@@ -61,6 +62,8 @@ def extent_of(values: Mapping[str, Any]) -> Extent:
         given.setdefault("num_queries", text.get("num_query", 200))
         given.setdefault("input_shape", (text.get("length", 64),))
         given.setdefault("num_classes", text.get("vocab_size", 1024))
+    if tuning := values.get("tuning"):
+        given = _tuning_numbers(tuning) | given
     names = ("num_train", "num_queries", "input_shape", "num_classes")
     if (shards := values.get("shards")) and not all(given.get(name) for name in names):
         given = _shard_numbers(shards) | given
@@ -70,6 +73,21 @@ def extent_of(values: Mapping[str, Any]) -> Extent:
             "in the config"
         )
     return build(Extent, given, "config.plan")
+
+
+def _tuning_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is fine-tuned on, as far as settings and the number of rows say."""
+    own = build(TuningSettings, values, "config.tuning", from_text=True)
+    rows = len(read_dialogues(own.path, own.columns))
+    queries = len(read_dialogues(own.query_path, own.columns)) if own.query_path else own.num_query
+    left = rows - own.num_calibration - (0 if own.query_path else own.num_query)
+    vocab = load_tokenizer(own.tokenizer).vocab_size if own.tokenizer else own.vocab_size
+    return {
+        "num_train": min(left, own.max_train or left),
+        "num_queries": min(queries, own.num_query or queries),
+        "input_shape": (own.length,),
+        "num_classes": vocab,
+    }
 
 
 def _shard_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
