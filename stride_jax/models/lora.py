@@ -27,8 +27,8 @@ class LoRASettings:
     Attributes:
       rank: r of every matrix.
       alpha: factor of `A B`, divided by r.
-      layers: names of the layers whose matrices are, such as `("query", "value")`; none for all of them but
-        the head.
+      layers: names of the layers whose matrices are, such as `("query", "value")`; none for all of
+        them but the head.
     """
 
     rank: int = 8
@@ -66,7 +66,7 @@ def closed(params: Params, settings: LoRASettings | None) -> Params:
     """The model's own parameters, its factors added to them; the inverse of `opened`; traceable."""
     if settings is None:
         return params
-    flat, scale = dict(flatten_dict(params[_MODEL])), settings.alpha / settings.rank
+    flat, scale = _flat(params[_MODEL]), settings.alpha / settings.rank
     for name, own in params[_FACTORS].items():
         path = tuple(name.split("/"))
         flat[path] = flat[path] + (scale * own["a"] @ own["b"]).astype(flat[path].dtype)
@@ -94,9 +94,13 @@ def through(
     return lambda params, x: forward(closed(params, settings), x)
 
 
+def _flat(params: Params) -> dict[tuple[str, ...], Any]:
+    return dict(flatten_dict(params))  # pyright: ignore[reportReturnType]
+
+
 def _chosen(params: Params, settings: LoRASettings) -> dict[tuple[str, ...], Any]:
     """Matrices that get factors, by their path."""
-    flat = flatten_dict(params)
+    flat = _flat(params)
     kernels = {p: v for p, v in flat.items() if p[-1] == "kernel" and v.ndim == 2}
     names = dict.fromkeys(path[-2] for path in kernels if len(path) > 1)
     if missing := [name for name in settings.layers if name not in names]:
