@@ -3,6 +3,7 @@
     python -m benchmarks.chips
     python -m benchmarks.chips --depths=d24 --topologies=v5e:16x16 --record
     python -m benchmarks.chips --depths=d24 --topologies=v5e:16x16 --stages=pass --before
+    python -m benchmarks.chips --depths=d24 --topologies=v5e:16x16 --columns
 
 Needs the extra `tpu`. Compiles every stage of every depth for every topology, one after the other,
 minutes each; a program that was compiled before is read from `--workdir`, so that the command may
@@ -23,6 +24,7 @@ from benchmarks.house import ROOT, Row, command, commit_of, record, this_command
 from benchmarks.imports import POD
 from benchmarks.program import listed
 from configs import nanochat
+from stride_jax import recovery
 from stride_jax.cli.doors import Parser
 from stride_jax.cli.plan_report import chip_table, table
 from stride_jax.run.planning import (
@@ -38,6 +40,7 @@ from stride_jax.run.planning import (
 )
 from stride_jax.run.settings import run_settings
 from stride_jax.runtime import mesh as meshes
+from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import fingerprint, read_json, write_json
 
 PLANS = ROOT / "docs/results/plan-chips.json"
@@ -102,6 +105,26 @@ def figures(depth: str, topology: str, stages: Sequence[StageCost], suffix: str)
     return rows
 
 
+def columns(depth: str, topology: str) -> list[Row]:
+    """Cycles of a round of recovery by both ways to multiply with the columns."""
+    settings = run_settings(nanochat.get_config(depth).to_dict())
+    extent = extent_of(nanochat.get_config(depth).to_dict())
+    mesh, rows = meshes.arranged((1, 1), devices_of(topology)[:1]), []
+    for one_hot, name in ((False, "gathered"), (True, "one-hot")):
+        program = recovery.program(
+            extent.num_train, settings.index.design, 2, settings.read.lasso,
+            weighted=settings.read.prior > 0, execution=Execution(mesh), one_hot=one_hot,
+        )  # fmt: skip
+        stage = Stage(f"recovery, {name}", program)
+        own = cost_of(stage, lowered(stage))
+        what = f"{depth} on {topology}, a round of recovery for two queries, columns {name}"
+        rows += [
+            Row(f"{what}: million cycles", own.cycles / 1e6, "lower"),
+            Row(f"{what}: GiB", own.peak_bytes / 2**30, "lower", asked=_ASKED),
+        ]
+    return rows
+
+
 def main(words: Sequence[str]) -> int:
     """Compile, write what is there, print."""
     parser = Parser("chips", __doc__)
@@ -115,11 +138,17 @@ def main(words: Sequence[str]) -> int:
     parser.flag("workdir", "Folder of what was compiled.", default="runs/chips")
     parser.switch("record", "Write the figures asked for.")
     parser.switch("before", "Write them under names that end in 'before'.")
+    parser.switch("columns", "Nothing but recovery, by both ways to multiply with the columns.")
     given, _ = parser.read(words)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     for depth in given.depths:
         for topology in given.topologies:
+            if given.columns:
+                rows = columns(depth, topology)
+                print("\n".join(f"{row.name}: {row.value:.3g}" for row in rows))
+                record(rows, path=POD)
+                continue
             mesh, stages = stages_of(depth, topology)
             if given.stages:
                 stages = (one for one in stages if one.name.startswith(given.stages))

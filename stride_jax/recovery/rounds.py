@@ -132,6 +132,7 @@ def program(
     weighted: bool = True,
     execution: Execution = Execution(),
     shard_columns: bool = False,
+    one_hot: bool | None = None,
 ) -> Program:
     """A recovery's rounds, to be compiled without data.
 
@@ -141,14 +142,14 @@ def program(
       queries: that the devices of the execution's mesh share, token groups counted.
       settings: of the Lasso.
       weighted: whether examples have penalty weights: a prior.
-      execution, shard_columns: as in `init`.
+      execution, shard_columns, one_hot: as in `init`.
 
     Returns:
       `run_round` with abstract arguments, its calls an estimate.
     """
     state = state_shapes(
         (num_train, design.degree), design.num_subsets, weighted=weighted, execution=execution,
-        shard_columns=shard_columns,
+        shard_columns=shard_columns, one_hot=one_hot,
     )  # fmt: skip
     slots = slots_for(state, settings, queries)
     shapes = round_shapes(state, slots, settings.first_size(num_train))
