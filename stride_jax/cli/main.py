@@ -47,6 +47,9 @@ COMMANDS = {
     "ask": Command(
         "Ask a language model's run which texts made it say so.", ("run", "text"), imports=False
     ),
+    "select": Command(
+        "Choose the training rows that help some targets most.", ("run", "text"), imports=False
+    ),
     "verify": Command(
         "Whether a run's files are what was written, or two runs agree.",
         ("run",),

@@ -92,6 +92,21 @@ def read_dialogues(path: str | os.PathLike[str], columns: Columns = Columns()) -
     return dialogues
 
 
+def as_row(dialogue: Dialogue, columns: Columns = Columns()) -> dict[str, Any]:
+    """A dialogue as the row that it was read from; chats as lists of messages.
+
+    >>> said = (Message("user", "2 + 2?"), Message("assistant", "4"))
+    >>> as_row(Dialogue(Source("a", "a"), said, "line 1"))
+    {'id': 'a', 'prompt': '2 + 2?', 'completion': '4'}
+    """
+    messages, named = dialogue.messages, {columns.id: dialogue.source.id}
+    if [message.role for message in messages] == ["user", "assistant"]:
+        texts = {columns.prompt: messages[0].content, columns.completion: messages[1].content}
+    else:
+        texts = {columns.messages: [message._asdict() for message in messages]}
+    return named | texts | dict(dialogue.source.metadata)
+
+
 def _named_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, place and columns of each row."""
     place = pathlib.Path(path)

@@ -16,7 +16,7 @@ from stride_jax.data.dialogues import SUFFIXES, Columns, Dialogue, read_dialogue
 from stride_jax.data.documents import Document, files_of
 from stride_jax.data.packing import Packed, pack_documents, tokenise
 from stride_jax.data.text import ROLES, TextSplits
-from stride_jax.data.text_examples import named
+from stride_jax.data.text_examples import TextExamples, named
 from stride_jax.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from stride_jax.runtime.files import fingerprint
 
@@ -95,6 +95,28 @@ def load_tuning(settings: TuningSettings, workdir: str | os.PathLike[str]) -> Te
         tokenizer, splits = _split(settings, template)
         text_files.write(folder, tokenizer, splits, settings)
     return TextSplits(**text_files.read(folder, ROLES), folder=folder)
+
+
+def read_rows(settings: TuningSettings, path: str, tokenizer: Tokenizer) -> TextExamples:
+    """The rows of another file as examples, written down and tokenised as settings say.
+
+    Args:
+      settings: columns, template and length.
+      path: the file or folder.
+      tokenizer: of the model.
+
+    Raises:
+      ValueError: as `load_tuning`.
+
+    Warns:
+      UserWarning: as `load_tuning`.
+    """
+    template, rows = template_of(settings), read_dialogues(path, settings.columns)
+    if template.source:
+        _refuse_marks(rows, tokenizer)
+    documents, where = [document(one, template) for one in rows], [one.where for one in rows]
+    packed = pack(documents, where, tokenizer, settings.length, bool(template.source))
+    return named({"rows": packed}, tuple(one.source for one in documents))["rows"]
 
 
 def template_of(settings: TuningSettings) -> ChatTemplate:

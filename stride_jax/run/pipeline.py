@@ -118,12 +118,12 @@ class Run:
         if s.shards is not None:
             return load_shards(s.shards)
         if s.tuning is not None:
-            return load_tuning(self._with_tokenizer(s.tuning), self.workdir)
+            return load_tuning(self.with_tokenizer(s.tuning), self.workdir)
         if s.verses is not None:
             splits = load_verses(s.verses, self.workdir)
         else:
             assert s.text is not None, "this run is not of text"
-            splits = load_text(self._with_tokenizer(s.text), self.workdir)
+            splits = load_text(self.with_tokenizer(s.text), self.workdir)
         return plant(splits, planted_facts(seed=0, count=s.facts)) if s.facts else splits
 
     @property
@@ -136,9 +136,9 @@ class Run:
     def template(self) -> ChatTemplate:
         """How a prompt is written down for the model."""
         own = self.settings.tuning
-        return ChatTemplate() if own is None else template_of(self._with_tokenizer(own))
+        return ChatTemplate() if own is None else template_of(self.with_tokenizer(own))
 
-    def _with_tokenizer(self, text: _Tokenised) -> _Tokenised:
+    def with_tokenizer(self, text: _Tokenised) -> _Tokenised:
         """The text's settings with the tokenizer that came with the model, unless one is given."""
         model = self.settings.model
         if text.tokenizer or model.origin is None:

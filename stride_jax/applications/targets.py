@@ -1,0 +1,106 @@
+"""What training rows do for a few target examples, task by task: what rows are chosen by.
+
+A task is asked as one question, the mean of its targets' losses, so that rows are scored exactly by
+one pass over them. Each task's scores are stored as soon as they are there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from stride_jax import asking, reading
+from stride_jax.data import TextExamples, TuningSettings
+from stride_jax.data.tuning import read_rows
+from stride_jax.estimate import estimator
+from stride_jax.examples import Examples
+from stride_jax.run.pipeline import Run
+from stride_jax.runtime.files import fingerprint, read_arrays, write_arrays
+from stride_jax.scores import as_dense
+
+ALL = "all"
+"""Name of the one task of targets that have no tasks."""
+
+
+class Targets(NamedTuple):
+    """Target examples.
+
+    Attributes:
+      examples: all of them.
+      tasks: names of the tasks, ascending.
+      task_Q: the task of each example, by number.
+    """
+
+    examples: Examples
+    tasks: tuple[str, ...]
+    task_Q: np.ndarray
+
+    def of(self, task: int) -> Examples:
+        """The examples of one task."""
+        return self.examples.take(np.flatnonzero(self.task_Q == task))
+
+
+def targets_of(run: Run, path: str = "", by: str = "") -> Targets:
+    """The target examples of a run.
+
+    Args:
+      run: a run of text.
+      path: a file of prompts and completions, or chats, written down as the run's own; "" for the
+        run's queries.
+      by: column of the targets that names their task; "" for one task.
+
+    Raises:
+      ValueError: a file that can't be used, or a column that the targets lack.
+    """
+    if path:
+        own = run.settings.tuning or TuningSettings(path, length=run.train.inputs.shape[1])
+        text = read_rows(run.with_tokenizer(own), path, run.corpus.tokenizer)
+    else:
+        text = run.text.query
+    assert isinstance(text, TextExamples)
+    if not by:
+        return Targets(text.examples, (ALL,), np.zeros(len(text), int))
+    names, task_Q = np.unique(text.origins(by), return_inverse=True)
+    return Targets(text.examples, tuple(names.tolist()), task_Q)
+
+
+def task_scores(
+    run: Run, targets: Targets, told: Callable[[str], None] = lambda _: None
+) -> tuple[np.ndarray, list[str]]:
+    """Scores of all training rows for each task, and what they are worth.
+
+    Args:
+      run: a run of text with operators.
+      targets: target examples.
+      told: called with a line for each task that is begun.
+
+    Returns:
+      `[A, N]` float32, by how much the mean loss of a task's targets would rise without the row;
+      and a verdict a task (`reading.VERDICTS`).
+    """
+    folder = run.workdir / "select"
+    scores, verdicts = [], []
+    for a, task in enumerate(targets.tasks):
+        examples = targets.of(a)
+        name = fingerprint(run.products.key("recovery"), examples.inputs, examples.labels)
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            told(f"task {a + 1} of {len(targets.tasks)}, {task}: {len(examples)} targets")
+            write_arrays(path, **_one_task(run, examples))
+        stored = read_arrays(path)
+        scores.append(stored["score_N"])
+        verdicts.append(reading.VERDICTS[int(stored["verdict"])])
+    return np.stack(scores), verdicts
+
+
+def _one_task(run: Run, examples: Examples) -> dict[str, np.ndarray]:
+    settings, both = run.settings.read, (run.frozen, run.index)
+    y_YxK = asking.measure_all(run.frozen, run.index.operators, examples, settings.measure)
+    asked = asking.asked_of(*both, examples, y_YxK, settings, has_corpus=True)
+    asked = asking.together(asked, np.full(len(examples), 1 / len(examples)))
+    corpus = reading.Corpus(run.frozen, run.train)
+    own = reading.read(estimator(run.index, settings), run.index, asked, corpus)
+    return {
+        "score_N": as_dense(own.scores)[0].astype(np.float32),
+        "verdict": np.asarray(own.diagnostics["verdict"][0]),
+    }
