@@ -40,7 +40,7 @@ test: lint
 
 test-slow: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,test,peers,tpu]'
-	$(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -m slow
 
 # The fast tests on another interpreter with the newest packages: make test-newest PYTHON=python3.13
 test-newest:

@@ -6,8 +6,9 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("STRIDE_TEST_DEVICES", "8")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling takes most of the time here, and programs run for moments. Processes that tests start,
-# and so whole runs, keep XLA's optimisations.
+# Compiling takes most of the time here, and programs run for moments, also in processes that tests
+# start; slow tests, which run for long, keep XLA's optimisations in these.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 jax.config.update("jax_disable_most_optimizations", True)
 # Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then.
 jax.config.update("jax_enable_compilation_cache", False)

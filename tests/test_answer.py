@@ -1,9 +1,9 @@
 """A language model from text to an answer, by the entry points."""
 
+import contextlib
+import io
 import json
-import pathlib
-import subprocess
-import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,22 +11,30 @@ import pytest
 from stride_jax import reading
 from stride_jax.applications.answer import question
 from stride_jax.attribution import Attribution
+from stride_jax.cli.main import main
 from stride_jax.data.tokens import train_tokenizer
 from stride_jax.runtime.files import read_arrays, write_arrays
 from stride_jax.unit import Unit, words
 
-ROOT = pathlib.Path(__file__).parent.parent
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def call(*arguments):
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def call(*words):
+    """A command of `stride-jax` in this process, which compiles nothing twice."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        code = main(words)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def test_a_language_model_from_text_to_an_answer(tmp_path):
-    done = call(
-        "experiments.run", "--config=configs/bible_gpt.py:runlocal", f"--workdir={tmp_path}"
-    )
+    done = call("run", "--config=configs/bible_gpt.py:runlocal", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["num_train"] == 200
@@ -34,7 +42,7 @@ def test_a_language_model_from_text_to_an_answer(tmp_path):
     assert {"stride", "grad-dot", "feature-cosine", "random"} == set(summary["methods"])
 
     def ask(*arguments):
-        return call("experiments.ask", f"--workdir={tmp_path}", *arguments)
+        return call("ask", f"--workdir={tmp_path}", *arguments)
 
     done = ask("--prompt=And God", "--completion= said", "--json")
     assert done.returncode == 0, done.stderr
@@ -68,7 +76,7 @@ def test_a_language_model_from_text_to_an_answer(tmp_path):
         done = ask(f"--prompt={prompt}")
         assert done.returncode == 2
         assert message in done.stderr
-    done = call("experiments.ask", f"--workdir={tmp_path / 'none'}", "--prompt=And")
+    done = call("ask", f"--workdir={tmp_path / 'none'}", "--prompt=And")
     assert done.returncode == 2
     assert "holds no run" in done.stderr
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -328,3 +329,29 @@ def test_wrong_runs_are_refused(tmp_path: pathlib.Path) -> None:
                       "train": {"lora": {"rank": 2}}})  # fmt: skip
     with pytest.raises(ValueError, match="facts=2 plants sentences"):
         run_settings({"tuning": {"path": rows}, "model": {"kind": "gpt"}, "facts": 2})
+
+
+def test_a_prompt_is_written_as_in_training(tmp_path: pathlib.Path) -> None:
+    """The space at its end is the answer's; what is generated follows what was learnt."""
+    splits = load_tuning(settings_for(written(tmp_path, sums(20))), tmp_path)
+    template = ChatTemplate(stop="\n")
+    text, rows = splits.train, sums(20)
+    for i in range(3):
+        row = rows[int(text.origins("document")[i].partition("#")[2])]
+        said = splits.tokenizer, row["prompt"], row["completion"] + "\n", 16
+        inputs, labels = question(*said, template=template)
+        size = int(text.sizes_N[i]) - 1  # what nothing follows is no input of a question
+        np.testing.assert_array_equal(inputs[0, :size], text.inputs_NxT[i, :size])
+        np.testing.assert_array_equal(labels[0] >= 0, text.weights_NxT[i] > 0)
+
+
+def test_fine_tuning_in_ten_lines_of_config() -> None:
+    page = (pathlib.Path(__file__).parents[1] / "docs/fine_tuning.md").read_text()
+    (config,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(config.splitlines()) <= 10
+    space: dict[str, Any] = {}
+    exec(config, space)
+    settings = run_settings(space["get_config"](), adopt=False)
+    assert settings.tuning.path == "rows.jsonl"
+    for line in re.findall(r"```json\n(.*?)```", page, re.S)[0].splitlines():
+        assert json.loads(line)["task"]

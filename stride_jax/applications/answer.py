@@ -135,7 +135,8 @@ def continuation(run: Run, prompt: str, settings: AskSettings) -> str:
     tokenizer, length, template = run.corpus.tokenizer, run.train.inputs.shape[1], run.template
     # Refuses prompts that can't be continued.
     question(tokenizer, prompt, " ", length + 1, template=template)
-    tokens, ends = opening(tokenizer, prompt, template), tokenizer.ends(template.source != "")
+    tokens = opening(tokenizer, template.asked(prompt)[0], template)
+    ends = tokenizer.ends(template.source != "")
     start, key = len(tokens), jax.random.key(settings.seed)
     for i in range(min(settings.new_tokens, length + 1 - start)):
         inputs = np.full((1, length), tokenizer.bos_id, np.int32)

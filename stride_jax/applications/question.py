@@ -54,7 +54,8 @@ def question(
         raise ValueError("the prompt is empty: write some words for the model to continue")
     if not completion:
         raise ValueError("the completion is empty: give one, or leave it out for the model's own")
-    before = opening(tokenizer, prompt, template)
+    prompt, space = template.asked(prompt)
+    before, completion = opening(tokenizer, prompt, template), space + completion
     after = tokenizer.encode(completion)
     said = [*before, *after.tolist()]
     if len(said) - 1 > length:

@@ -28,12 +28,13 @@ class ChatTemplate:
     Attributes:
       source: the Jinja template; empty: messages follow each other as they are.
       marks: what the template calls `bos_token`, `eos_token`, and so on.
-      stop: text that ends what the assistant says, where there is no template.
+      stop: text that ends what the assistant says, where there is no template; None for a text that
+        is continued, not answered.
     """
 
     source: str = ""
     marks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    stop: str = ""
+    stop: str | None = None
 
     def parts(self, messages: Sequence[Message], where: str = "") -> list[tuple[bool, str]]:
         """The text in parts, each with whether the assistant says it, its ending included.
@@ -69,18 +70,27 @@ class ChatTemplate:
             before = answered
         return parts
 
+    def asked(self, prompt: str) -> tuple[str, str]:
+        """A prompt without the space at its end, and that space, which the answer begins with.
+
+        >>> ChatTemplate(stop="!").asked("2 + 2 = "), ChatTemplate().asked("And ")
+        (('2 + 2 =', ' '), ('And ', ''))
+        """
+        if self.source or self.stop is None:
+            return prompt, ""
+        return prompt.rstrip(), prompt[len(prompt.rstrip()) :]
+
     def _plain(self, messages: Sequence[Message]) -> list[tuple[bool, str]]:
         """A space before an answer goes with it: tokens begin with theirs, and would be the
         prompt's."""
         parts, space = [], ""
         for role, content in messages:
             if role == "assistant":
-                parts.append((True, space + content + self.stop))
+                parts.append((True, space + content + (self.stop or "")))
                 space = ""
             else:
-                said = space + content
-                parts.append((False, said.rstrip()))
-                space = said[len(said.rstrip()) :]
+                said, space = self.asked(space + content)
+                parts.append((False, said))
         return [*parts, (False, space)] if space else parts
 
     def rendered(self, messages: Sequence[Message], answer: bool, where: str = "") -> str:

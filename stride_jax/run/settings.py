@@ -126,6 +126,10 @@ class RunSettings:
         """Refuse what needs training, of a model that is used as it is."""
         if not self.model.init_from:
             raise ValueError("train.epochs=0 trains nothing: give model.init_from, or epochs")
+        if self.train.lora is not None:
+            raise ValueError(
+                "train.lora with train.epochs=0 trains nothing: give epochs, or no lora"
+            )
         for name in ("bank", "unit"):
             if getattr(self, name) is not None:
                 raise ValueError(
