@@ -13,10 +13,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Writing programs of fake devices to a cache on disk ends in a segmentation fault now and then.
 jax.config.update("jax_enable_compilation_cache", False)
 
+import contextlib
 import functools
 import gc
+import io
 import pathlib
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,6 +28,7 @@ import pytest
 
 from stride_jax import taps
 from stride_jax.adapters import from_model
+from stride_jax.cli.main import main
 from stride_jax.data import DataSettings, Examples, load_splits
 from stride_jax.models import MLP, TrainSettings, fit, initial_params
 
@@ -62,6 +66,27 @@ def programs_of_processes(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.getbasetemp()
     home = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Done]:
+    """A command of `stride-jax` in this process, which compiles nothing twice."""
+
+    def called(*words: str) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return called
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """A language model from text to an answer, by the entry points."""
 
-import contextlib
-import io
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,29 +8,12 @@ import pytest
 from stride_jax import reading
 from stride_jax.applications.answer import question
 from stride_jax.attribution import Attribution
-from stride_jax.cli.main import main
 from stride_jax.data.tokens import train_tokenizer
 from stride_jax.runtime.files import read_arrays, write_arrays
 from stride_jax.unit import Unit, words
 
 
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def call(*words):
-    """A command of `stride-jax` in this process, which compiles nothing twice."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()) as out,
-        contextlib.redirect_stderr(io.StringIO()) as err,
-    ):
-        code = main(words)
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def test_a_language_model_from_text_to_an_answer(tmp_path):
+def test_a_language_model_from_text_to_an_answer(tmp_path, call):
     done = call("run", "--config=configs/bible_gpt.py:runlocal", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())

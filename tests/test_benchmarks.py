@@ -81,7 +81,8 @@ def test_a_solver_that_cannot_fit_is_left_out_with_its_reason():
 
 
 @pytest.mark.filterwarnings("ignore:.*repeat another's content:UserWarning")
-@pytest.mark.parametrize("name", ["verses", pytest.param("facts", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["verses", "facts"])
 def test_retrieval_finds_what_text_overlap_finds(name, tmp_path):
     values = importlib.import_module(f"configs.bible_{name}").get_config("runlocal").to_dict()
     del values["leaderboard"]

@@ -8,9 +8,17 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from benchmarks import house
-from stride_jax.data import ShardSettings, TextSettings, VerseSettings
+from stride_jax.data import ShardSettings, TextSettings, TuningSettings, VerseSettings
 from stride_jax.evaluation import BankSettings, UnitSettings
-from stride_jax.models import GPTSettings, LlamaSettings, ModelSettings, Origin, RopeScaling
+from stride_jax.models import (
+    GPTSettings,
+    LlamaSettings,
+    ModelSettings,
+    Origin,
+    RopeScaling,
+    TrainSettings,
+)
+from stride_jax.models.lora import LoRASettings
 from stride_jax.near_copies import NearCopySettings
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.files import plain
@@ -46,9 +54,11 @@ def test_settings_leaves_are_those_of_a_run_with_every_section():
     whole = RunSettings(
         text=TextSettings(),
         verses=VerseSettings(),
+        tuning=TuningSettings("rows.jsonl"),
         near_copies=NearCopySettings(),
         unit=UnitSettings(),
         bank=BankSettings(),
+        train=TrainSettings(lora=LoRASettings()),
         model=ModelSettings(
             gpt=GPTSettings(rope_rounded=True),
             llama=LlamaSettings(qk_norm=True, window=1, rope_scaling=RopeScaling()),

@@ -19,26 +19,28 @@ from stride_jax.runtime.settings import build
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def command(workdir, *more, config="configs/mnist5k.py:runlocal"):
-    return subprocess.run(
-        [
-            sys.executable,
-            *("-m", "experiments.run", f"--config={config}", f"--workdir={workdir}"),
-            *more,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+CONFIG = "--config=configs/mnist5k.py:runlocal"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A whole run by the entry point, in a process of its own."""
     workdir = tmp_path_factory.mktemp("run")
-    done = command(workdir)
+    words = [sys.executable, "-m", "experiments.run", CONFIG, f"--workdir={workdir}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return workdir, done
+
+
+@pytest.fixture
+def command(call, monkeypatch):
+    """A run of a config in this process."""
+    monkeypatch.chdir(ROOT)
+
+    def called(workdir, *more, config=CONFIG):
+        return call("run", config, f"--workdir={workdir}", *more)
+
+    return called
 
 
 def test_a_run_writes_what_it_promises(run):
@@ -85,7 +87,7 @@ def test_a_run_writes_what_it_promises(run):
     assert (workdir / "proponents.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_run_reuses_every_stage(run):
+def test_a_second_run_reuses_every_stage(run, command):
     workdir, _ = run
     products = [p for kind in ("*/*.npz", "operators/*/0/_CHECKPOINT_METADATA")
                 for p in workdir.glob(kind)]  # fmt: skip
@@ -102,12 +104,12 @@ def test_a_second_run_reuses_every_stage(run):
     assert {p.parent.name for p in fresh} == {"recovery"}, "only what the change touches"
 
 
-def test_mistakes_are_named_before_work_starts(tmp_path):
+def test_mistakes_are_named_before_work_starts(tmp_path, command):
     wrong = command(tmp_path, "--config.index.design.degree=300")
     assert wrong.returncode != 0
     assert "degree=300 exceeds num_subsets=200" in wrong.stderr
     assert not list(tmp_path.iterdir())
-    unknown = command(tmp_path, config="configs/mnist5k.py:quick")
+    unknown = command(tmp_path, config="--config=configs/mnist5k.py:quick")
     assert "unknown config argument 'quick'" in unknown.stderr
     with pytest.raises(ValueError, match=r"config.index has no setting 'desing'"):
         build(RunSettings, {"index": {"desing": {}}})
@@ -117,7 +119,7 @@ def test_mistakes_are_named_before_work_starts(tmp_path):
         build(RunSettings, {"index": 3})
 
 
-def test_a_run_goes_as_far_as_one_wants(tmp_path):
+def test_a_run_goes_as_far_as_one_wants(tmp_path, command):
     """Without a bank, up to a stage; a tap that is not there is refused before training."""
     small = ("--config.bank=None", "--config.train.epochs=1", "--config.num_checkpoints=1")
     wrong = command(tmp_path / "wrong", "--config.index.taps=hiden0", *small)
