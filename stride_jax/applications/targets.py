@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from stride_jax import asking, reading
-from stride_jax.data import TextExamples, TuningSettings
 from stride_jax.data.tuning import read_rows
 from stride_jax.estimate import estimator
 from stride_jax.examples import Examples
@@ -44,7 +43,7 @@ def targets_of(run: Run, path: str = "", by: str = "") -> Targets:
     """The target examples of a run.
 
     Args:
-      run: a run of text.
+      run: a run of fine-tuning.
       path: a file of prompts and completions, or chats, written down as the run's own; "" for the
         run's queries.
       by: column of the targets that names their task; "" for one task.
@@ -52,12 +51,11 @@ def targets_of(run: Run, path: str = "", by: str = "") -> Targets:
     Raises:
       ValueError: a file that can't be used, or a column that the targets lack.
     """
+    text = run.text.query
     if path:
-        own = run.settings.tuning or TuningSettings(path, length=run.train.inputs.shape[1])
-        text = read_rows(run.with_tokenizer(own), path, run.corpus.tokenizer)
-    else:
-        text = run.text.query
-    assert isinstance(text, TextExamples)
+        assert run.settings.tuning is not None, "a run of fine-tuning"
+        own = run.with_tokenizer(run.settings.tuning)
+        text = read_rows(own, path, run.corpus.tokenizer)
     if not by:
         return Targets(text.examples, (ALL,), np.zeros(len(text), int))
     names, task_Q = np.unique(text.origins(by), return_inverse=True)
