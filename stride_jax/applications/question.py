@@ -21,7 +21,7 @@ def opening(tokenizer: Tokenizer, prompt: str, template: ChatTemplate = PLAIN) -
 
     >>> from stride_jax.data.tokens import train_tokenizer
     >>> opening(train_tokenizer(["ab"], 257), "ab")
-    [0, 66, 67]
+    [0, 65, 66]
     """
     if not template.source:
         return [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
