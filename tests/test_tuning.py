@@ -333,9 +333,9 @@ def test_wrong_runs_are_refused(tmp_path: pathlib.Path) -> None:
 
 def test_a_prompt_is_written_as_in_training(tmp_path: pathlib.Path) -> None:
     """The space at its end is the answer's; what is generated follows what was learnt."""
-    splits = load_tuning(settings_for(written(tmp_path, sums(20))), tmp_path)
+    splits = load_tuning(settings_for(written(tmp_path, sums(40))), tmp_path)
     template = ChatTemplate(stop="\n")
-    text, rows = splits.train, sums(20)
+    text, rows = splits.train, sums(40)
     for i in range(3):
         row = rows[int(text.origins("document")[i].partition("#")[2])]
         said = splits.tokenizer, row["prompt"], row["completion"] + "\n", 16
