@@ -95,6 +95,9 @@ def test_kinds_of_files_hold_the_same(tmp_path: pathlib.Path) -> None:
         paths.append(str(tmp_path / f"{name}.parquet"))
     datasets.Dataset.from_list(chats).save_to_disk(tmp_path / "saved")
     paths.append(str(tmp_path / "saved"))
+    datasets.DatasetDict(a=datasets.Dataset.from_list(chats)).save_to_disk(tmp_path / "several")
+    with pytest.raises(ValueError, match=r"holds the splits \['a'\]: give the folder of one"):
+        load_tuning(settings_for(str(tmp_path / "several")), tmp_path)
     splits = [load_tuning(settings_for(path), tmp_path) for path in paths]
     for other in splits[1:]:
         for role in ("train", "query"):

@@ -15,6 +15,7 @@ from stride_jax.runtime.machine import refuse_unpacked
 ROLES = ("system", "user", "assistant")
 SUFFIXES = (".jsonl", ".parquet")
 _ROWS = 16
+_SAVED = ("state.json", "dataset_dict.json")
 
 
 class Message(NamedTuple):
@@ -107,10 +108,15 @@ def as_row(dialogue: Dialogue, columns: Columns = Columns()) -> dict[str, Any]:
     return named | texts | dict(dialogue.source.metadata)
 
 
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is what Hugging Face's `save_to_disk` wrote."""
+    return any((pathlib.Path(path) / mark).is_file() for mark in _SAVED)
+
+
 def _named_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, place and columns of each row."""
     place = pathlib.Path(path)
-    if any((place / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+    if is_saved(place):
         for number, row in enumerate(_saved_rows(place)):
             yield f"{place.name}#{number}", f"{place} row {number}", row
         return

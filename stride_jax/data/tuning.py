@@ -12,7 +12,7 @@ import numpy as np
 from stride_jax.data import text_files
 from stride_jax.data.chat_template import OWN, ChatTemplate, marks_beside, template_beside
 from stride_jax.data.completions import COMPLETION, count_completions
-from stride_jax.data.dialogues import SUFFIXES, Columns, Dialogue, read_dialogues
+from stride_jax.data.dialogues import SUFFIXES, Columns, Dialogue, is_saved, read_dialogues
 from stride_jax.data.documents import Document, files_of
 from stride_jax.data.packing import Packed, pack_documents, tokenise
 from stride_jax.data.text import ROLES, TextSplits
@@ -164,8 +164,8 @@ def _fingerprint(settings: TuningSettings, template: ChatTemplate) -> str:
 
 
 def _files(path: str) -> list[pathlib.Path]:
-    if (pathlib.Path(path) / "state.json").is_file():
-        return sorted(own for own in pathlib.Path(path).iterdir() if own.is_file())
+    if is_saved(path):
+        return sorted(own for own in pathlib.Path(path).rglob("*") if own.is_file())
     return files_of(path, SUFFIXES)
 
 
