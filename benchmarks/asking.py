@@ -20,8 +20,8 @@ import jax
 from benchmarks.corpus import POD
 from benchmarks.house import ROOT, Row, command, record
 from stride_jax.applications.answer import ask
-from stride_jax.cli.ask import open_run
 from stride_jax.cli.doors import Parser
+from stride_jax.run.opened import open_run
 
 CONFIG = "configs/bible_gpt.py"
 SMALL = ("text.max_train=2048", "train.epochs=1", "bank=None", "unit=None")

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.corpus import POD
 from benchmarks.house import Row, command, record
 from stride_jax.applications.answer import Answer, ask
-from stride_jax.cli.ask import open_run
 from stride_jax.cli.doors import Parser
+from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import read_json
 

@@ -28,6 +28,10 @@ class Candidates(NamedTuple):
     source: str
     row_QxP: np.ndarray
 
+    def of(self, queries: np.ndarray) -> "Candidates":
+        """Those of some queries."""
+        return Candidates(self.source, self.row_QxP[queries])
+
 
 def named(source: str, ids: Any, train_ids: np.ndarray, num_queries: int) -> Candidates:
     """Candidates by their ids: one list for all queries, or one list for each.

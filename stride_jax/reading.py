@@ -122,7 +122,7 @@ def read(
         if corpus is not None and v is not None and settings.allowed(count):
             assert place is not None, "a corpus has places"
             score = _scorer(corpus, index, v, place, execution)
-        named = [Candidates(one.source, one.row_QxP[block]) for one in others]
+        named = [one.of(block) for one in others]
         if files is not None:
             parts.append(listed(own, files, y_YxK, kept, score, named, settings))
             continue

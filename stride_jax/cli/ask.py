@@ -11,8 +11,6 @@ groups (--config.groups=book), the answer says what each does besides.
 """
 
 import argparse
-import pathlib
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,18 +23,13 @@ from stride_jax.applications.answer import Answer, AskSettings, Passage, ask
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.cli.streams import as_utf8
 from stride_jax.operators.questions import QUESTIONS
-from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import read_run_settings
-from stride_jax.runtime import checkpoint
+from stride_jax.run.opened import open_run
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.screen import json_text, visible
 
 _SHOWN = 3
 """Documents of a passage of whose rows the page says more than their names."""
-
-_NEEDED = ("model", "operators")
-"""Stages whose checkpoints an answer reads."""
 
 
 def _parser() -> Parser:
@@ -78,31 +71,6 @@ def _as_text(given: argparse.Namespace) -> argparse.Namespace:
     texts = {name: getattr(given, name) for name in asked if getattr(given, name) is not None}
     read = {name: as_utf8(text, f"--{name}", code) for name, text in texts.items()}
     return argparse.Namespace(**{**vars(given), **read})
-
-
-def open_run(workdir: pathlib.Path) -> Run:
-    """The run that wrote a folder, ready to be asked.
-
-    Raises:
-      ValueError: no run of text was made there, or its model or operators are not there yet.
-    """
-    settings = read_run_settings(workdir)
-    if not settings.is_text:
-        raise ValueError(f"the run in {workdir} is not of text: there is nothing to ask it")
-    run = Run(settings, workdir)
-    if missing := missing_stages(run):
-        config = workdir / "settings.json"
-        words = ["stride-jax", "run", f"--config={config}", f"--workdir={workdir}"]
-        raise ValueError(
-            f"the run in {workdir} has no {' and no '.join(missing)} yet: make them with "
-            f"{shlex.join(words)} --until=operators"
-        )
-    return run
-
-
-def missing_stages(run: Run) -> list[str]:
-    """Stages that an answer needs and whose product is not finished."""
-    return [name for name in _NEEDED if checkpoint.latest(run.products.path(name)) is None]
 
 
 def _shown(passage: Passage) -> Text:

@@ -50,6 +50,11 @@ COMMANDS = {
     "select": Command(
         "Choose the training rows that help some targets most.", ("run", "text"), imports=False
     ),
+    "audit": Command(
+        "Which problems of a benchmark leaked into the training data, and were learnt.",
+        ("run", "text"),
+        imports=False,
+    ),
     "verify": Command(
         "Whether a run's files are what was written, or two runs agree.",
         ("run",),

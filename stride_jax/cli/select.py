@@ -27,9 +27,9 @@ from stride_jax.applications.selection import (
     table,
 )
 from stride_jax.applications.targets import targets_of, task_scores
-from stride_jax.cli.ask import open_run
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.data.dialogues import as_row, read_dialogues
+from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import atomic_path, write_json
 from stride_jax.runtime.folders import local_folder

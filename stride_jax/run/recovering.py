@@ -2,11 +2,13 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse
 
 from stride_jax.asking import Asked, asked_of
+from stride_jax.candidates import Candidates
 from stride_jax.estimate import estimator
 from stride_jax.examples import Examples
 from stride_jax.index import Index
@@ -31,6 +33,7 @@ def read_in_blocks(
     settings: ReadSettings,
     folder: pathlib.Path,
     execution: Execution,
+    others: Sequence[Candidates] = (),
 ) -> Arrays:
     """Scores of all queries; blocks that are written already are read back.
 
@@ -42,6 +45,7 @@ def read_in_blocks(
       settings: how they are read.
       folder: folder of the blocks.
       execution: this process's devices; progress of the blocks.
+      others: candidates of each query, besides those of the settings' sources.
 
     Returns:
       A `Reading` as named arrays.
@@ -64,7 +68,8 @@ def read_in_blocks(
         some = queries.take(block)
         asked = asked_of(frozen, index, some, y, settings, True, execution)
         asked = dataclasses.replace(asked, total=len(queries))
-        reading = read(own, index, asked, corpus, find(some, most), execution)
+        named = [*find(some, most), *(one.of(block) for one in others)]
+        reading = read(own, index, asked, corpus, named, execution)
         write_arrays(path, **to_arrays(reading))
     processes.wait("recovery done")
     return to_arrays(_whole_reading(folder, len(queries)))
