@@ -107,11 +107,12 @@ def asked(problem: dict[str, str]) -> dict[str, str]:
 
 
 def write(source: pathlib.Path, out: pathlib.Path, settings: LeakSettings) -> list[Leaked]:
-    """Write `train.jsonl`, `problems.jsonl` and `clean.jsonl`, and say what was leaked.
+    """Write `train.jsonl`, the same rows without leaks as `unleaked.jsonl`, `problems.jsonl` and
+    `clean.jsonl`; and say what was leaked.
 
     Args:
       source: folder of `instructions.write`.
-      out: folder of the three files.
+      out: folder of the files.
       settings: how many, and what is leaked.
     """
     instructions.write(source)
@@ -128,6 +129,7 @@ def write(source: pathlib.Path, out: pathlib.Path, settings: LeakSettings) -> li
     alike, leaked, clean, known = np.split(np.array(problems[: ends[-1]]), ends[:-1])
     for own in alike.tolist():
         rows.append({"id": own["id"], "task": "word problems", **asked(own)})
+    _write(out / "unleaked.jsonl", [rows[i] for i in rng.permutation(len(rows))])
     plan = []
     for number, own in enumerate(leaked.tolist()):
         one = Leaked(own["id"], COPIES[number % len(COPIES)],

@@ -160,13 +160,27 @@ def judge(evidence: Evidence, null: Null, settings: AuditSettings) -> list[Judge
     return [_judged(evidence, q, null, settings.rate) for q in range(len(evidence.loss_Q))]
 
 
+def suspicion(evidence: Evidence, q: int, null: Null) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of which anything is known for a problem, and t of each.
+
+    Args:
+      evidence, null: as for `judge`.
+      q: number of the problem.
+    """
+    own = _figures(evidence, q)
+    return own.group_g, _t_of(own, null)
+
+
+def _t_of(own: "_Figures", null: Null) -> np.ndarray:
+    z_overlap_g = (own.overlap_g - null.overlap[0]) / null.overlap[1]
+    return np.maximum(z_overlap_g, (own.score_g - null.score[0]) / null.score[1])
+
+
 def _judged(evidence: Evidence, q: int, null: Null, rate: float) -> Judged:
     own = _figures(evidence, q)
     if not len(own.group_g):
         return Judged(CLEAN, 1.0, -math.inf, 0.0, 0.0, -math.inf, (), -1)
-    z_overlap_g = (own.overlap_g - null.overlap[0]) / null.overlap[1]
-    z_score_g = (own.score_g - null.score[0]) / null.score[1]
-    t_g = np.maximum(z_overlap_g, z_score_g)
+    t_g = _t_of(own, null)
     p = (1 + len(null.t_C) - np.searchsorted(null.t_C, t_g.max())) / (1 + len(null.t_C))
     order = np.lexsort((-t_g, -own.effect_g))
     these = order[t_g[order] > null.critical] if p <= rate else order[:0]

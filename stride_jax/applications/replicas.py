@@ -117,7 +117,7 @@ def gather(run: Run, problems: Examples, shingle: int) -> Evidence:
         _summed(exact_QxN, group_N),
         _largest(held, group_N),
         group_N,
-        *_losses(run, problems, execution),
+        *losses(run, problems, execution),
         own.diagnostics["verdict"],
     )
 
@@ -151,8 +151,16 @@ def _largest(held: scipy.sparse.csr_array, group_N: np.ndarray) -> scipy.sparse.
     return scipy.sparse.csr_array((value_Z[last_Z], places), shape=shape)
 
 
-def _losses(run: Run, problems: Examples, execution: Execution) -> tuple[np.ndarray, np.ndarray]:
-    """Loss of each answer, nats, and its tokens."""
+def losses(
+    run: Run, problems: Examples, execution: Execution = Execution()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss of each answer, nats, and its tokens, both `[Q]`.
+
+    Args:
+      run: whose model is asked.
+      problems: Q of them.
+      execution: memory.
+    """
     parts = []
     for chunk in run.frozen.chunks(problems, execution, "answers"):
         own = chunk.observed
