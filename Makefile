@@ -36,17 +36,19 @@ lint: setup
 	$(BIN)/basedpyright
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not eight"
+	STRIDE_TEST_DEVICES=8 $(BIN)/python -m pytest -n 2 --dist worksteal -m "eight and not slow" tests
 
 test-slow: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,test,peers,tpu]'
-	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false STRIDE_TEST_DEVICES=8 $(BIN)/python -m pytest -m slow
 
 # The fast tests on another interpreter with the newest packages: make test-newest PYTHON=python3.13
 test-newest:
 	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[run,test]'
-	$(VENV)-newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(VENV)-newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not eight"
+	STRIDE_TEST_DEVICES=8 $(VENV)-newest/bin/python -m pytest -n 2 -m "eight and not slow" tests
 
 # Runs killed, on full disks, with damaged files, and several in one folder; about an hour, as root.
 drill: setup

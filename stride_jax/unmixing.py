@@ -27,8 +27,8 @@ from stride_jax.runtime.execution import Execution
 from stride_jax.scores import extent
 from stride_jax.settings import ExactSettings
 
-# Strengths that are looked at together.
-_TOGETHER = 2**20
+# Strengths that are looked at together, and rows of measurements, at least.
+_TOGETHER, _LEAST = 2**20, 8
 
 
 class Cells(NamedTuple):
@@ -271,8 +271,9 @@ def _strongest(
     """First copies of the largest corrections, and these, for each query, in one look at all."""
     groups, count = len(miss_YxK) // num_queries, len(own.rest_N)
     times_N = None if own.twin_N is None else np.bincount(own.twin_N, minlength=count)
-    # Groups of zeros up to a power of two add nothing, and the next question finds its program.
-    wide = power_of_two(groups)
+    # Groups of zeros up to a power of two add nothing, and the next question finds its program; a
+    # question alone has room for the groups of most completions.
+    wide = power_of_two(max(groups, _LEAST // num_queries))
     miss_QxGxK = miss_YxK.reshape(num_queries, groups, -1)
     miss_QxGxK = np.pad(miss_QxGxK, ((0, 0), (0, wide - groups), (0, 0)))
     miss_LxY = jnp.asarray(np.pad(miss_QxGxK.reshape(num_queries * wide, -1).T, ((0, 1), (0, 0))))

@@ -1,10 +1,14 @@
-"""Strict settings for every test: 8 fake devices, no silent rank promotion, real digits."""
+"""Strict settings for every test: 4 fake devices, no silent rank promotion, real digits.
+
+Programs for twice as many devices take half as long again to compile, so tests that need eight are
+marked so, and run by themselves with STRIDE_TEST_DEVICES=8.
+"""
 
 import os
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", int(os.environ.get("STRIDE_TEST_DEVICES", "8")))
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("STRIDE_TEST_DEVICES", "4")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling takes most of the time here, and programs run for moments, also in processes that tests
 # start; slow tests, which run for long, keep XLA's optimisations in these.
@@ -43,6 +47,14 @@ class ProgramsLetGo:
         if maps.read_bytes().count(b"\n") > 20_000:
             jax.clear_caches()
             gc.collect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if jax.device_count() < 8:
+        skip = pytest.mark.skip(reason="needs eight devices: STRIDE_TEST_DEVICES=8 pytest -m eight")
+        for item in items:
+            if item.get_closest_marker("eight"):
+                item.add_marker(skip)
 
 
 def pytest_configure(config: pytest.Config) -> None:

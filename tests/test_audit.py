@@ -23,11 +23,11 @@ from stride_jax.applications.audit import (
 )
 from stride_jax.applications.audit_page import page
 from stride_jax.applications.overlap import overlaps
-from stride_jax.applications.replicas import Evidence
+from stride_jax.applications.replicas import Evidence, read_problems
 from stride_jax.cli.main import main
 from stride_jax.data.bible import packaged_verses
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import check_workdir, run_settings
+from stride_jax.run.settings import check_workdir, read_run_settings, run_settings
 
 
 def evidence(scores_QxG: np.ndarray, overlaps_QxG: np.ndarray) -> Evidence:
@@ -177,6 +177,14 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     assert own["overlap"] == pytest.approx(1.0)
     assert told["control"]["flagged"] >= 0.9
     assert told["benchmark"]["leaked_share_ci95"][0] > 0
+    run = Run(read_run_settings(folder / "run"), folder / "run")
+    text = read_problems(run, str(folder / "problems.jsonl"))
+    row = text.origins("document").tolist().index(names[1])
+    logits_TxC = np.asarray(run.tapped(run.model.params, text.inputs_NxT[[row]])[0], np.float64)[0]
+    counted = np.flatnonzero(text.weights_NxT[row])
+    log_p_TxC = logits_TxC - np.log(np.exp(logits_TxC).sum(axis=1, keepdims=True))
+    loss = -log_p_TxC[counted, text.labels_NxT[row, counted]].mean()
+    assert own["loss_per_token"] == pytest.approx(loss, rel=1e-4)
     html = out.read_text()
     assert html.count("<details") >= len(flagged)
     assert "<pre>" in html

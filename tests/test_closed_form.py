@@ -173,7 +173,7 @@ def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form, 
 
 
 @pytest.mark.parametrize(("rank", "width"), [(7, 3), (9, 10), (3, 25)])
-@pytest.mark.parametrize("shape", [None, (1, 1), (2, 4), (1, 5)])
+@pytest.mark.parametrize("shape", [None, (1, 1), (2, 2), (1, 3)])
 def test_devices_factorise_a_fisher_together(rank, width, shape):
     rng = np.random.default_rng(0)
     # Σ b bᵀ ⊗ (diag p − p pᵀ): its blocks are symmetric.
@@ -220,7 +220,7 @@ def test_devices_and_batches_change_nothing(scene, form, kind):
         return passed, ops.closed_form(basis, passed.moments, settings)
 
     first, whole = made(one_device(), 2048)
-    for mesh, batch_size in ((meshes.make_mesh(2, 4), 2048), (one_device(), 97)):
+    for mesh, batch_size in ((meshes.make_mesh(2, 2), 2048), (one_device(), 97)):
         passed, other = made(mesh, batch_size)
         close(other.a_KxRxO, whole.a_KxRxO)
         close(other.size_K, whole.size_K)
@@ -228,7 +228,7 @@ def test_devices_and_batches_change_nothing(scene, form, kind):
         close(passed.residual_N, first.residual_N)
         np.testing.assert_array_equal(passed.cluster_N, first.cluster_N)
         same_store(passed.kept, first.kept)
-        if mesh.size == 8:
+        if mesh.size == 4:
             spec = jax.sharding.PartitionSpec("subset")
             assert passed.moments.gradients_KxRxO[0].sharding.spec == spec
 

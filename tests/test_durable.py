@@ -66,7 +66,7 @@ def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, 
         leaves = jax.tree.leaves((made.operators["logit"].a_KxRxO, passed.kept, passed.cluster_N))
         return [np.asarray(v) for v in (*leaves, passed.residual_N, passed.norm_N)]
 
-    mesh = meshes.make_mesh(2, 4)
+    mesh = meshes.make_mesh(2, 2)
     whole = work(nowhere, mesh)
     assert len(whole) == {"joint": 3, "hash": 8, "clusters": 9}[fit if fit == "joint" else kind]
     steps = 3 if fit == "closed_form" else 4  # the last one is the end itself
@@ -74,7 +74,7 @@ def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, 
         np.testing.assert_array_equal(ours, theirs)
     if fit == "joint":
         return
-    # Stopped on eight devices, gone on with on two: the same up to rounding.
+    # Stopped on four devices, gone on with on two: the same up to rounding.
     with pytest.raises(durable.Preempted):
         work(kept(tmp_path / "other", mesh, 1), mesh)
     other = meshes.arranged((1, 2), jax.devices())
@@ -83,7 +83,7 @@ def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, 
 
 
 def test_measurements_and_training_are_resumed_where_they_stopped(trained, tmp_path):
-    mesh = meshes.make_mesh(1, 8)
+    mesh = meshes.make_mesh(1, 4)
     subsets = design.membership(SETTINGS.design, trained.train.ids)
     frozen = freeze(trained.tapped, trained.params, trained.train, SETTINGS)
     operators = fitting.fit_operators(frozen, trained.train, subsets, Execution(mesh)).operators
@@ -121,7 +121,7 @@ def test_measurements_and_training_are_resumed_where_they_stopped(trained, tmp_p
 
 
 def test_a_foreign_or_torn_checkpoint_is_named(trained, tmp_path):
-    mesh = meshes.make_mesh(1, 8)
+    mesh = meshes.make_mesh(1, 4)
     loops = kept(tmp_path, mesh, 0)
     with pytest.raises(durable.Preempted):
         loops.step("pass", 3, lambda: {"sum": np.arange(4.0)})

@@ -148,6 +148,7 @@ def test_a_run_from_a_folder_uses_its_weights_and_tokenizer(tmp_path):
         check_workdir(tmp_path / "run", other)
 
 
+@pytest.mark.eight
 def test_fine_tuning_starts_from_the_weights_and_an_earlier_run_is_a_source(tmp_path):
     arrays = write_model(tmp_path / "model")
     still = {"epochs": 1, "batch_size": 8, "learning_rate": 0.0}
@@ -182,6 +183,7 @@ def test_fine_tuning_starts_from_the_weights_and_an_earlier_run_is_a_source(tmp_
         assert kernel.addressable_data(0).size == kernel.size // 8
 
 
+@pytest.mark.eight
 def test_devices_read_their_own_part_in_the_dtype_asked_for(tmp_path, monkeypatch):
     """Half precision on disk and in memory, over eight devices: no device holds a whole matrix."""
     arrays = write_model(tmp_path / "model", head_dim=8)

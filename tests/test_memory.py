@@ -50,6 +50,7 @@ def held(settings: RunSettings, stage: str, extent: planning.Extent = EXTENT) ->
     return [one.held for one in found if one.stage == stage]
 
 
+@pytest.mark.eight
 def test_needs_are_those_counted_by_hand():
     params = 4 * (D * H + H + H * O + O)
     matrices, scores = 4 * K * R * O, 4 * Q * N
@@ -247,6 +248,7 @@ def test_files_are_held_against_the_address_space(tmp_path):
     assert second.startswith(f"{paths[1]}: ")
 
 
+@pytest.mark.eight
 def test_devices_of_one_process_are_added_up():
     settings = changed(index={"design": design.Design(K, 4, kind="hash")})
     one, eight = (

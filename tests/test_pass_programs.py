@@ -112,7 +112,7 @@ def test_a_users_precision_is_the_models():
 def test_parameters_rounded_once_give_the_same_bits(kind):
     frozen, examples = scene(kind)
     source, site = frozen.source(examples, training=True), frozen.sites["block0"]
-    held = resident(source, over((4, 2)), 2**30)
+    held = resident(source, over((2, 2)), 2**30)
     kinds = {v.dtype.name for v in jax.tree.leaves(held.params)}
     assert kinds == {"bfloat16"}
     batch = jax.tree.map(jnp.asarray, frozen.source(examples.take(slice(3))).data)
@@ -124,7 +124,7 @@ def test_parameters_rounded_once_give_the_same_bits(kind):
 
 def test_parameters_stay_split_where_a_copy_takes_too_much():
     frozen, examples = scene("gpt")
-    mesh = over((4, 2))
+    mesh = over((2, 2))
     split = meshes.sharded_parameters(frozen.params, mesh)
     source = frozen.source(examples)
     source = source._replace(params=meshes.place(source.params, split))

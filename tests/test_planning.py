@@ -27,6 +27,8 @@ from stride_jax.settings import IndexSettings, ReadSettings
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
+pytestmark = pytest.mark.eight
+
 SETTINGS = RunSettings(
     model=ModelSettings("mlp", (32, 24)),
     train=TrainSettings(epochs=1),

@@ -18,6 +18,8 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.rows import Rows
 
+pytestmark = pytest.mark.eight
+
 RECIPE = TrainSettings(epochs=2, batch_size=40, optimizer="adamw", learning_rate=1e-3)
 TOKENS = np.random.default_rng(0).integers(0, 60, (160, 17)).astype(np.int32)
 GPT_SMALL = GPT(60, GPTSettings(depth=2, width=32, num_heads=2, num_kv_heads=2, sequence_len=16))

@@ -186,7 +186,8 @@ def _judged(evidence: Evidence, q: int, null: Null, rate: float) -> Judged:
     these = order[t_g[order] > null.critical] if p <= rate else order[:0]
     # All replicas together act as one group would.
     effect = float(own.effect_g[these].sum()) if len(these) else float(own.effect_g[t_g.argmax()])
-    effect_z = (_log_relative(effect, own.scale) - null.score[0]) / null.score[1]
+    [relative] = _log_relative(np.array([effect]), own.scale)
+    effect_z = (relative - null.score[0]) / null.score[1]
     learnt = PRESENT if effect_z <= null.critical_score else LEARNT
     return Judged(
         CLEAN if p > rate else learnt, float(p), float(t_g.max()), float(own.overlap_g.max()),
@@ -221,13 +222,12 @@ def _figures(evidence: Evidence, q: int) -> _Figures:
     overlap_g[np.searchsorted(group_g, held)] = overlap
     effect_g[np.searchsorted(group_g, scored)] = effect
     scale = float(np.median(np.abs(effect))) if len(effect) else 0.0
-    score_g = np.array([_log_relative(own, scale) for own in effect_g.tolist()])
-    return _Figures(group_g, overlap_g, effect_g, score_g, scale)
+    return _Figures(group_g, overlap_g, effect_g, _log_relative(effect_g, scale), scale)
 
 
-def _log_relative(effect: float, scale: float) -> float:
-    """Logarithm of one and a positive score in units of the typical one."""
-    return math.log1p(max(effect, 0.0) / scale) if scale > 0 else 0.0
+def _log_relative(effect_g: np.ndarray, scale: float) -> np.ndarray:
+    """Logarithms of one and the positive scores in units of the typical one."""
+    return np.log1p(np.maximum(effect_g, 0.0) / scale) if scale > 0 else np.zeros(len(effect_g))
 
 
 def _centre(values_C: np.ndarray) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """What an audit found, as JSON values: problem by problem, and of the whole benchmark."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -59,7 +60,7 @@ def report(
             "verdict": _verdict(share.flagged, share.interval),
         },
         "control": told,
-        "warnings": _warnings(told, evidence, settings),
+        "warnings": _warnings(told, evidence, math.log(run.data[1])),
         "problems": [_problem(run, problems, evidence, q, judged[q]) for q in order],
         "settings": plain(settings) | {"clean": len(null.t_C), "train": len(run.train)},
     }
@@ -85,8 +86,14 @@ def _control(
     return {"rows": len(control), "flagged": flagged, "by_effect": alone}, flagged
 
 
-def _warnings(told: dict[str, Any], evidence: Evidence, settings: AuditSettings) -> list[str]:
+def _warnings(told: dict[str, Any], evidence: Evidence, guess: float) -> list[str]:
+    """What is weak about an audit; `guess` is the loss of a token that is guessed, nats."""
     said = []
+    if (loss := float(np.median(evidence.loss_Q / evidence.size_Q))) > guess:
+        said.append(
+            f"the model's loss on the answers, {loss:.1f} nats a token, is worse than guessing "
+            f"({guess:.1f}): it did not learn such texts, so effects say little"
+        )
     if told["rows"] and told["by_effect"] < _WEAK:
         said.append(
             f"exact influence tells only {100 * told['by_effect']:.0f} % of the training rows from "

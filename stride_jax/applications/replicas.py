@@ -164,6 +164,6 @@ def losses(
     parts = []
     for chunk in run.frozen.chunks(problems, execution, "answers"):
         own = chunk.observed
-        losses_QxT = np.asarray(cross_entropy(own.logits_NxTxC, own.labels_NxT))
-        parts.append(np.where(np.asarray(own.labels_NxT) >= 0, losses_QxT, 0.0).sum(axis=1))
+        losses_QxT = cross_entropy(own.logits_NxTxC, own.labels_NxT) * own.weights_NxT
+        parts.append(np.asarray(losses_QxT).sum(axis=1))
     return np.concatenate(parts), (problems.labels >= 0).sum(axis=1)
