@@ -143,7 +143,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             "num_checkpoints": 1,
             "index": {"taps": ("final",), "design": {"num_subsets": 24, "degree": 4},
                       "basis": {"rank": 16}, "output_rank": 32, "kept": 0},
-            "read": {"exact": {"budget": 60}},
+            "read": {"exact": {"budget": 60, "rounds": 1}},
         }
     )  # fmt: skip
     check_workdir(home / "run", settings)

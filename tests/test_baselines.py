@@ -75,7 +75,13 @@ class Strided(nn.Module):
         return nn.Dense(10, name="head")(x.reshape(x.shape[0], -1)), {}
 
 
-@pytest.mark.parametrize("module", [Strided(), ResNet9(10, 1)], ids=["conv", "resnet"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(Strided(), id="conv"),
+        pytest.param(ResNet9(10, 1), id="resnet", marks=pytest.mark.slow),
+    ],
+)
 def test_gradient_dot_of_convolutions_is_autodiffs(module, trained):
     train, query = cut(trained.train, 6), cut(trained.query, 3)
     params = initial_params(module, jax.random.key(0), jnp.asarray(train.inputs))

@@ -275,7 +275,11 @@ def test_report_says_the_same_in_words_and_in_json(trained):
 
 @pytest.mark.parametrize(
     "config",
-    [breast_cancer, pytest.param(digits_resnet, marks=pytest.mark.slow), bible_gpt],
+    [
+        breast_cancer,
+        pytest.param(digits_resnet, marks=pytest.mark.slow),
+        pytest.param(bible_gpt, marks=pytest.mark.slow),
+    ],
 )
 def test_no_false_alarm_on_configs(config, tmp_path):
     settings = run_settings(config.get_config("runlocal").to_dict())

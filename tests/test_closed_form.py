@@ -125,7 +125,8 @@ def reference(form, site, basis, observed, g, right):
 @pytest.mark.parametrize(
     ("where", "form", "kind"),
     [("logit", "exact", "hash"), ("logit", "eigen", "hash"), ("logit", "kronecker", "hash"),
-     ("hidden1", "eigen", "hash"), ("hidden1", "kronecker", "hash"),
+     pytest.param("hidden1", "eigen", "hash", marks=pytest.mark.slow),
+     ("hidden1", "kronecker", "hash"),
      ("logit", "exact", "clusters"), ("hidden1", "eigen", "clusters")],
 )  # fmt: skip
 def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form, kind):
@@ -205,7 +206,12 @@ def one_device():
 
 
 @pytest.mark.parametrize(
-    ("form", "kind"), [("exact", "hash"), ("eigen", "hash"), ("exact", "clusters")]
+    ("form", "kind"),
+    [
+        pytest.param("exact", "hash", marks=pytest.mark.slow),
+        ("eigen", "hash"),
+        ("exact", "clusters"),
+    ],
 )
 def test_devices_and_batches_change_nothing(scene, form, kind):
     subsets, site, basis, source = scene["logit"]

@@ -347,6 +347,7 @@ def test_files_of_others_are_named_and_never_called_deletable(index, tmp_path):
         stride_jax.Index.load(tmp_path / "nowhere.npz")
 
 
+@pytest.mark.slow
 def test_everything_works_with_x64(linear, tmp_path, pytestconfig):
     """Operators, measurements and scores of a process with 64-bit JAX are those of this one."""
     tapped, params, train, query = linear

@@ -150,6 +150,7 @@ def test_processes_fine_tune_together_from_one_folder(tmp_path):
     assert max(apart) < 1e-4, apart
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_run_goes_on(alone, tmp_path):
     often = (*SMALL, "execution.keep.seconds=0.0", "execution.batch_size=64")
     (running,) = start(tmp_path, often)

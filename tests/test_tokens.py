@@ -66,9 +66,9 @@ def close(a, b, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("sites", "output_rank", "kind"),
     [
-        (("logit",), 0, "hash"),
+        pytest.param(("logit",), 0, "hash", marks=pytest.mark.slow),
         (("logit",), 12, "hash"),
-        (("final", "logit"), 256, "hash"),
+        pytest.param(("final", "logit"), 256, "hash", marks=pytest.mark.slow),
         (("final", "logit"), 12, "clusters"),
     ],
 )

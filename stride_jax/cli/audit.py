@@ -66,7 +66,8 @@ def main(words: Sequence[str]) -> int:
             f"--clean has {len(clean)} problems, which can't tell a rate of {settings.rate}: give "
             f"at least {settings.least_clean}, or --rate={1 / (len(clean) + 1):.3f} or more"
         )
-    print(f"{len(problems)} problems against {len(run.train)} training rows", flush=True)
+    said = f"{len(problems)} problems against {len(run.train)} training rows"
+    print(visible(said), flush=True)
     evidence, known = (gather(run, own.examples, settings.shingle) for own in (problems, clean))
     null, control = null_of(known, settings), []
     if settings.control:
