@@ -62,6 +62,7 @@ def test_false_alarms_keep_their_rate_and_leaks_are_told_apart() -> None:
         assert [own.groups[0] for own in judged[1:3]] == [4, 5]
         assert 3 in judged[0].groups
         assert judged[1].effect >= 40 * typical_Q[1] * (1 - 1e-5)
+        assert judged[1].times >= 36, "the median moves a little with the leak"
         for own in judged:
             assert own.p == (1 + (null.t_C >= own.t).sum()) / 60
             assert (own.p <= 0.05) == (own.t > null.critical) == (own.verdict != CLEAN)
@@ -85,7 +86,7 @@ def test_nothing_known_is_clean_and_too_few_clean_problems_are_refused() -> None
 
 @given(st.integers(0, 200), st.floats(0.05, 1.0))
 def test_the_share_lies_in_its_interval(flagged: int, power: float) -> None:
-    own = Judged(CLEAN, 0.5, 0.0, 0.0, 0.0, 0.0, (), -1)
+    own = Judged(CLEAN, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, (), -1)
     judged = [own._replace(p=0.01)] * flagged + [own] * (200 - flagged)
     share = share_of(judged, 99, power, 0.02)
     low, high = share.interval
@@ -198,9 +199,9 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_texts_can_not_change_the_page() -> None:
     problem = {"id": "<i>", "text": "<script>alert(1)</script>", "verdict": LEARNT, "p": 0.01,
-               "overlap": 1.0, "loss_per_token": 1.0, "effect_per_token": 0.5, "replicas": [
+               "overlap": 1.0, "loss_per_token": 1.0, "times": 9.0, "replicas": [
                    {"copies": 2, "rows": [["a<b"]], "text": "</pre><b>", "overlap": 1.0,
-                    "effect": 0.5}]}  # fmt: skip
+                    "times": 9.0}]}  # fmt: skip
     benchmark = {"verdict": "", "flagged": 1, "problems": 1, "learnt": 1, "present": 0,
                  "leaked_share": 1.0, "leaked_share_ci95": (0.5, 1.0),
                  "expected_false_alarms": 0.0}  # fmt: skip

@@ -90,7 +90,9 @@ class Judged(NamedTuple):
       p: its p-value.
       t: what it is ranked by, the largest t of a group.
       overlap: the largest share of its words that a group holds.
-      effect: by how much its loss would rise without all its replicas, nats, to first order.
+      effect: by how much its loss would rise without all its replicas, nats, to first order: little
+        where the answer is known by heart, as its gradient vanishes.
+      times: the same, in effects of the problem's median group, which does not vanish.
       effect_z: the same, relative to other groups, against clean problems' strongest group.
       groups: numbers of its replicas' groups, strongest first; none where it is clean.
       nearest: the group that looks most like a replica; −1 where nothing is known of any.
@@ -101,6 +103,7 @@ class Judged(NamedTuple):
     t: float
     overlap: float
     effect: float
+    times: float
     effect_z: float
     groups: tuple[int, ...]
     nearest: int
@@ -179,7 +182,7 @@ def _t_of(own: "_Figures", null: Null) -> np.ndarray:
 def _judged(evidence: Evidence, q: int, null: Null, rate: float) -> Judged:
     own = _figures(evidence, q)
     if not len(own.group_g):
-        return Judged(CLEAN, 1.0, -math.inf, 0.0, 0.0, -math.inf, (), -1)
+        return Judged(CLEAN, 1.0, -math.inf, 0.0, 0.0, 0.0, -math.inf, (), -1)
     t_g = _t_of(own, null)
     p = (1 + len(null.t_C) - np.searchsorted(null.t_C, t_g.max())) / (1 + len(null.t_C))
     order = np.lexsort((-t_g, -own.effect_g))
@@ -191,7 +194,8 @@ def _judged(evidence: Evidence, q: int, null: Null, rate: float) -> Judged:
     learnt = PRESENT if effect_z <= null.critical_score else LEARNT
     return Judged(
         CLEAN if p > rate else learnt, float(p), float(t_g.max()), float(own.overlap_g.max()),
-        effect, float(effect_z), tuple(own.group_g[these].tolist()), int(own.group_g[t_g.argmax()]),
+        effect, effect / max(own.scale, 1e-30), float(effect_z),
+        tuple(own.group_g[these].tolist()), int(own.group_g[t_g.argmax()]),
     )  # fmt: skip
 
 
@@ -260,7 +264,7 @@ def share_of(judged: list[Judged], num_clean: int, power: float, rate: float) ->
       power: share of leaks that are flagged, such as that of the control.
       rate: of false alarms.
 
-    >>> clean = Judged("clean", 0.5, 0.0, 0.0, 0.0, 0.0, (), -1)
+    >>> clean = Judged("clean", 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, (), -1)
     >>> share_of([clean] * 98 + [clean._replace(p=0.01)] * 2, 99, 1.0, 0.02).leaked
     0.0
     """

@@ -39,22 +39,23 @@ summary { cursor: pointer } pre { white-space: pre-wrap; overflow-wrap: anywhere
 comparison; a clean problem is flagged with a chance of {{ settings.rate }} at most.
 {% if control.rows %}Of {{ control.rows }} training rows that were asked as if they were problems,
 {{ "%.0f" | format(100 * control.flagged) }} % are flagged, and
-{{ "%.0f" | format(100 * control.by_effect) }} % are told by their effect alone.{% endif %}
-Effects are changes of the answer's loss in nats per token, to first order, if the replicas were
-not there.</p>
+{{ "%.0f" | format(100 * control.by_effect) }} % are told by their effect alone.{% endif +%}
+An effect is by how much the answer's loss would rise without the rows, in units of what the
+problem's typical group of rows does to it.</p>
 {% for warning in warnings %}<p class="warning">{{ warning }}</p>
 {% endfor %}
 {% for own in problems %}{% if own.verdict != "clean" or loop.index <= 10 %}
 <details{% if own.verdict != "clean" and loop.index <= 3 %} open{% endif %}>
 <summary><span class="tag {{ own.verdict }}">{{ own.verdict }}</span>{{ own.id }}
  <span class="dim">p {{ "%.3f" | format(own.p) }} · words {{ "%.0f" | format(100 * own.overlap) }} %
- · loss {{ "%.2f" | format(own.loss_per_token) }} · effect
- {{ "%+.2f" | format(own.effect_per_token) }}</span></summary>
+ · loss {{ "%.2f" | format(own.loss_per_token) }} nats a token · effect
+ {{ "%.1f" | format(own.times) }} ×</span></summary>
 <pre>{{ own.text }}</pre>
 {% for one in own.replicas %}
 <div class="dim">{{ one.copies }} {{ "row" if one.copies == 1 else "copies" }}
  ({{ one.rows | map("join", "; ") | join(", ") }}), words
- {{ "%.0f" | format(100 * one.overlap) }} %, effect {{ "%+.3f" | format(one.effect) }} nats</div>
+ {{ "%.0f" | format(100 * one.overlap) }} %, effect
+ {{ "%.1f" | format(one.times) }} ×</div>
 <pre>{{ one.text }}</pre>
 {% endfor %}</details>
 {% endif %}{% endfor %}

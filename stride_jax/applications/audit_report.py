@@ -127,14 +127,15 @@ def _problem(
         "overlap": own.overlap,
         "loss_per_token": float(evidence.loss_Q[q]) / tokens,
         "effect_per_token": own.effect / tokens,
+        "times": own.times,
         "effect_z": own.effect_z,
         "groups": len(own.groups),
-        "replicas": [_replica(run, evidence, q, group) for group in shown],
+        "replicas": [_replica(run, evidence, q, group, own) for group in shown],
         "reading": reading.VERDICTS[int(evidence.verdict_Q[q])],
     }
 
 
-def _replica(run: Run, evidence: Evidence, q: int, group: int) -> dict[str, Any]:
+def _replica(run: Run, evidence: Evidence, q: int, group: int, own: Judged) -> dict[str, Any]:
     """A group of rows that act as one: its copies, its first row's text, and what it does."""
     rows = np.flatnonzero(evidence.group_N == group)
     text = run.text.train
@@ -144,5 +145,6 @@ def _replica(run: Run, evidence: Evidence, q: int, group: int) -> dict[str, Any]
         "ids": run.train.ids[rows[:_SHOWN]].tolist(),
         "text": text.take(rows[:1]).texts(run.corpus.tokenizer)[0],
         "overlap": float(evidence.overlaps[[q], [group]][0]),
-        "effect": float(evidence.scores[[q], [group]][0]),
+        "effect": (effect := float(evidence.scores[[q], [group]][0])),
+        "times": effect * own.times / own.effect if own.effect else 0.0,
     }

@@ -123,8 +123,8 @@ def _said(told: dict[str, Any], out: pathlib.Path) -> str:
             copies = sum(one["copies"] for one in own["replicas"])
             lines.append(
                 f"  {own['verdict']:<8} {own['id'][:50]}: p {own['p']:.3f}, words "
-                f"{100 * own['overlap']:.0f} %, effect {own['effect_per_token']:+.3f} nats a "
-                f"token, {copies} rows shown"
+                f"{100 * own['overlap']:.0f} %, effect {own['times']:.0f} x typical, {copies} rows "
+                "shown"
             )
     lines += [f"warning: {warning}" for warning in told["warnings"]]
     return "\n".join([*lines, f"written to {out}"])
