@@ -41,7 +41,9 @@ test: lint
 
 test-slow: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,test,peers,tpu]'
-	JAX_DISABLE_MOST_OPTIMIZATIONS=false STRIDE_TEST_DEVICES=8 $(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -m "slow and not eight"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false STRIDE_TEST_DEVICES=8 \
+	    $(BIN)/python -m pytest -m "slow and eight" tests
 
 # The fast tests on another interpreter with the newest packages: make test-newest PYTHON=python3.13
 test-newest:

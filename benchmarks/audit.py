@@ -37,9 +37,6 @@ from stride_jax.runtime.files import read_json, write_json
 
 RESULTS = ROOT / "docs/results/applications.json"
 OPPONENTS = ("logra", "tf-idf", "bm25", "feature-cosine")
-SIMILAR = ("tf-idf", "bm25", "feature-cosine")
-"""Opponents whose scores are of texts, so that a group is worth its likest member."""
-
 _FLAGGED = 0.011
 """Share of the training rows that the paper flags for a problem."""
 

@@ -22,6 +22,7 @@ from stride_jax.applications.audit import (
     share_of,
 )
 from stride_jax.applications.audit_page import page
+from stride_jax.applications.audit_report import warnings_of
 from stride_jax.applications.overlap import overlaps
 from stride_jax.applications.replicas import Evidence, read_problems
 from stride_jax.cli.main import main
@@ -195,6 +196,18 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     assert audit(folder, *words[:-1], f"--out={again}") == 0
     assert json.loads(again.read_text()) == told
     assert [path.stat().st_mtime_ns for path in stored] == times
+
+
+def test_a_weak_audit_says_so() -> None:
+    """A control that its effect does not tell, lost sketches, and a model that guesses."""
+    own = evidence(*unleaked(np.random.default_rng(2), 4))  # a loss of 5 / 3 nats a token
+    strong = {"rows": 10, "flagged": 1.0, "by_effect": 0.9}
+    assert warnings_of(strong, own, guess=2.0) == []
+    lost = own._replace(verdict_Q=np.full(4, 2))
+    said = warnings_of(strong | {"by_effect": 0.2}, lost, guess=1.0)
+    for part, words in zip(said, ("worse than guessing", "only 20 %", "raise K"), strict=True):
+        assert words in part
+    assert "no control" in warnings_of({"rows": 0}, own, guess=2.0)[0]
 
 
 def test_texts_can_not_change_the_page() -> None:

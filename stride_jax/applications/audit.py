@@ -9,9 +9,10 @@ leaked:
     p_q = (1 + #{clean c: t_c >= t_q}) / (1 + C)
 
 z is the distance from the median of the clean problems' largest, in units of their spread. Where
-clean problems are drawn as those of the benchmark are, at most a share `rate` of the clean ones
-among these has `p <= rate`, whatever the figures' distribution (conformal p-values; V. Vovk et al.,
-Algorithmic Learning in a Random World, 2005).
+clean problems are drawn as those of the benchmark are, a share `rate` of the clean ones among these
+has `p <= rate` at most, on average and whatever the figures' distribution (conformal p-values; V.
+Vovk et al., Algorithmic Learning in a Random World, 2005): nearly, as medians and spreads are those
+of the same clean problems.
 
 Letters of its own: C clean problems, G groups of training rows.
 """
@@ -39,13 +40,11 @@ class AuditSettings:
       shingle: consecutive tokens that are compared as one word.
       control: training rows that are asked as if they were problems: what is found of them says
         what can be found in this run.
-      seed: random seed of their draw.
     """
 
     rate: float = 0.02
     shingle: int = 3
     control: int = 50
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 0.5:

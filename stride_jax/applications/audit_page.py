@@ -59,8 +59,8 @@ problem's typical group of rows does to it.</p>
 <pre>{{ one.text }}</pre>
 {% endfor %}</details>
 {% endif %}{% endfor %}
-<p class="dim">Problems without any sign are listed in the JSON report; the ten most suspicious of
-them are shown.</p>
+<p class="dim">Of problems without any sign, those among the ten most suspicious of all are shown;
+the JSON report has every one.</p>
 </html>
 """
 

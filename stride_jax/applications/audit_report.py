@@ -60,7 +60,7 @@ def report(
             "verdict": _verdict(share.flagged, share.interval),
         },
         "control": told,
-        "warnings": _warnings(told, evidence, math.log(run.data[1])),
+        "warnings": warnings_of(told, evidence, math.log(run.data[1])),
         "problems": [_problem(run, problems, evidence, q, judged[q]) for q in order],
         "settings": plain(settings) | {"clean": len(null.t_C), "train": len(run.train)},
     }
@@ -86,8 +86,14 @@ def _control(
     return {"rows": len(control), "flagged": flagged, "by_effect": alone}, flagged
 
 
-def _warnings(told: dict[str, Any], evidence: Evidence, guess: float) -> list[str]:
-    """What is weak about an audit; `guess` is the loss of a token that is guessed, nats."""
+def warnings_of(told: dict[str, Any], evidence: Evidence, guess: float) -> list[str]:
+    """What is weak about an audit, in words.
+
+    Args:
+      told: what is said of the control.
+      evidence: on the problems.
+      guess: loss of a token that is guessed, nats.
+    """
     said = []
     if (loss := float(np.median(evidence.loss_Q / evidence.size_Q))) > guess:
         said.append(

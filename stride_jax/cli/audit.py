@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
     evidence, known = (gather(run, own.examples, settings.shingle) for own in (problems, clean))
     null, control = null_of(known, settings), []
     if settings.control:
-        rng, count = np.random.default_rng(settings.seed), min(settings.control, len(run.train))
+        rng, count = np.random.default_rng(0), min(settings.control, len(run.train))
         rows = np.sort(rng.choice(len(run.train), count, replace=False))
         own = gather(run, run.text.train.take(rows).examples, settings.shingle)
         control = judge(own, null, settings)
