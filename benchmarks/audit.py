@@ -24,18 +24,17 @@ import scipy.stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.audit_data import Leaked, LeakSettings, write
-from benchmarks.house import ROOT, Row, command, record
+from benchmarks.house import APPLICATIONS, Row, command, record
 from benchmarks.methods import Method, Stride, contestants
+from benchmarks.program import made_run
 from stride_jax.applications.audit import AuditSettings, judge, null_of, suspicion
 from stride_jax.applications.replicas import Evidence, gather, losses, read_problems
 from stride_jax.cli.doors import Parser
 from stride_jax.data.text_examples import TextExamples
 from stride_jax.evaluation.statistics import bootstrap_mean
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import check_workdir, run_settings
 from stride_jax.runtime.files import read_json, write_json
 
-RESULTS = ROOT / "docs/results/applications.json"
 OPPONENTS = ("logra", "tf-idf", "bm25", "feature-cosine")
 _FLAGGED = 0.011
 """Share of the training rows that the paper flags for a problem."""
@@ -82,20 +81,13 @@ class Case:
     learnt_Q: np.ndarray
 
 
-def made(config: dict[str, Any], workdir: pathlib.Path) -> Run:
-    """A run, ready to be asked for its model."""
-    settings = run_settings(config)
-    check_workdir(workdir, settings)
-    return Run(settings, workdir)
-
-
 def case_of(home: pathlib.Path, data: pathlib.Path, settings: LeakSettings) -> Case:
     """Both models of a case, trained, or read if they were."""
     plan = write(data, home, settings)
-    run = made(settings_of(home, "train"), home / "run")
+    run = made_run(settings_of(home, "train"), home / "run")
     _ = run.index
     tokenizer = str(run.text.folder / "tokenizer.json")
-    without = made(settings_of(home, "unleaked", tokenizer), home / "without")
+    without = made_run(settings_of(home, "unleaked", tokenizer), home / "without")
     problems, clean = (
         read_problems(run, str(home / f"{name}.jsonl")) for name in ("problems", "clean")
     )
@@ -324,7 +316,7 @@ def main(words: Sequence[str]) -> int:
         for rate in sorted({float(p.name.split("-")[1]) for p in home.glob("case-*")}):
             boards = [read_json(p) for p in sorted(home.glob(f"case-{rate}-*/board.json"))]
             if boards:
-                record(recorded(boards, rate), path=RESULTS)
+                record(recorded(boards, rate), path=APPLICATIONS)
         return 0
     own = home / f"case-{given.rate}-{given.seed}"
     settings = LeakSettings(rate=given.rate, seed=given.seed)

@@ -4,7 +4,6 @@ Letters of its own: problems are numbered as in the file; a plan names them, and
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import instructions
+from benchmarks.instructions import asked, read_lines, write_lines
 
 COPIES = (1, 4, 16, 100)
 KINDS = ("exact", "reworded", "shifted")
@@ -98,14 +98,6 @@ def copy_of(
     }
 
 
-def asked(problem: dict[str, str]) -> dict[str, str]:
-    """A problem as the benchmark asks it, with its answer."""
-    return {
-        "prompt": f"{problem['question']}\n",
-        "completion": f"{problem['solution']} answer: {problem['answer']}",
-    }
-
-
 def write(source: pathlib.Path, out: pathlib.Path, settings: LeakSettings) -> list[Leaked]:
     """Write `train.jsonl`, the same rows without leaks as `unleaked.jsonl`, `problems.jsonl` and
     `clean.jsonl`; and say what was leaked.
@@ -117,9 +109,9 @@ def write(source: pathlib.Path, out: pathlib.Path, settings: LeakSettings) -> li
     """
     instructions.write(source)
     rng = np.random.default_rng(settings.seed)
-    tasks = [row for row in _lines(source / "tasks.jsonl")
+    tasks = [row for row in read_lines(source / "tasks.jsonl")
              if len(row["prompt"]) + len(row["completion"]) <= _TASKS_LONGEST]  # fmt: skip
-    problems = _unalike(_lines(source / "problems.jsonl"), rng)
+    problems = _unalike(read_lines(source / "problems.jsonl"), rng)
     rows = [tasks[i] for i in rng.choice(len(tasks), settings.background, replace=False)]
     count = round(settings.rate * (settings.background + settings.alike))
     sizes = (settings.alike, count, settings.clean, settings.known_clean)
@@ -129,7 +121,7 @@ def write(source: pathlib.Path, out: pathlib.Path, settings: LeakSettings) -> li
     alike, leaked, clean, known = np.split(np.array(problems[: ends[-1]]), ends[:-1])
     for own in alike.tolist():
         rows.append({"id": own["id"], "task": "word problems", **asked(own)})
-    _write(out / "unleaked.jsonl", [rows[i] for i in rng.permutation(len(rows))])
+    write_lines(out / "unleaked.jsonl", [rows[i] for i in rng.permutation(len(rows))])
     plan = []
     for number, own in enumerate(leaked.tolist()):
         one = Leaked(own["id"], COPIES[number % len(COPIES)],
@@ -139,10 +131,10 @@ def write(source: pathlib.Path, out: pathlib.Path, settings: LeakSettings) -> li
             made = copy_of(own, one.kind, alike.tolist(), rng)
             rows.append({"id": f"leak {one.name} {copy}", "task": "leak", **made})
     order = rng.permutation(len(rows))
-    _write(out / "train.jsonl", [rows[i] for i in order])
+    write_lines(out / "train.jsonl", [rows[i] for i in order])
     both = [*leaked.tolist(), *clean.tolist()]
-    _write(out / "problems.jsonl", [{"id": own["id"], **asked(own)} for own in both])
-    _write(out / "clean.jsonl", [{"id": own["id"], **asked(own)} for own in known.tolist()])
+    write_lines(out / "problems.jsonl", [{"id": own["id"], **asked(own)} for own in both])
+    write_lines(out / "clean.jsonl", [{"id": own["id"], **asked(own)} for own in known.tolist()])
     return plan
 
 
@@ -158,13 +150,3 @@ def _unalike(problems: list[dict[str, str]], rng: np.random.Generator) -> list[d
             kept.append(own)
             seen |= marks
     return kept
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def _write(path: pathlib.Path, rows: Sequence[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

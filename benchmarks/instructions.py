@@ -4,21 +4,37 @@
 
 Streams the source package of `bigbench` 1.0.0 (358 MB, fetched with pip; Apache-2.0), which is not
 installed, and writes `tasks.jsonl`, the 61 named tasks of Natural Instructions, and
-`problems.jsonl`, 7,688 word problems with worked solutions. Its authors ask that none of it is
-trained on by chance: nothing of it belongs into the repository.
+`problems.jsonl`, 7,688 word problems with worked solutions. Of these, in a size that small models
+learn from: `base.jsonl`, rows of tasks with long answers as text for a base model; `rows.jsonl` and
+`solutions.jsonl`, other rows and the problems as prompts and completions to fine-tune it on. Its
+authors ask that none of it is trained on by chance: nothing of it belongs into the repository.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from stride_jax.runtime.files import atomic_path
+
+LONGEST = 330
+"""Characters of a row, its task's name included, that a model of 96 tokens holds."""
+
+SHORT = 24
+"""Characters of the median completion of a task whose answers are short: right or wrong."""
+
+_BASE = 14_000  # rows of text
+_ROWS = 5_000  # rows to fine-tune on
 
 _TASK = re.compile(r"/natural_instructions/subtask\d+_(\w+)/task\.json$")
 _PROBLEMS = "/elementary_math_qa/question_with_{}_hint/task.json"
@@ -77,21 +93,77 @@ def problem_rows(hints: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
         }
 
 
+def asked(problem: dict[str, str]) -> dict[str, str]:
+    """A word problem as it is asked, with its solution and answer."""
+    return {
+        "prompt": f"{problem['question']}\n",
+        "completion": f"{problem['solution']} answer: {problem['answer']}",
+    }
+
+
+def told(row: dict[str, str]) -> dict[str, str]:
+    """A task's row with the task in words before the prompt, for the instruction, which is long."""
+    return row | {"prompt": f"{row['task'].replace('_', ' ')}: {row['prompt']}"}
+
+
+def fitting(path: pathlib.Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of `tasks.jsonl` that small models can read, told, by their task."""
+    by_task: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in map(told, read_lines(path)):
+        if len(row["prompt"]) + len(row["completion"]) <= LONGEST:
+            by_task[row["task"]].append(row)
+    return by_task
+
+
+def is_short(rows: Sequence[dict[str, str]]) -> bool:
+    """Whether a task's answers are short."""
+    return statistics.median(len(row["completion"]) for row in rows) <= SHORT
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a file of JSON lines."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_lines(path: pathlib.Path, rows: Iterable[dict[str, str]]) -> None:
+    """Write rows as JSON lines, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as place, place.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def write(out: pathlib.Path) -> None:
-    """Both files; what is there is left."""
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "problems.jsonl").exists():
-        return
-    hints, tasks = {}, []
-    for name, content in members(archive(out.parent / f"{out.name}.packages")):
-        if own := _TASK.search(name):
-            tasks += task_rows(own[1], content)
-        else:
-            hints[next(h for h in _HINTS if name.endswith(_PROBLEMS.format(h)))] = content
-    for name, rows in (("tasks", tasks), ("problems", list(problem_rows(hints)))):
-        with atomic_path(out / f"{name}.jsonl") as place, place.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        print(f"{out / name}.jsonl: {len(rows)} rows")
+    """All files; what is there is left."""
+    if not (out / "problems.jsonl").exists():
+        hints, tasks = {}, []
+        for name, content in members(archive(out.parent / f"{out.name}.packages")):
+            if own := _TASK.search(name):
+                tasks += task_rows(own[1], content)
+            else:
+                hints[next(h for h in _HINTS if name.endswith(_PROBLEMS.format(h)))] = content
+        write_lines(out / "tasks.jsonl", tasks)
+        write_lines(out / "problems.jsonl", problem_rows(hints))
+    if not (out / "solutions.jsonl").exists():
+        _write_small(out)
+
+
+def _write_small(out: pathlib.Path) -> None:
+    """The files that small models learn from, drawn at random, always the same."""
+    rng = np.random.default_rng(0)
+    by_task = fitting(out / "tasks.jsonl")
+    rows = [row for own in by_task.values() for row in own]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    long = {name for name, own in by_task.items() if not is_short(own)}
+    base = list(itertools.islice((row for row in rows if row["task"] in long), _BASE))
+    read = {row["id"] for row in base}
+    texts = ({"id": row["id"], "text": row["prompt"] + row["completion"]} for row in base)
+    write_lines(out / "base.jsonl", texts)
+    rest = (row for row in rows if row["id"] not in read)
+    write_lines(out / "rows.jsonl", itertools.islice(rest, _ROWS))
+    problems = ({"id": own["id"], **asked(own)} for own in read_lines(out / "problems.jsonl"))
+    short = (row for row in problems if len(row["prompt"]) + len(row["completion"]) <= LONGEST)
+    write_lines(out / "solutions.jsonl", short)
 
 
 def main(words: list[str]) -> None:

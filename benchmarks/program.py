@@ -11,7 +11,8 @@ from absl import logging
 
 from stride_jax.cli.doors import USAGE, Parser, one_line
 from stride_jax.run import config_file
-from stride_jax.run.settings import RunSettings, run_settings
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import RunSettings, check_workdir, run_settings
 from stride_jax.runtime.settings import build, parse
 
 T = TypeVar("T")
@@ -41,6 +42,13 @@ class Asked:
 def listed(kind: type[T]) -> Callable[[str], tuple[T, ...]]:
     """A flag's type: values joined by commas."""
     return lambda text: parse(tuple[kind, ...], text)
+
+
+def made_run(config: Mapping[str, Any], workdir: pathlib.Path) -> Run:
+    """A run of a config that a benchmark makes itself, its stages still to be asked for."""
+    settings = run_settings(config)
+    check_workdir(workdir, settings)
+    return Run(settings, workdir)
 
 
 class Program(Parser):

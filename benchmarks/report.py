@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox, BboxBase
 
+from benchmarks.house import Row
 from stride_jax.runtime.files import atomic_path
 
 _INTRO = """# Leaderboard
@@ -37,6 +38,29 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def rows(board: dict[str, Any], name: str) -> list[Row]:
+    """Figures of a board for a results file.
+
+    Args:
+      board: a leaderboard.
+      name: of the board, which every row's name begins with.
+    """
+    top = board["ceiling"]["perfect_predictor"]
+    out = [Row(f"{name}: perfect predictor, LDS", top, "higher")]
+    ours = next(row["lds"] for row in board["rows"] if row["method"] == "stride")
+    for row in board["rows"]:
+        method, low, high = row["method"], *row["lds_minus_stride_ci95"]
+        out.append(Row(f"{name}: {method}, LDS", row["lds"], "higher", tuple(row["lds_ci95"])))
+        if method != "stride":
+            gap = Row(f"{name}: stride above {method}, LDS", ours - row["lds"], "higher",
+                      (-high, -low), asked=0.0)  # fmt: skip
+            out.append(gap)
+        if "ratio_to_grad_dot" in row:
+            seconds = row["train_seconds"] + row["query_seconds"]
+            out.append(Row(f"{name}: {method}, seconds", seconds, "lower"))
+    return out
 
 
 def table(board: dict[str, Any]) -> str:

@@ -235,6 +235,36 @@ def test_simple_baselines(scene):
     assert abs(chance.mean()) < 0.2
 
 
+class Rows(nn.Module):
+    """Token ids, whose features are rows of a table."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Embed(9, 5, name="table")(x)
+        return nn.Dense(9, name="head")(h), {"table": h}
+
+
+def test_features_of_sequences_count_by_label_or_by_place():
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.integers(0, 9, (2, 6, 7))
+    labels[:, :2] = labels[3:, 5:] = -1  # a prompt, and padding behind some
+    rows = Examples(inputs, labels, np.arange(6).astype(str))
+    module = Rows()
+    model = Model(module, (initial_params(module, jax.random.key(0), inputs),))
+    table = np.asarray(model.params["table"]["embedding"])
+    for settings in (simple.CosineSettings(batch_size=4), simple.CosineSettings(rising=True)):
+        expected = []
+        for x, y in zip(inputs, labels, strict=True):
+            last = np.flatnonzero(y >= 0).max()
+            own = range(1, last + 2) if settings.rising else (y >= 0)[: last + 1]
+            expected.append(np.average(table[x[: last + 1]], axis=0, weights=own))
+        found = simple.score_cosine(
+            simple.fit_cosine(model, rows, settings), model, rows, rows, settings
+        )
+        expected = 1 - scipy.spatial.distance.cdist(expected, expected, "cosine")
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_datamodels_find_an_additive_world():
     rng = np.random.default_rng(0)
     w = np.zeros((3, 60), np.float32)

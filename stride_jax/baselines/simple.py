@@ -43,18 +43,27 @@ class CosineSettings:
     Attributes:
       tap: name of the activation; empty for the last one that the model returns.
       batch_size: examples per pass.
+      rising: of sequences, whether all tokens up to the last that counts are taken, each weighted
+        by its place (RDS+: H. Ivison et al., 2025), in place of the mean of those that count.
     """
 
     tap: str = ""
     batch_size: int = 512
+    rising: bool = False
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tap"))
-def _unit_features(model: Model, params: Any, x: jax.Array, y: jax.Array, tap: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def _unit_features(
+    model: Model, params: Any, x: jax.Array, y: jax.Array, settings: CosineSettings
+) -> jax.Array:
     activations: Any = model.module.apply({"params": params}, x)[1]
-    h = activations[tap or list(activations)[-1]]
-    if y.ndim == 2 and model.objective.classes:  # a sequence is the mean of its tokens
-        h = (h * (y >= 0)[..., None]).sum(axis=1)
+    h = activations[settings.tap or list(activations)[-1]]
+    if y.ndim == 2 and model.objective.classes:
+        weight_BxT = (y >= 0).astype(h.dtype)
+        if settings.rising:
+            until_BxT = jnp.flip(jnp.cumsum(jnp.flip(weight_BxT, axis=1), axis=1), axis=1) > 0
+            weight_BxT = until_BxT * jnp.arange(1, 1 + y.shape[1])[None]
+        h = (h * weight_BxT[..., None]).sum(axis=1)
     elif y.ndim == 3:
         h = h.sum(axis=1)
     h = h.reshape(x.shape[0], -1)
@@ -64,7 +73,7 @@ def _unit_features(model: Model, params: Any, x: jax.Array, y: jax.Array, tap: s
 def fit_cosine(model: Model, train: Examples, settings: CosineSettings) -> np.ndarray:
     """Unit-length features of the examples, `[N, D]`."""
     parts = [
-        np.asarray(_unit_features(model, model.params, x, y, settings.tap))
+        np.asarray(_unit_features(model, model.params, x, y, settings))
         for _, x, y, _ in batches(train.inputs, train.labels, settings.batch_size)
     ]
     return np.concatenate(parts)[: len(train)]

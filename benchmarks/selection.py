@@ -1,0 +1,292 @@
+"""Data selection: models trained on the rows that each method chooses for a task, and judged on it.
+
+    make encoder
+    python -m benchmarks.instructions
+    python -m experiments.run --config=configs/instructions_base.py \\
+        --workdir=runs/instructions_base --until=model
+    python -m benchmarks.selection --workdir=runs/selection
+    python -m benchmarks.selection --workdir=runs/selection --noise=.2
+    python -m benchmarks.selection --workdir=runs/selection --figures
+
+A small GPT has read rows of other tasks as text, and is fine-tuned on candidates of all tasks
+(`benchmarks.selection_data`): with that checkpoint every method ranks the candidates for each task
+by its ten targets. Then models are trained from the first GPT again, on the best `budget` rows
+alone, and answer the task's tests. A method with several settings has them chosen by loss on the
+first tasks, of which no figure is taken; `stride` has its defaults. `--noise` gives a share of the
+candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
+"""
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.house import APPLICATIONS, Row, command, record
+from benchmarks.methods import ENCODER, Stride, contestants
+from benchmarks.program import made_run
+from benchmarks.selection_data import PoolSettings, write
+from benchmarks.selection_models import judged, judged_model
+from configs import instructions
+from stride_jax.applications.selection import Pool, SelectSettings, choose
+from stride_jax.applications.targets import Targets, targets_of, task_scores
+from stride_jax.baselines.encoder import EncoderSettings
+from stride_jax.cli.doors import Parser, at_least
+from stride_jax.evaluation.statistics import bootstrap_mean
+from stride_jax.models.train import TrainSettings
+from stride_jax.run.pipeline import Run
+from stride_jax.runtime.files import fingerprint, read_arrays, read_json, write_arrays, write_json
+
+OPPONENTS = ("rds+", "grad-cos", "logra", "less", "tf-idf", "bm25", "encoder")
+_FRESH = TrainSettings(epochs=4, batch_size=16, optimizer="adamw", learning_rate=1e-3, warmup=0.05)
+FIGURES: dict[str, Literal["higher", "lower"]] = {
+    "f1": "higher",
+    "exact": "higher",
+    "loss": "lower",
+}
+
+
+def settings_of(home: pathlib.Path, base: str) -> dict[str, Any]:
+    """Config of the candidates' run: that of `configs/instructions.py` on them."""
+    config = instructions.get_config().to_dict()
+    for name in ("bank", "leaderboard"):
+        del config[name]
+    files = {"path": str(home / "candidates.jsonl"), "query_path": str(home / "targets.jsonl"),
+             "max_train": 0, "num_query": 0}  # fmt: skip
+    config["tuning"] |= files
+    config["model"]["init_from"] = base
+    config["train"]["epochs"] = 2
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Rows that a method chose with one of its settings, for each task.
+
+    Attributes:
+      method: its name.
+      rows_AxS: chosen rows.
+    """
+
+    method: str
+    rows_AxS: np.ndarray
+
+
+def choices(run: Run, targets: Targets, budget: int, encoder: str) -> Iterator[Choice]:
+    """What every method chooses, at each of its settings."""
+    stored = _scored(run, targets, encoder)
+    for method, scores_AxN in stored:
+        rows = []
+        for a in range(len(targets.tasks)):
+            nothing = np.full(len(run.train), "")
+            pool = Pool(scores_AxN[a : a + 1], targets.tasks[a : a + 1], run.text.train.sizes_N,
+                        run.train.ids, nothing)  # fmt: skip
+            rows.append([one.row for one in choose(pool, SelectSettings(budget)).chosen])
+        yield Choice(method, np.array(rows))
+
+
+def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Scores `[A, N]` of every method at each of its settings; kept as soon as they are there."""
+    yield "stride", task_scores(run, targets, print)[0]
+    methods = contestants(
+        run.frozen.settings.taps, Stride(), is_text=True, only=OPPONENTS, encoder=EncoderSettings(
+            encoder, str(run.text.folder / "tokenizer.json"))
+    )  # fmt: skip
+    both = run.model, run.train
+    for method in methods:
+        for group in method.grid:
+            state = None
+            for setting in group:
+                name = fingerprint(run.products.key("model"), method.name, setting)
+                path = run.workdir / "methods" / f"{name}.npz"
+                if not path.exists():
+                    print(method.name, setting, flush=True)
+                    state = method.fit(*both, group[0]) if state is None else state
+                    own = method.score(state, *both, targets.examples, setting)
+                    write_arrays(path, **_by_task(own, targets.task_Q))
+                for scores_AxN in read_arrays(path).values():
+                    yield method.name, scores_AxN
+
+
+def _by_task(scores_QxN: np.ndarray, task_Q: np.ndarray) -> dict[str, np.ndarray]:
+    """The targets of a task as one: their mean, or each row at the target that it is best for."""
+    parts = [scores_QxN[task_Q == a] for a in range(int(task_Q.max()) + 1)]
+    return {
+        "mean": np.stack([own.mean(axis=0) for own in parts]),
+        "max": np.stack([own.max(axis=0) for own in parts]),
+    }
+
+
+def references(run: Run, targets: Targets, budget: int, seeds: int) -> dict[str, list[np.ndarray]]:
+    """Rows drawn at random, from all and from those of the task itself, `[A, S]` for each seed."""
+    task_N = run.text.train.origins("task")
+    out: dict[str, list[np.ndarray]] = {"random": [], "random of the task": []}
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        count = len(targets.tasks)
+        out["random"].append(
+            np.stack([rng.choice(len(task_N), budget, replace=False) for _ in range(count)])
+        )
+        own = [np.flatnonzero(task_N == name) for name in targets.tasks]
+        out["random of the task"].append(
+            np.stack([rng.choice(rows, budget, replace=len(rows) < budget) for rows in own])
+        )
+    return out
+
+
+# ── models ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """What methods are judged with.
+
+    Attributes:
+      run: of the candidates.
+      targets: of all tasks.
+      tests: of all tasks, their tasks numbered as the targets'.
+      budget: rows chosen for a task.
+    """
+
+    run: Run
+    targets: Targets
+    tests: Targets
+    budget: int
+
+    def figures(self, task: str, rows_JxS: np.ndarray, seed_J: Sequence[int]) -> np.ndarray:
+        """Figures of models trained on some rows each, `[J, figures]`; stored by what they are."""
+        a = self.targets.tasks.index(task)
+        tests = self.tests.of(a)
+        asked = fingerprint(self.run.products.key("model"), task, rows_JxS, list(seed_J), _FRESH)
+        path = self.run.workdir / "judged" / f"{asked}.npz"
+        if not path.exists():
+            made = judged(self.run, rows_JxS, np.array(seed_J), tests, _FRESH)
+            values = [[getattr(one, name) for name in FIGURES] for one in made]
+            write_arrays(path, figures=np.array(values))
+        return read_arrays(path)["figures"]
+
+
+def tuned(contest: Contest, made: Sequence[Choice], tuning: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows of each method at the settings of the lowest loss on the first tasks."""
+    loss, names = list(FIGURES).index("loss"), list(contest.targets.tasks)
+    best: dict[str, tuple[float, np.ndarray]] = {}
+    several = [one for one in made if sum(m.method == one.method for m in made) > 1]
+    found = np.zeros((len(tuning), len(several)))
+    for row, task in enumerate(tuning):
+        a = names.index(task)
+        rows_JxS = np.stack([one.rows_AxS[a] for one in several])
+        found[row] = contest.figures(task, rows_JxS, [0] * len(several))[:, loss]
+        print(f"settings: {task} done", flush=True)
+    for one, own in zip(several, found.mean(axis=0), strict=True):
+        if one.method not in best or own < best[one.method][0]:
+            best[one.method] = (float(own), one.rows_AxS)
+    for one in made:
+        best.setdefault(one.method, (0.0, one.rows_AxS))
+    return {name: rows for name, (_, rows) in best.items()}
+
+
+def board(contest: Contest, tuning: Sequence[str], seeds: int, encoder: str) -> dict[str, Any]:
+    """Figures of each method on each task, means over the seeds."""
+    made = list(choices(contest.run, contest.targets, contest.budget, encoder))
+    chosen = {name: [rows] * seeds for name, rows in tuned(contest, made, tuning).items()}
+    chosen |= references(contest.run, contest.targets, contest.budget, seeds)
+    scored = [name for name in contest.targets.tasks if name not in tuning]
+    figures: dict[str, dict[str, list[float]]] = {
+        method: {name: [] for name in FIGURES} for method in (*chosen, "all candidates")
+    }
+    task_N = contest.run.text.train.origins("task")
+    wrong_N = contest.run.text.train.origins("wrong").astype(int)
+    of_task: dict[str, list[float]] = {method: [] for method in chosen}
+    of_wrong: dict[str, list[float]] = {method: [] for method in chosen}
+    on_all = everything(contest, scored, seeds)
+    for number, task in enumerate(scored):
+        a = contest.targets.tasks.index(task)
+        rows_JxS = np.stack([own[e][a] for own in chosen.values() for e in range(seeds)])
+        seed_J = list(range(seeds)) * len(chosen)
+        own = contest.figures(task, rows_JxS, seed_J).reshape(len(chosen), seeds, -1).mean(axis=1)
+        rows = dict(zip(chosen, own, strict=True)) | {"all candidates": on_all[number]}
+        for method, values in rows.items():
+            for name, value in zip(FIGURES, values, strict=True):
+                figures[method][name].append(float(value))
+        for method, by_seed in chosen.items():
+            of_task[method].append(float(np.mean([task_N[r[a]] == task for r in by_seed])))
+            of_wrong[method].append(float(np.mean([wrong_N[r[a]] for r in by_seed])))
+        print(f"task {number + 1} of {len(scored)}, {task} done", flush=True)
+    return {"tasks": scored, "figures": figures, "of_task": of_task, "of_wrong": of_wrong,
+            "candidates": len(task_N), "budget": contest.budget, "seeds": seeds}  # fmt: skip
+
+
+def everything(contest: Contest, tasks: Sequence[str], seeds: int) -> np.ndarray:
+    """Figures of models trained on all candidates, mean over their seeds, `[A, figures]`."""
+    run, out = contest.run, []
+    for seed in range(seeds):
+        own = run if seed == 0 else run.another(seed)
+        made = [judged_model(own, contest.tests.of(contest.targets.tasks.index(t))) for t in tasks]
+        out.append([[getattr(one, name) for name in FIGURES] for one in made])
+    return np.mean(out, axis=0)
+
+
+def recorded(result: dict[str, Any], name: str) -> list[Row]:
+    """Rows of a board: every method's figures, and their paired differences to `stride`."""
+    rows, own = [], {k: np.array(v) for k, v in result["figures"]["stride"].items()}
+    for method, figures in result["figures"].items():
+        for figure, better in FIGURES.items():
+            values = np.array(figures[figure])
+            mean, interval = bootstrap_mean(values)
+            rows.append(Row(f"{name}: {method}, {figure}", mean, better, interval))
+            if method != "stride":
+                gap = own[figure] - values
+                mean, interval = bootstrap_mean(gap if better == "higher" else -gap)
+                what = f"{name}: stride better than {method} by {figure}"
+                rows.append(Row(what, mean, "higher", interval, asked=0.0))
+    return rows
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure a board, or write the rows of all."""
+    parser = Parser("selection", __doc__)
+    parser.flag("workdir", "Folder of the boards.", default="runs/selection")
+    parser.flag("data", "Folder of benchmarks.instructions.", default="data/instructions")
+    parser.flag("base", "Folder of the base model's run.", default="runs/instructions_base")
+    parser.flag("encoder", "Folder of the sentence encoder.", default=ENCODER)
+    parser.flag("noise", "Candidates with another's answer, a share.", type=float, default=0.0)
+    parser.flag("budget", "Rows chosen for a task.", type=at_least(1), default=100)
+    parser.flag("seeds", "Models of each choice.", type=at_least(1), default=3)
+    parser.switch("figures", "Write the rows of all boards that were measured.")
+    given, _ = parser.read(words)
+    home = pathlib.Path(given.workdir)
+    if given.figures:
+        for path in sorted(home.glob("noise-*/board.json")):
+            noise = float(path.parent.name.partition("-")[2])
+            record(
+                recorded(read_json(path), f"selection, {100 * noise:g} % wrong"), path=APPLICATIONS
+            )
+        return 0
+    own = home / f"noise-{given.noise:g}"
+    settings = PoolSettings(noise=given.noise)
+    asked = write(pathlib.Path(given.data), own, settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*(repeat another's content|of their completion)"
+        )
+        run = made_run(settings_of(own, given.base), own / "candidates")
+        _ = run.index
+        targets, tests = (
+            targets_of(run, str(own / f"{name}.jsonl"), "task") for name in ("targets", "tests")
+        )
+    if targets.tasks != tests.tasks:
+        raise ValueError(
+            f"tests of {tests.tasks}, but targets of {targets.tasks}: take shorter rows"
+        )
+    contest = Contest(run, targets, tests, given.budget)
+    result = board(contest, asked[: settings.tuning], given.seeds, given.encoder)
+    write_json(own / "board.json", result)
+    for method, figures in result["figures"].items():
+        print(method, {name: round(float(np.mean(v)), 4) for name, v in figures.items()})
+    return 0
+
+
+if __name__ == "__main__":
+    command(main, "selection")

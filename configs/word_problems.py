@@ -1,0 +1,20 @@
+"""STRIDE on a fine-tuned GPT: word problems with worked solutions, against 128 retrained models.
+
+    python -m benchmarks.instructions
+    python -m experiments.run --config=configs/instructions_base.py \\
+        --workdir=runs/instructions_base --until=model
+    python -m benchmarks.leaderboard --config=configs/word_problems.py \\
+        --workdir=runs/leaderboard/word_problems --rows="SFT word problems"
+
+Other rows and the same settings as `configs/instructions.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, instructions
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run; `runlocal` makes it one of seconds."""
+    config = instructions.get_config(arg)
+    return common.changed(config, **{"tuning.path": "data/instructions/solutions.jsonl"})
