@@ -24,6 +24,8 @@ from benchmarks.methods import Method, Stride, contestants, ensemble
 from benchmarks.program import Asked, Program
 from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
+from stride_jax.baselines import encoder as encoders
+from stride_jax.baselines import trained_encoder as trained_encoders
 from stride_jax.baselines.encoder import EncoderSettings
 from stride_jax.baselines.model import Model
 from stride_jax.evaluation import CounterfactualResult, CounterfactualSettings
@@ -157,8 +159,7 @@ def ensembles(
 def upper_reference(halves: tuple[evaluation.Bank, evaluation.Bank], num_train: int) -> Outcome:
     """Datamodels fitted on the tuning half; their penalty is chosen within that half."""
     half = halves[0]
-    inner = half.take(np.arange(len(half.members_MxS) * 4 // 5))
-    rest = half.take(np.arange(len(half.members_MxS) * 4 // 5, len(half.members_MxS)))
+    inner, rest = _parted(half)
     grid = [datamodels.DatamodelSettings(x) for x in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)]
 
     def figure(settings: datamodels.DatamodelSettings) -> float:
@@ -168,6 +169,28 @@ def upper_reference(halves: tuple[evaluation.Bank, evaluation.Bank], num_train: 
     settings = max(grid, key=figure)
     scores = datamodels.score(half.members_MxS, half.target_QxM, num_train, settings)
     return Outcome(settings, len(grid), scores, None, 0.0, scores.nbytes)
+
+
+def trained_encoder(
+    halves: tuple[evaluation.Bank, evaluation.Bank], run: Run, settings: EncoderSettings
+) -> Outcome:
+    """The encoder trained on the tuning half; its steps are chosen within that half."""
+    inner, rest = _parted(halves[0])
+    encoder, train_NxD = encoders.fit(None, run.train, settings)
+    query_QxD = encoders.vectors(encoder, run.query, settings)
+    grid = [trained_encoders.TrainedEncoderSettings(steps) for steps in (10, 30, 100, 300)]
+
+    def scored(half: evaluation.Bank, own: trained_encoders.TrainedEncoderSettings) -> np.ndarray:
+        return trained_encoders.score(query_QxD, train_NxD, half.members_MxS, half.target_QxM, own)
+
+    best = max(grid, key=lambda own: evaluation.lds(scored(inner, own), rest).lds)
+    return Outcome(best, len(grid), scored(halves[0], best), None, 0.0, train_NxD.nbytes)
+
+
+def _parted(half: evaluation.Bank) -> tuple[evaluation.Bank, evaluation.Bank]:
+    """Four fifths of a half to fit on, and the rest to choose settings by."""
+    count = len(half.members_MxS)
+    return half.take(np.arange(count * 4 // 5)), half.take(np.arange(count * 4 // 5, count))
 
 
 def timings(
@@ -272,9 +295,14 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     several = ensembles(methods, outcomes, run, settings.ensemble)
     outcomes |= {m.name: contest(m, run, halves, folder) for m in bars(several, desc="ensembles")}
     times = timings(methods, outcomes, run, settings.repeats)
-    began = time.monotonic()
-    outcomes["datamodels"] = upper_reference(halves, len(run.train))
-    regression_seconds = time.monotonic() - began
+    on_bank = {"datamodels": lambda: upper_reference(halves, len(run.train))}
+    if encoder is not None:
+        on_bank["encoder-trained"] = lambda: trained_encoder(halves, run, encoder)
+    fitting_seconds = {}
+    for name, fitted in on_bank.items():
+        began = time.monotonic()
+        outcomes[name] = fitted()
+        fitting_seconds[name] = time.monotonic() - began
     forgotten = removals(outcomes, run, settings)
     ours = evaluation.lds(outcomes["stride"].scores_QxN, halves[1])
     rows = []
@@ -285,9 +313,9 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
             costs = cost_columns(name, times)
         elif single in times and members.isdigit():
             costs = cost_columns(single, times, int(members))
-        else:  # the price of datamodels is the retraining of their half of the bank
+        else:  # the price of these is the retraining of their half of the bank
             costs = {
-                "train_seconds": halves[0].seconds + regression_seconds,
+                "train_seconds": halves[0].seconds + fitting_seconds[name],
                 "query_seconds": 0.0,
                 "peak_bytes": 0,
             }

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from stride_jax.baselines import encoder
+from stride_jax.baselines import encoder, trained_encoder
 from stride_jax.data import Examples
 from stride_jax.data.tokens import train_tokenizer
+from stride_jax.evaluation.statistics import spearman_rows
 
 WORDS = ("the", "old", "man", "sees", "a", "red", "boat", "on", "sea", "and", "waves")
 WIDTH, INNER, LAYERS = 24, 40, 2
@@ -96,6 +97,25 @@ def test_what_is_no_encoder_is_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "roberta", "hidden_act": "gelu"}')
     with pytest.raises(ValueError, match="'roberta'"):
         encoder.load(str(tmp_path))
+
+
+def test_a_map_of_vectors_learns_what_retrained_models_say():
+    rng = np.random.default_rng(0)
+    query, train = rng.normal(size=(30, 8)), rng.normal(size=(60, 8))
+    truth = query[:, :2] @ train[:, :2].T  # two of eight features matter
+    members = np.argsort(rng.random((80, 60)), axis=1)[:, :30]
+    target = np.stack([truth[:, rows].sum(axis=1) for rows in members], axis=1)
+    target += 0.5 * target.std() * rng.normal(size=target.shape)
+
+    def figure(steps):
+        settings = trained_encoder.TrainedEncoderSettings(steps)
+        scores = trained_encoder.score(
+            *(v.astype(np.float32) for v in (query, train)), members, target, settings
+        )
+        return spearman_rows(scores, truth).mean()
+
+    assert figure(0) == pytest.approx(spearman_rows(query @ train.T, truth).mean(), abs=1e-3)
+    assert figure(200) > 0.9 > figure(0) + 0.2
 
 
 @pytest.mark.slow

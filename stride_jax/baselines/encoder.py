@@ -158,14 +158,20 @@ def encode(
     return out
 
 
-def _texts(examples: Examples, settings: EncoderSettings) -> list[str]:
+def vectors(encoder: Encoder, examples: Examples, settings: EncoderSettings) -> np.ndarray:
+    """Unit vectors of examples' texts, `[N, D]` float32.
+
+    Raises:
+      ValueError: inputs that are no token ids.
+    """
     if examples.inputs.dtype.kind != "i" or examples.inputs.ndim != 2:
         raise ValueError(
             f"a sentence encoder needs token ids [N, T], not {examples.inputs.dtype}"
             f"{list(examples.inputs.shape)}: leave it out for other data"
         )
     tokenizer = load_tokenizer(settings.tokenizer)
-    return [tokenizer.decode(row) for row in examples.inputs]
+    texts = [tokenizer.decode(row) for row in examples.inputs]
+    return encode(encoder, texts, settings.batch_size)
 
 
 def fit(
@@ -173,7 +179,7 @@ def fit(
 ) -> tuple[Encoder, np.ndarray]:
     """The encoder, and the training texts' vectors `[N, D]`."""
     encoder = load(settings.folder)
-    return encoder, encode(encoder, _texts(train, settings), settings.batch_size)
+    return encoder, vectors(encoder, train, settings)
 
 
 def score(
@@ -182,4 +188,4 @@ def score(
 ) -> np.ndarray:  # fmt: skip
     """Cosine of the texts' vectors, `[Q, N]` float32."""
     encoder, rows = state
-    return encode(encoder, _texts(query, settings), settings.batch_size) @ rows.T
+    return vectors(encoder, query, settings) @ rows.T
