@@ -20,7 +20,7 @@ from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings, fit
 from stride_jax.run.pipeline import Run
 
-_LONGEST = 24
+_LONGEST = 12
 """Tokens of the longest answer."""
 
 

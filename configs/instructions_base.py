@@ -4,7 +4,7 @@
     python -m experiments.run --config=configs/instructions_base.py \\
         --workdir=runs/instructions_base --until=model
 
-14,000 rows of the tasks with long answers, BPE of 2,048 tokens; GPT of depth 4 and width 128.
+14,000 rows of the tasks with long answers, BPE of 2,048 tokens; GPT of depth 3 and width 96.
 """
 
 from ml_collections import ConfigDict
@@ -27,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "model": {
                 "kind": "gpt",
                 "gpt": {
-                    "depth": 4,
-                    "width": 128,
+                    "depth": 3,
+                    "width": 96,
                     "num_heads": 2,
                     "num_kv_heads": 2,
                     "sequence_len": 96,
