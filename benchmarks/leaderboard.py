@@ -276,6 +276,40 @@ def removals(
     }
 
 
+def _costs(name: str, times: dict[str, list[tuple[Cost, Cost]]]) -> dict[str, Any]:
+    """Cost columns of a method, or of an ensemble named after one."""
+    single, _, members = name.rpartition("-")
+    if name in times:
+        return cost_columns(name, times)
+    return cost_columns(single, times, int(members))
+
+
+def _rows(
+    outcomes: dict[str, Outcome], costs: dict[str, dict[str, Any]], half: evaluation.Bank,
+    forgotten: dict[str, dict[str, Any]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of the board, by LDS on the scoring half."""
+    ours, rows = evaluation.lds(outcomes["stride"].scores_QxN, half), []
+    for name, outcome in outcomes.items():
+        result = evaluation.lds(outcome.scores_QxN, half)
+        rows.append(
+            {
+                "method": name,
+                "lds": result.lds,
+                "lds_ci95": result.ci95,
+                "lds_minus_stride_ci95": evaluation.lds_difference(result, ours)[1],
+                "lds_uncalibrated": outcome.uncalibrated,
+                "counterfactual": forgotten.get(name),
+                **costs[name],
+                "compile_seconds": outcome.compile_seconds,
+                "index_bytes": outcome.index_bytes,
+                "settings": plain(outcome.settings),
+                "settings_tried": outcome.tried,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["lds"])
+
+
 def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     """Run the contest and return what `leaderboard.json` holds."""
     bank = run.bank
@@ -298,44 +332,18 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     on_bank = {"datamodels": lambda: upper_reference(halves, len(run.train))}
     if encoder is not None:
         on_bank["encoder-trained"] = lambda: trained_encoder(halves, run, encoder)
-    fitting_seconds = {}
+    retrained = {}
     for name, fitted in on_bank.items():
         began = time.monotonic()
         outcomes[name] = fitted()
-        fitting_seconds[name] = time.monotonic() - began
+        # Their price is the retraining of their half of the bank.
+        seconds = halves[0].seconds + time.monotonic() - began
+        retrained[name] = {"train_seconds": seconds, "query_seconds": 0.0, "peak_bytes": 0}
     forgotten = removals(outcomes, run, settings)
-    ours = evaluation.lds(outcomes["stride"].scores_QxN, halves[1])
-    rows = []
-    for name, outcome in outcomes.items():
-        result = evaluation.lds(outcome.scores_QxN, halves[1])
-        single, _, members = name.rpartition("-")
-        if name in times:
-            costs = cost_columns(name, times)
-        elif single in times and members.isdigit():
-            costs = cost_columns(single, times, int(members))
-        else:  # the price of these is the retraining of their half of the bank
-            costs = {
-                "train_seconds": halves[0].seconds + fitting_seconds[name],
-                "query_seconds": 0.0,
-                "peak_bytes": 0,
-            }
-        rows.append(
-            {
-                "method": name,
-                "lds": result.lds,
-                "lds_ci95": result.ci95,
-                "lds_minus_stride_ci95": evaluation.lds_difference(result, ours)[1],
-                "lds_uncalibrated": outcome.uncalibrated,
-                "counterfactual": forgotten.get(name),
-                **costs,
-                "compile_seconds": outcome.compile_seconds,
-                "index_bytes": outcome.index_bytes,
-                "settings": plain(outcome.settings),
-                "settings_tried": outcome.tried,
-            }
-        )
+    costs = {name: retrained.get(name) or _costs(name, times) for name in outcomes}
+    rows = _rows(outcomes, costs, halves[1], forgotten)
     return {
-        "rows": sorted(rows, key=lambda row: -row["lds"]),
+        "rows": rows,
         "ceiling": evaluation.ceiling(halves[1]),
         "bank": {
             **halves[1].identity,
