@@ -1,0 +1,113 @@
+"""The benchmark of data selection: its splits, its answers and what it records."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import instructions
+from benchmarks.applications import sections, selection
+from benchmarks.selection import FIGURES, recorded
+from benchmarks.selection_data import PoolSettings, write
+from benchmarks.selection_models import f1, greedy, starts
+from stride_jax.examples import Examples
+from stride_jax.models import GPT, GPTSettings, initial_params
+
+SETTINGS = PoolSettings(candidates=20, targets=3, tests=5, noise=0.25, tasks=3, tuning=1)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Six tasks of 60 rows, four with short answers, and word problems."""
+    rows = [
+        {"id": f"task{k} {i}", "task": f"task{k}", "prompt": f"say {i} of {k}\n",
+         "completion": f"answer {i}" if k < 4 else f"a long answer, which is that of row {i}"}
+        for k in range(6) for i in range(60)
+    ]  # fmt: skip
+    instructions.write_lines(tmp_path / "tasks.jsonl", rows)
+    problem = {"id": "p", "question": "q", "solution": "s", "formula": "f", "answer": "1"}
+    instructions.write_lines(tmp_path / "problems.jsonl", [problem])
+    return tmp_path
+
+
+def test_candidates_targets_and_tests_share_no_row(source, tmp_path):
+    asked = write(source, tmp_path / "out", SETTINGS)
+    files = {
+        name: instructions.read_lines(tmp_path / "out" / f"{name}.jsonl")
+        for name in ("candidates", "targets", "tests")
+    }
+    ids = [row["id"] for rows in files.values() for row in rows]
+    assert len(set(ids)) == len(ids)
+    assert len(asked) == 3
+    assert set(asked) <= {f"task{k}" for k in range(4)}, "short answers alone"
+    for name in asked:
+        assert [sum(r["task"] == name for r in rows) for rows in files.values()] == [20, 3, 5]
+    truth = {
+        row["id"]: row["completion"] for row in instructions.read_lines(source / "tasks.jsonl")
+    }
+    for row in files["candidates"]:
+        assert (row["completion"] != truth[row["id"]]) == (row["wrong"] == "1")
+        assert row["prompt"].startswith(row["task"])
+    for name in asked:
+        assert sum(int(r["wrong"]) for r in files["candidates"] if r["task"] == name) == 5
+    again = write(source, tmp_path / "again", SETTINGS)
+    assert again == asked
+    for name in files:
+        one, two = (tmp_path / f / f"{name}.jsonl" for f in ("out", "again"))
+        assert one.read_bytes() == two.read_bytes()
+    with pytest.raises(ValueError, match="tasks=9, but 4 have short answers"):
+        write(source, tmp_path / "out", PoolSettings(candidates=20, targets=3, tests=5, tasks=9))
+
+
+def test_answers_are_the_likeliest_token_after_token():
+    settings = GPTSettings(
+        depth=1, width=16, num_heads=2, num_kv_heads=2, sequence_len=20, smear=False
+    )
+    module = GPT(num_classes=30, settings=settings)
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 30, (3, 20)).astype(np.int32)
+    labels = np.full((3, 20), -1, np.int32)
+    for row, place in enumerate((2, 7, 14)):
+        labels[row, place : place + 3] = 1
+    params = initial_params(module, jax.random.key(0), inputs)
+    params = jax.tree.map(
+        lambda v: v + 0.3 * jnp.asarray(rng.normal(size=v.shape), v.dtype), params
+    )
+    start_Q = starts(Examples(inputs, labels, np.array(["a", "b", "c"])))
+    assert start_Q.tolist() == [2, 7, 14]
+    found = np.asarray(greedy(module, params, jnp.asarray(inputs), jnp.asarray(start_Q)))
+    for row, start in enumerate(start_Q):
+        tokens = inputs[row, : start + 1].tolist()
+        while len(tokens) < 20 and len(tokens) - start - 1 < found.shape[1]:
+            alone = np.zeros((1, 20), np.int32)
+            alone[0, : len(tokens)] = tokens
+            logits = module.apply({"params": params}, jnp.asarray(alone))[0]
+            tokens.append(int(logits[0, len(tokens) - 1].argmax()))
+        own = tokens[start + 1 :]
+        assert found[row, : len(own)].tolist() == own
+
+
+def test_words_agree():
+    assert f1("the old man", "The man.") == pytest.approx(0.8)
+    assert f1("", "") == 1
+    assert f1("A.", "B.") == 0
+
+
+def test_rows_are_paired_over_tasks(tmp_path):
+    rng = np.random.default_rng(0)
+    hard = rng.random(16)  # tasks differ far more than methods
+    figures = {
+        "stride": {name: (hard + 0.02).tolist() for name in FIGURES},
+        "tf-idf": {name: (hard + 0.001 * rng.normal(size=16)).tolist() for name in FIGURES},
+    }
+    rows = {row.name: row for row in recorded({"figures": figures}, "selection, 0 % wrong")}
+    better = rows["selection, 0 % wrong: stride better than tf-idf by f1"]
+    assert better.interval is not None
+    assert 0.018 < better.interval[0] < better.value < better.interval[1] < 0.022
+    worse = rows["selection, 0 % wrong: stride better than tf-idf by loss"]
+    assert worse.value < 0, "a higher loss is worse"
+    plain = json.loads(json.dumps([vars(row) | {"command": "c"} for row in rows.values()]))
+    assert sections(plain, "selection, (.+)")["0 % wrong"]["stride"]["f1"]["value"] > 0
+    assert "| stride |" in selection(plain)
