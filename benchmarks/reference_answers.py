@@ -1,9 +1,10 @@
 """Five questions to the run of `configs/reference_books.py`, and what the run cost.
 
     python -m benchmarks.reference_answers --workdir=runs/reference_books
+    python -m benchmarks.reference_answers --workdir=runs/reference_books --sources=bm25
 
 Prints the answers, to be judged by eye, and writes tokens, parameters, seconds per stage, peak
-memory and seconds of `ask` to `docs/results/pod.json`.
+memory and seconds of `ask` to `docs/results/pod.json`; with `--sources` it prints alone.
 """
 
 import json
@@ -18,11 +19,12 @@ import numpy as np
 
 from benchmarks.corpus import POD
 from benchmarks.house import Row, command, record
-from stride_jax.applications.answer import Answer, ask
+from stride_jax.applications.answer import Answer, AskSettings, ask
 from stride_jax.cli.doors import Parser
 from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import read_json
+from stride_jax.settings import SOURCES
 
 QUESTIONS = (
     ("In the beginning God created the heaven and the", " earth"),
@@ -65,12 +67,12 @@ def costs(run: Run, workdir: pathlib.Path) -> list[Row]:
     ]  # fmt: skip
 
 
-def answers(run: Run) -> tuple[list[Answer], list[float]]:
+def answers(run: Run, settings: AskSettings) -> tuple[list[Answer], list[float]]:
     """Answers to the five questions, and the seconds each took."""
     made, seconds = [], []
     for prompt, completion in QUESTIONS:
         began = time.monotonic()
-        made.append(ask(run, prompt, completion))
+        made.append(ask(run, prompt, completion, settings=settings))
         seconds.append(time.monotonic() - began)
     return made, seconds
 
@@ -79,13 +81,17 @@ def main(words: Sequence[str]) -> int:
     """Ask, print, write the rows."""
     parser = Parser("reference_answers", __doc__)
     parser.flag("workdir", "Folder of the run.", default="runs/reference_books")
+    parser.flag("sources", "Source that names candidates; the run's without it.", choices=SOURCES)
     given, _ = parser.read(words)
     workdir = pathlib.Path(given.workdir)
     run = open_run(workdir)
-    made, seconds = answers(run)
+    sources = given.sources if given.sources is None else (given.sources,)
+    made, seconds = answers(run, AskSettings(sources=sources))
     print("\n".join(shown(answer) for answer in made))
     said = [np.round(one, 2) for one in seconds]
     print(f"seconds: {said}")
+    if sources is not None:
+        return 0
     rows = costs(run, workdir)
     rows.append(Row("reference books: seconds of the first question", seconds[0], "lower"))
     rows.append(

@@ -235,7 +235,7 @@ def _remainder(integers: np.ndarray, rounded: np.ndarray) -> bytes:
     return f"r{lost}".encode() if any(lost) else b""
 
 
-def row_chunks(*arrays: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+def row_chunks(*arrays: np.ndarray | Rows) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
     """Rows of arrays of one length, as many as fit a chunk, with the first row's number."""
     each = max(1, *(v[:1].nbytes for v in arrays))
     step = max(1, _CHUNK // each)

@@ -5,6 +5,10 @@ import numpy as np
 from stride_jax.examples import Examples
 from stride_jax.ids import row_chunks
 from stride_jax.inputs import described
+from stride_jax.runtime.rows import Rows
+
+_MOST = 1 << 27
+"""Tokens of shards that are read into memory: some ten GB with an index of their words."""
 
 
 def token_lists(examples: Examples, reader: str) -> list[np.ndarray]:
@@ -22,19 +26,25 @@ def token_lists(examples: Examples, reader: str) -> list[np.ndarray]:
       N arrays of ids; an empty one where no label counts.
 
     Raises:
-      ValueError: inputs that are no sequences of token ids.
+      ValueError: inputs that are no sequences of token ids, or more of shards than are held.
 
     >>> question = Examples([[5, 8, 9, 0]], [[-1, 9, 7, -1]])
     >>> token_lists(question, "bm25")[0].tolist()
     [5, 8, 9, 7]
     """
     inputs, labels, weights = examples.inputs, examples.labels, examples.weights
-    tokens = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "iu" and inputs.ndim == 2
+    array = isinstance(inputs, (np.ndarray, Rows))
+    tokens = array and inputs.dtype.kind in "iu" and inputs.ndim == 2
     if not tokens or labels.shape != inputs.shape:
         raise ValueError(
             f"{reader} reads token ids [N, T] with labels [N, T], but inputs are "
             f"{described(inputs)} and labels {list(labels.shape)}: leave {reader} out for other "
             "data"
+        )
+    if isinstance(inputs, Rows) and inputs.size > _MOST:
+        raise ValueError(
+            f"{reader} would hold all {inputs.size:,} tokens of these shards in memory, and at "
+            f"most {_MOST:,} are held: leave {reader} out"
         )
     columns = (inputs, labels) if weights is None else (inputs, labels, weights)
     return [

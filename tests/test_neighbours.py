@@ -19,6 +19,7 @@ from stride_jax.near_copies import NearCopySettings, near_copy_keys
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings, run_settings, used
 from stride_jax.runtime.execution import Execution
+from stride_jax.runtime.rows import Taken
 from stride_jax.sequences import token_lists
 from stride_jax.settings import SOURCES
 
@@ -46,6 +47,22 @@ def test_tokens_end_with_the_last_label_that_counts():
         [1, 2, 3, 4, 5],  # labels of another kind are no tokens
         [1, 2, 3, 0, 0, 0],
     ]
+
+
+def test_words_of_rows_that_are_read_are_those_of_rows_in_memory(monkeypatch):
+    rng = np.random.default_rng(0)
+    inputs, ids = rng.integers(0, 9, (20, 6)), [str(i) for i in range(20)]
+    labels = np.where(rng.random((20, 6)) < 0.3, -1, np.roll(inputs, -1, axis=1))
+    order = np.arange(20)
+    held = token_lists(Examples(inputs, labels, ids), "bm25")
+    lazy = Examples.trusted(
+        Taken(inputs, order), Taken(labels, order), np.array(ids)
+    )  # as of shards
+    read = token_lists(lazy, "bm25")
+    assert [own.tolist() for own in read] == [own.tolist() for own in held]
+    monkeypatch.setattr("stride_jax.sequences._MOST", 119)
+    with pytest.raises(ValueError, match="bm25 would hold all 120 tokens of these shards"):
+        token_lists(lazy, "bm25")
 
 
 def _bm25(texts: list[list[int]], query: list[int]) -> list[float]:
