@@ -1,5 +1,6 @@
 """Leaked problems of a benchmark: are they found, and is what was learnt told from what is there?
 
+    make encoder
     python -m benchmarks.instructions
     python -m benchmarks.audit --rate=.01 --seed=0 --workdir=runs/audit
     python -m benchmarks.audit --figures --workdir=runs/audit
@@ -24,18 +25,19 @@ import scipy.stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.audit_data import Leaked, LeakSettings, write
-from benchmarks.house import APPLICATIONS, Row, command, record
-from benchmarks.methods import Method, Stride, contestants
+from benchmarks.house import APPLICATIONS, ROOT, Row, command, commit_of, record
+from benchmarks.methods import ENCODER, Method, Stride, contestants
 from benchmarks.program import made_run
 from stride_jax.applications.audit import AuditSettings, judge, null_of, suspicion
 from stride_jax.applications.replicas import Evidence, gather, losses, read_problems
+from stride_jax.baselines.encoder import EncoderSettings
 from stride_jax.cli.doors import Parser
 from stride_jax.data.text_examples import TextExamples
 from stride_jax.evaluation.statistics import bootstrap_mean
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import read_json, write_json
 
-OPPONENTS = ("logra", "tf-idf", "bm25", "feature-cosine")
+OPPONENTS = ("logra", "tf-idf", "bm25", "feature-cosine", "encoder")
 _FLAGGED = 0.011
 """Share of the training rows that the paper flags for a problem."""
 
@@ -239,7 +241,8 @@ def board(case: Case) -> dict[str, Any]:
     rows["loss"] = {"auprc": [average_precision_score(np.arange(len(by_loss)) < count, by_loss)]}
     best: dict[str, Said] = {}
     taps = case.run.frozen.settings.taps
-    for method in contestants(taps, Stride(), is_text=True, only=OPPONENTS):
+    encoder = EncoderSettings(ENCODER, str(case.run.text.folder / "tokenizer.json"))
+    for method in contestants(taps, Stride(), is_text=True, only=OPPONENTS, encoder=encoder):
         tried = [(figures(case, one, size_G), one) for one in theirs(case, evidence, method)]
         # Each figure at the setting that serves it best.
         rows[method.name] = {
@@ -247,7 +250,7 @@ def board(case: Case) -> dict[str, Any]:
             for name in tried[0][0]
         }
         best[method.name] = max(tried, key=lambda t: float(np.mean(t[0]["recall"])))[1]
-    for other in ("logra", "tf-idf"):
+    for other in ("logra", "tf-idf", "encoder"):
         rows[f"stride audit + {other}"] = figures(case, fused(own, best[other]), size_G)
     rows["logra + tf-idf"] = figures(case, fused(best["logra"], best["tf-idf"]), size_G)
     judged = judge(evidence, null_of(clean, settings), settings)
@@ -259,6 +262,7 @@ def board(case: Case) -> dict[str, Any]:
         "learnt": case.learnt_Q.tolist(),
         "loss_per_token": float((evidence.loss_Q / evidence.size_Q)[count:].mean()),
         "rows_of_training": len(case.run.train),
+        "commit": commit_of(ROOT),
     }
 
 
@@ -316,7 +320,8 @@ def main(words: Sequence[str]) -> int:
         for rate in sorted({float(p.name.split("-")[1]) for p in home.glob("case-*")}):
             boards = [read_json(p) for p in sorted(home.glob(f"case-{rate}-*/board.json"))]
             if boards:
-                record(recorded(boards, rate), path=APPLICATIONS)
+                commits = ", ".join(dict.fromkeys(own["commit"] for own in boards))
+                record(recorded(boards, rate), path=APPLICATIONS, commit=commits)
         return 0
     own = home / f"case-{given.rate}-{given.seed}"
     settings = LeakSettings(rate=given.rate, seed=given.seed)

@@ -62,6 +62,7 @@ def record(
     tree: pathlib.Path = ROOT,
     path: pathlib.Path = HOUSE,
     command: str | None = None,
+    commit: str | None = None,
 ) -> None:
     """Write rows into the results file, each in the place of the one of its name.
 
@@ -70,10 +71,11 @@ def record(
       tree: checkout that was measured; its commit is written down.
       path: results file; made where there is none.
       command: what measured them; this process's own command by default.
+      commit: what was measured; the checkout's by default.
     """
     source = {
         "command": this_command() if command is None else command,
-        "commit": commit_of(tree),
+        "commit": commit or commit_of(tree),
         "device": device_name(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

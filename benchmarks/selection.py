@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.house import APPLICATIONS, Row, command, record
+from benchmarks.house import APPLICATIONS, ROOT, Row, command, commit_of, record
 from benchmarks.methods import ENCODER, Stride, contestants
 from benchmarks.program import made_run
 from benchmarks.selection_data import PoolSettings, write
@@ -215,7 +215,8 @@ def board(contest: Contest, tuning: Sequence[str], seeds: int, encoder: str) -> 
             of_wrong[method].append(float(np.mean([wrong_N[r[a]] for r in by_seed])))
         print(f"task {number + 1} of {len(scored)}, {task} done", flush=True)
     return {"tasks": scored, "figures": figures, "of_task": of_task, "of_wrong": of_wrong,
-            "candidates": len(task_N), "budget": contest.budget, "seeds": seeds}  # fmt: skip
+            "candidates": len(task_N), "budget": contest.budget, "seeds": seeds,
+            "commit": commit_of(ROOT)}  # fmt: skip
 
 
 def everything(contest: Contest, tasks: Sequence[str], seeds: int) -> np.ndarray:
