@@ -47,7 +47,8 @@ _AUDIT = """## Finding leaked problems
 Problems of a benchmark leaked into the training rows in 1 to 100 copies, verbatim, reworded or
 shifted. AUPRC is of telling leaked problems from clean ones; hit@k asks whether a group of copies
 is among the k most suspected; recall is that of the copies within 1.1 % of the rows; AUC is of
-telling what the model learnt from what is merely present.
+telling what the model learnt from what is merely present. "a + b" adds up the reciprocal ranks of
+both, 1 / (60 + rank). Opponents take the setting that serves them best on these very problems.
 """
 
 
