@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "path": "data/instructions/base.jsonl",
                 "vocab_size": 2048,
                 "length": 96,
+                "max_train": 9_030,  # all there are
                 "num_query": 50,
                 "num_calibration": 50,
             },
