@@ -240,7 +240,7 @@ def board(case: Case) -> dict[str, Any]:
     rows = {"stride audit": figures(case, own, size_G)}
     rows["loss"] = {"auprc": [average_precision_score(np.arange(len(by_loss)) < count, by_loss)]}
     best: dict[str, Said] = {}
-    taps = case.run.frozen.settings.taps
+    taps = case.run.frozen.settings.every_tap()
     encoder = EncoderSettings(ENCODER, str(case.run.text.folder / "tokenizer.json"))
     for method in contestants(taps, Stride(), is_text=True, only=OPPONENTS, encoder=encoder):
         tried = [(figures(case, one, size_G), one) for one in theirs(case, evidence, method)]

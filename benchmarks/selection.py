@@ -12,7 +12,8 @@ A small GPT has read rows of other tasks as text, and is fine-tuned on candidate
 (`benchmarks.selection_data`): with that checkpoint every method ranks the candidates for each task
 by its ten targets. Then models are trained from the first GPT again, on the best `budget` rows
 alone, and answer the task's tests. A method with several settings has them chosen by loss on the
-first tasks, of which no figure is taken; `stride` has its defaults. `--noise` gives a share of the
+first tasks, of which no figure is taken; `stride` has two: scores, and scores relative to the root
+of a row's self-influence. `--noise` gives a share of the
 candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
 """
 
@@ -31,7 +32,7 @@ from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import judged, judged_model
 from configs import instructions
 from stride_jax.applications.selection import Pool, SelectSettings, choose
-from stride_jax.applications.targets import Targets, targets_of, task_scores
+from stride_jax.applications.targets import Targets, relative, targets_of, task_scores
 from stride_jax.baselines.encoder import EncoderSettings
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.evaluation.statistics import bootstrap_mean
@@ -40,6 +41,8 @@ from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import fingerprint, read_arrays, read_json, write_arrays, write_json
 
 OPPONENTS = ("rds+", "grad-cos", "logra", "less", "tf-idf", "bm25", "encoder")
+OPPONENTS_TAPS = ("embedding", "previous", "final")
+"""What opponents by activations read, each alone."""
 _FRESH = TrainSettings(epochs=4, batch_size=16, optimizer="adamw", learning_rate=1e-3, warmup=0.05)
 FIGURES: dict[str, Literal["higher", "lower"]] = {
     "f1": "higher",
@@ -58,7 +61,16 @@ def settings_of(home: pathlib.Path, base: str) -> dict[str, Any]:
     config["tuning"] |= files
     config["model"]["init_from"] = base
     config["train"]["epochs"] = 2
+    config["read"]["exact"]["budget"] = None
     return config
+
+
+def _all_exact(run: Run) -> Run:
+    """The run, with every candidate scored exactly: their number is known once they are read."""
+    read = run.settings.read
+    exact = dataclasses.replace(read.exact, budget=len(run.train))
+    settings = dataclasses.replace(run.settings, read=dataclasses.replace(read, exact=exact))
+    return Run(settings, run.workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +101,12 @@ def choices(run: Run, targets: Targets, budget: int, encoder: str) -> Iterator[C
 
 def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
     """Scores `[A, N]` of every method at each of its settings; kept as soon as they are there."""
-    yield "stride", task_scores(run, targets, print)[0]
+    own_AxN = task_scores(run, targets, print)[0]
+    yield "stride", own_AxN
+    yield "stride", relative(run, own_AxN)
     methods = contestants(
-        run.frozen.settings.taps, Stride(), is_text=True, only=OPPONENTS, encoder=EncoderSettings(
-            encoder, str(run.text.folder / "tokenizer.json"))
+        OPPONENTS_TAPS, Stride(), is_text=True, only=OPPONENTS,
+        encoder=EncoderSettings(encoder, str(run.text.folder / "tokenizer.json")),
     )  # fmt: skip
     both = run.model, run.train
     for method in methods:
@@ -159,13 +173,16 @@ class Contest:
         """Figures of models trained on some rows each, `[J, figures]`; stored by what they are."""
         a = self.targets.tasks.index(task)
         tests = self.tests.of(a)
-        asked = fingerprint(self.run.products.key("model"), task, rows_JxS, list(seed_J), _FRESH)
-        path = self.run.workdir / "judged" / f"{asked}.npz"
-        if not path.exists():
-            made = judged(self.run, rows_JxS, np.array(seed_J), tests, _FRESH)
-            values = [[getattr(one, name) for name in FIGURES] for one in made]
-            write_arrays(path, figures=np.array(values))
-        return read_arrays(path)["figures"]
+        both, paths = list(zip(rows_JxS, seed_J, strict=True)), []
+        for rows_S, seed in both:
+            asked = fingerprint(self.run.products.key("model"), task, rows_S, int(seed), _FRESH)
+            paths.append(self.run.workdir / "judged" / f"{asked}.npz")
+        new = [j for j, path in enumerate(paths) if not path.exists()]
+        if new:
+            made = judged(self.run, rows_JxS[new], np.array(seed_J)[new], tests, _FRESH)
+            for j, one in zip(new, made, strict=True):
+                write_arrays(paths[j], figures=np.array([getattr(one, name) for name in FIGURES]))
+        return np.stack([read_arrays(path)["figures"] for path in paths])
 
 
 def tuned(contest: Contest, made: Sequence[Choice], tuning: Sequence[str]) -> dict[str, np.ndarray]:
@@ -272,7 +289,7 @@ def main(words: Sequence[str]) -> int:
         warnings.filterwarnings(
             "ignore", message=".*(repeat another's content|of their completion)"
         )
-        run = made_run(settings_of(own, given.base), own / "candidates")
+        run = _all_exact(made_run(settings_of(own, given.base), own / "candidates"))
         _ = run.index
         targets, tests = (
             targets_of(run, str(own / f"{name}.jsonl"), "task") for name in ("targets", "tests")

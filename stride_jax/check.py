@@ -251,18 +251,18 @@ def cost_of_fit(frozen: FrozenModel, examples: Examples, execution: Execution) -
     """
     one, settings = examples.take(slice(0, 1)), frozen.settings
     shapes = jax.eval_shape(frozen.tapped.forward, frozen.params, one.inputs)[1]
-    widths = {
-        name: math.prod(shapes[name].shape) // math.prod(one.token_shape) for name in settings.taps
-    }
-    basis = ops.basis_shapes(settings.basis, widths)
+    widths = {n: math.prod(v.shape) // math.prod(one.token_shape) for n, v in shapes.items()}
+    bases = settings.by_site(
+        lambda taps: ops.basis_shapes(settings.basis, {n: widths[n] for n in taps})
+    )
     held, flops, stored = 0, 0.0, 0
     for name, site in frozen.sites.items():
-        programs = fit_programs(frozen, name, basis, one, len(examples), execution)
+        programs = fit_programs(frozen, name, bases[name], one, len(examples), execution)
         held = max(held, *(bytes_held(own.args) for own in programs.values()))
         flops += sum(
             own.calls * count_flops(own.step, *own.args, **own.statics) for own in programs.values()
         )
-        stored += 4 * settings.design.num_subsets * (basis.rank * site.width + 1)
+        stored += 4 * settings.design.num_subsets * (bases[name].rank * site.width + 1)
         sums = programs["solve"].args[0]
         fisher = jax.eval_shape(
             lambda v: ops.fisher_of(

@@ -33,6 +33,7 @@ from stride_jax.runtime.precision import precise
 from stride_jax.runtime.programs import Program, shape
 from stride_jax.taps import Activations, Params, only
 
+Bases = dict[str, ops.Basis]
 Operators = dict[str, ops.Operators]
 Moments = dict[str, ops.Moments]
 Members = jax.Array | np.ndarray | Membership
@@ -48,12 +49,12 @@ class Fixed(NamedTuple):
     """What is fitted on a sample, and stays as it is when examples are appended.
 
     Attributes:
-      basis: of the features.
+      bases: `{site: basis of its features}`.
       rotations: `{site: eigenvectors}` of sites whose form is `eigen`.
       content: what assigns examples to clusters; None where a hash does.
     """
 
-    basis: ops.Basis
+    bases: Bases
     rotations: dict[str, Any]
     content: ops.Content | None
 
@@ -99,7 +100,7 @@ def fit_operators(
     execution: Execution = Execution(),
     labels: ops.Labels | None = None,
 ) -> Fitted:
-    """Fit the basis, then every site's K operators, in closed form or by training.
+    """Fit every site's basis, then its K operators, in closed form or by training.
 
     Args:
       frozen: the model.
@@ -115,15 +116,15 @@ def fit_operators(
     alone, content = on_one_device(frozen.params, execution), None
     if subsets_Nxd is None:
         sample = list(frozen.chunks(few, alone, "basis"))
-        basis = _fit_basis(frozen, few, [one.observed.activations for one in sample])
-        content = _fit_content(frozen, examples, basis, sample, execution)
+        bases = _fit_bases(frozen, few, [one.observed.activations for one in sample])
+        content = _fit_content(frozen, examples, bases, sample, execution)
         del sample
     else:
-        read = only(frozen.tapped, frozen.settings.taps)
-        basis = _fit_basis(frozen, few, [activations_of(read, frozen.params, few, alone)])
-    fixed = Fixed(basis, _rotations(frozen, examples, basis, execution), content)
+        read = only(frozen.tapped, frozen.settings.every_tap())
+        bases = _fit_bases(frozen, few, [activations_of(read, frozen.params, few, alone)])
+    fixed = Fixed(bases, _rotations(frozen, examples, bases, execution), content)
     passed = pass_over(frozen, examples, subsets_Nxd, fixed, execution, labels)
-    return Fitted(solve_operators(frozen, basis, passed.moments), passed, content)
+    return Fitted(solve_operators(frozen, bases, passed.moments), passed, content)
 
 
 def made(
@@ -144,14 +145,18 @@ def made(
     own, settings = fitted.passed, frozen.settings
     groups = None
     if named is not None:
-        basis = next(iter(fitted.operators.values())).basis
-        solved = group_operators(frozen, basis, own.moments)
+        solved = group_operators(frozen, bases_of(fitted.operators), own.moments)
         groups = Groups(named[0], sizes(named[1]), solved)
     return Index(
         fitted.operators, examples.ids, own.residual_N, settings, own.norm_N, own.cluster_N,
         fishers(own.moments, frozen), own.kept, examples.keys, fitted.content, None, model,
         groups=groups, objective=frozen.tapped.objective.name,
     )  # fmt: skip
+
+
+def bases_of(operators: Operators) -> Bases:
+    """The bases that operators were fitted in."""
+    return {name: own.basis for name, own in operators.items()}
 
 
 def fishers(moments: Moments, frozen: FrozenModel) -> dict[str, ops.Fisher]:
@@ -170,12 +175,14 @@ def _train(
     _refuse_unheld(frozen, examples)
     chunk = frozen.observe(examples, execution)
     observed = chunk.observed
-    basis = ops.fit_basis({n: observed.activations[n] for n in settings.taps}, settings.basis)
+    bases = settings.by_site(
+        lambda taps: ops.fit_basis({n: observed.activations[n] for n in taps}, settings.basis)
+    )
     operators = {}
     for name, site in frozen.sites.items():
         source = frozen.observed_source(name, chunk)
         operators[name], _ = ops.train_jointly(
-            settings.design, subsets_Nxd, site, basis, source, settings.joint, execution
+            settings.design, subsets_Nxd, site, bases[name], source, settings.joint, execution
         )
     residual_N = np.asarray(as_training(observed, settings.closed_form.doubt).residuals())
     return Fitted(operators, Passed({}, residual_N, residual_N, None, {}), None)
@@ -200,24 +207,26 @@ def _refuse_unheld(frozen: FrozenModel, examples: Examples) -> None:
         )
 
 
-def _fit_basis(frozen: FrozenModel, few: Examples, sample: list[Activations]) -> ops.Basis:
-    """The features' basis, from the tokens of a sample that count."""
+def _fit_bases(frozen: FrozenModel, few: Examples, sample: list[Activations]) -> Bases:
+    """The bases of all sites, from the tokens of a sample that count."""
     settings = frozen.settings
     counted = counted_tokens(frozen.tapped.objective, few)
-    whole = {n: np.concatenate([np.asarray(v[n]) for v in sample]) for n in settings.taps}
-    return ops.fit_basis({n: v[counted][:, None] for n, v in whole.items()}, settings.basis)
+    whole = {n: np.concatenate([np.asarray(v[n]) for v in sample]) for n in settings.every_tap()}
+    own = {n: v[counted][:, None] for n, v in whole.items()}
+    return settings.by_site(lambda taps: ops.fit_basis({n: own[n] for n in taps}, settings.basis))
 
 
 def _fit_content(
     frozen: FrozenModel,
     examples: Examples,
-    basis: ops.Basis,
+    bases: Bases,
     sample: list[Chunk],
     execution: Execution,
 ) -> ops.Content:
     """Clusters of the first site's gradients, from a sample of the training set."""
     settings = frozen.settings
     name, site = next(iter(frozen.sites.items()))
+    basis = bases[name]
 
     def pieces(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
         observed = as_training(chunk.observed, settings.closed_form.doubt)
@@ -267,7 +276,7 @@ def store_of(frozen: FrozenModel, basis: ops.Basis, site: str, shape: tuple[int,
 
 
 def _rotations(
-    frozen: FrozenModel, examples: Examples, basis: ops.Basis, execution: Execution
+    frozen: FrozenModel, examples: Examples, bases: Bases, execution: Execution
 ) -> dict[str, Any]:
     """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
     wanting = {name: "kronecker" for name, form in frozen.forms.items() if form == "eigen"}
@@ -280,7 +289,7 @@ def _rotations(
     source, rotations = frozen.source(few, training=True), {}
     for name, form in wanting.items():
         factors = ops.accumulate(
-            frozen.settings.design, rows, frozen.sites[name], basis, source,
+            frozen.settings.design, rows, frozen.sites[name], bases[name], source,
             ops.Curvature(form), execution,
         )  # fmt: skip
         rotations[name] = ops.eigenbases(factors.moments)
@@ -301,9 +310,9 @@ def pass_over(
     made: dict[str, ops.Pass] = {}
     for name, form in frozen.forms.items():
         made[name] = ops.accumulate(
-            design, members, frozen.sites[name], fixed.basis, source,
+            design, members, frozen.sites[name], fixed.bases[name], source,
             ops.Curvature(form, fixed.rotations.get(name)), execution,
-            store_of(frozen, fixed.basis, name, examples.token_shape), labels,
+            store_of(frozen, fixed.bases[name], name, examples.token_shape), labels,
         )  # fmt: skip
         if subsets_Nxd is None and members is fixed.content:
             members = made[name].cluster_N[:, None]
@@ -317,29 +326,30 @@ def pass_over(
     )
 
 
-def group_operators(frozen: FrozenModel, basis: ops.Basis, moments: Moments) -> Operators:
+def group_operators(frozen: FrozenModel, bases: Bases, moments: Moments) -> Operators:
     """One operator per named group at every site."""
-    return solve_operators(frozen, basis, {n: ops.of_groups(v) for n, v in moments.items()})
+    return solve_operators(frozen, bases, {n: ops.of_groups(v) for n, v in moments.items()})
 
 
-def solve_operators(frozen: FrozenModel, basis: ops.Basis, moments: Moments) -> Operators:
+def solve_operators(frozen: FrozenModel, bases: Bases, moments: Moments) -> Operators:
     """Operators from moments, in the precision they are kept in."""
     settings = frozen.settings.closed_form
     made = {
         name: ops.closed_form(
-            basis, sums, settings, frozen.signs_C if name == "logit" else None
+            bases[name], sums, settings, frozen.signs_C if name == "logit" else None
         )
         for name, sums in moments.items()
     }  # fmt: skip
     if frozen.settings.precision == "float32":
         return made
     kind = jnp.dtype(frozen.settings.precision)
-    weights = {name: v.astype(kind) for name, v in basis.weights.items()}
-    stored = dataclasses.replace(basis, weights=weights)
-    return {
-        name: dataclasses.replace(own, basis=stored, a_KxRxO=own.a_KxRxO.astype(kind))
-        for name, own in made.items()
-    }
+
+    def halved(own: ops.Operators) -> ops.Operators:
+        weights = {name: v.astype(kind) for name, v in own.basis.weights.items()}
+        basis = dataclasses.replace(own.basis, weights=weights)
+        return dataclasses.replace(own, basis=basis, a_KxRxO=own.a_KxRxO.astype(kind))
+
+    return {name: halved(own) for name, own in made.items()}
 
 
 def fit_programs(

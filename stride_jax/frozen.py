@@ -206,8 +206,10 @@ def resolve(
             sites[name] = ops.FoldedSite(settings.output_rank, signs)
         else:
             sites[name] = ops.LogitSite(classes)
-    rank = min(settings.basis.rank, sum(widths[name] for name in settings.taps)) + 1
-    forms = {name: settings.closed_form.form(rank, site) for name, site in sites.items()}
+    forms = {}
+    for name, site in sites.items():
+        depth = sum(widths[tap] for tap in settings.taps_of(name))
+        forms[name] = settings.closed_form.form(min(settings.basis.rank, depth) + 1, site)
     return FrozenModel(wanted, params, settings, sites, forms)
 
 
@@ -226,7 +228,7 @@ def on_one_device(params: Params, execution: Execution) -> Execution:
 def _with_needed(tapped: TappedModel, settings: IndexSettings) -> TappedModel:
     """The model with the taps that the basis or a site reads; with all while none are named."""
     residual = [site for site in settings.sites if site != "logit"]
-    needed = tuple(dict.fromkeys([*settings.taps, *residual]))
+    needed = tuple(dict.fromkeys([*settings.every_tap(), *residual]))
     return only(tapped, needed) if needed else tapped
 
 

@@ -4,6 +4,8 @@ They change different products: an index made once may be read in many ways.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 from stride_jax.design import Design
 from stride_jax.measure import MeasureSettings
@@ -12,6 +14,8 @@ from stride_jax.recovery import LassoSettings, SelectionSettings
 from stride_jax.runtime.settings import check_types
 from stride_jax.taps import check_names
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class IndexSettings:
@@ -19,10 +23,11 @@ class IndexSettings:
 
     Attributes:
       design: K, d, seed, and what subsets follow.
-      taps: activations the basis reads; none named: the one whose variation moves the logits most
+      taps: activations that the bases read: `final` at every site, `block2:mlp2` at the site
+        `block2` alone (`taps_of`). None named: the one whose variation moves the logits most
         (`operators.tap_energies`), or all of them, with a warning, where the model has no suffix
         form.
-      basis: features of the taps.
+      basis: features of the taps, one basis for each set of them.
       output_rank: O, buckets that the logits are folded into where the model has more classes than
         that (`operators.outputs`); 0 steers every logit by itself.
       kept: bytes of the store of the training set's heaviest examples (language models: tokens),
@@ -56,12 +61,47 @@ class IndexSettings:
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise ValueError(f"sites={self.sites}: name at least one, each once")
         check_names(self.taps or None)
+        for site in self.sites:
+            check_names(self.taps_of(site) or None)
+            if self.taps and not self.taps_of(site):
+                raise ValueError(
+                    f"taps={self.taps} name none for the site {site!r}: add one such as "
+                    f"'{site}:{_tap(self.taps[0], self.sites)}'"
+                )
         if min(self.output_rank, self.kept or 0) < 0:
             raise ValueError(
                 f"output_rank={self.output_rank}, kept={self.kept} bytes: neither can be negative"
             )
         if self.precision not in ("float32", "float16"):
             raise ValueError(f"precision={self.precision!r}: use 'float32' or 'float16'")
+
+    def taps_of(self, site: str) -> tuple[str, ...]:
+        """The taps that a site's basis reads; empty while none are named.
+
+        >>> own = IndexSettings(taps=("embedding", "block0:mlp0"), sites=("logit", "block0"))
+        >>> own.taps_of("logit"), own.taps_of("block0")
+        (('embedding',), ('embedding', 'mlp0'))
+        """
+        return tuple(
+            tap
+            for name in self.taps
+            if (tap := _tap(name, self.sites)) == name or name == f"{site}:{tap}"
+        )
+
+    def by_site(self, make: Callable[[tuple[str, ...]], T]) -> dict[str, T]:
+        """`{site: what is made of its taps}`, made once for sites that read the same ones."""
+        made = {taps: make(taps) for taps in dict.fromkeys(map(self.taps_of, self.sites))}
+        return {site: made[self.taps_of(site)] for site in self.sites}
+
+    def every_tap(self) -> tuple[str, ...]:
+        """The taps of all sites, each once."""
+        return tuple(dict.fromkeys(tap for site in self.sites for tap in self.taps_of(site)))
+
+
+def _tap(name: str, sites: tuple[str, ...]) -> str:
+    """The tap of a name that may begin with one of the sites."""
+    site, colon, tap = name.partition(":")
+    return tap if colon and site in sites else name
 
 
 BM25, FEATURES = "bm25", "features"

@@ -21,6 +21,7 @@ from stride_jax.examples import Examples, as_examples
 from stride_jax.fitting import (
     Fixed,
     Moments,
+    bases_of,
     fishers,
     fit_operators,
     group_operators,
@@ -163,9 +164,9 @@ def append(
         assert known is not None, "a hash design is known"
         subsets_Nxd = known[len(index.train_ids) :]
     frozen = frozen_for(index, tapped, params, examples, execution)
-    basis = next(iter(index.operators.values())).basis
+    bases = bases_of(index.operators)
     rotations = {name: sums.rotation for name, sums in moments.items()}
-    fixed = Fixed(basis, rotations, index.content)
+    fixed = Fixed(bases, rotations, index.content)
     new = pass_over(frozen, examples, subsets_Nxd, fixed, execution, own)
     old = {n: v if own is None else ops.with_groups(v, own.groups) for n, v in moments.items()}
     total = {name: ops.add(sums, new.moments[name]) for name, sums in old.items()}
@@ -173,7 +174,7 @@ def append(
     kept = {}
     for name, store in new.kept.items():
         store = dataclasses.replace(store, row_H=store.row_H + len(index.train_ids))
-        places = store_of(frozen, basis, name, shape).places
+        places = store_of(frozen, bases[name], name, shape).places
         both = name in index.kept
         kept[name] = stores.joined(index.kept[name], store, places) if both else store
     cluster_N = None
@@ -183,10 +184,10 @@ def append(
     if index.groups is not None and names is not None and own is not None:
         added = sizes(own)
         added[: len(index.groups)] += index.groups.sizes_G
-        solved = Groups(names, added, group_operators(frozen, basis, total))
+        solved = Groups(names, added, group_operators(frozen, bases, total))
     return dataclasses.replace(
         index,
-        operators=solve_operators(frozen, basis, total),
+        operators=solve_operators(frozen, bases, total),
         train_ids=everyone,
         residual_N=np.concatenate([index.residual_N, new.residual_N]),
         norm_N=np.concatenate([index.norm_N, new.norm_N]),

@@ -289,7 +289,8 @@ def test_an_appended_index_is_the_index_built_at_once(trained, kind):
 def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path, kind):
     train, query = trained.train, trained.query
     args = trained.tapped, trained.params
-    settings = dataclasses.replace(of_kind(SETTINGS, kind), sites=("logit", "hidden1"))
+    taps = ("input", "logit:hidden1", "hidden1:hidden0")
+    settings = dataclasses.replace(of_kind(SETTINGS, kind), sites=("logit", "hidden1"), taps=taps)
     fitted = stride.fit(*args, train.inputs, train.labels, settings, ids=train.ids)
     fitted.save(tmp_path / "index.npz")
     back = Index.load(tmp_path / "index.npz")
@@ -307,7 +308,8 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path, k
     )
     parts = []
     for name in settings.sites:
-        alone = dataclasses.replace(settings, sites=(name,))
+        alone = dataclasses.replace(settings, sites=(name,), taps=settings.taps_of(name))
+        assert set(back.operators[name].basis.mean) == set(alone.taps)
         # The first site's content chooses the clusters of all.
         one = back.operators
         if kind == "hash" or name == "logit":
@@ -321,7 +323,10 @@ def test_sites_add_up_and_an_index_comes_back_from_its_file(trained, tmp_path, k
         Index.load(tmp_path / "other.npz")
     with pytest.raises(ValueError, match=r"unknown tap 'hiden1'.*hidden1"):
         stride.fit(
-            *args, train.inputs, train.labels, dataclasses.replace(settings, sites=("hiden1",))
+            *args,
+            train.inputs,
+            train.labels,
+            dataclasses.replace(settings, sites=("hiden1",), taps=("input",)),
         )
 
 
@@ -395,5 +400,9 @@ def test_bad_settings_are_refused(scene):
         stride_jax.IndexSettings(fit="trained")
     with pytest.raises(ValueError, match="each once"):
         stride_jax.IndexSettings(sites=("logit", "logit"))
+    with pytest.raises(ValueError, match="none for the site 'logit': add one such as 'logit:a'"):
+        stride_jax.IndexSettings(sites=("logit", "b"), taps=("b:a",))
+    with pytest.raises(ValueError, match="names 'a' 2 times"):
+        stride_jax.IndexSettings(taps=("a", "logit:a"))
     assert ops.ClosedFormSettings().form(257, ops.LogitSite(10)) == "exact"
     assert ops.ClosedFormSettings().form(257, ops.LogitSite(100)) == "eigen"

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stride_jax.applications.selection import Pool, SelectSettings, choose, table
+from stride_jax.applications.targets import targets_of, task_scores
 from stride_jax.cli.main import main
 from stride_jax.data.bible import packaged_verses
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import check_workdir, read_run_settings, run_settings
+from stride_jax.self_influence import self_influence
 
 
 def pool_of(scores, keys=None, sources=None, sizes=None) -> Pool:
@@ -164,6 +166,15 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     told = json.loads(out.with_suffix(".report.json").read_text())
     assert [own["examples"] for own in told["sources"]] == [15, 15]
     assert told["examples"] == len(out.read_text().splitlines()) == 30
+    assert select(folder, *words, "--examples=112", "--relative", f"--out={out}") == 0
+    assert "task 1" not in capsys.readouterr().out, "only divided anew"
+    text_ids = run.text.train.origins("document").tolist()
+    length = dict(zip(text_ids, np.sqrt(self_influence(
+        run.tapped, run.model.params, run.index, run.train).scores_N), strict=True))  # fmt: skip
+    scores_AxN, _ = task_scores(run, targets_of(run, str(folder / "dev.jsonl"), "book"))
+    best = dict(zip(text_ids, scores_AxN.max(axis=0), strict=True))
+    for row in map(json.loads, out.read_text().splitlines()):
+        assert row["score"] * length[row["id"]] == pytest.approx(best[row["id"]], rel=1e-3)
 
 
 def test_bad_input_of_the_command(

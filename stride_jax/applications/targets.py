@@ -16,6 +16,7 @@ from stride_jax.examples import Examples
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import fingerprint, read_arrays, write_arrays
 from stride_jax.scores import as_dense
+from stride_jax.self_influence import self_influence
 
 ALL = "all"
 """Name of the one task of targets that have no tasks."""
@@ -89,6 +90,30 @@ def task_scores(
         scores.append(stored["score_N"])
         verdicts.append(reading.VERDICTS[int(stored["verdict"])])
     return np.stack(scores), verdicts
+
+
+def relative(run: Run, scores_AxN: np.ndarray) -> np.ndarray:
+    """Scores for what a row says, whatever the size of its gradient: `w_i(x) / sqrt(w_ii)`.
+
+    A sum over the tokens of a long answer, or an answer that the model finds odd, has a large
+    gradient and a large score for every task; an optimiser that takes steps of one size, as Adam
+    does, makes little of that. The root of the self-influence is the gradient's length in the
+    curvature's metric (Barshan et al., RelatIF, 2020).
+
+    Args:
+      run: a run of text with operators.
+      scores_AxN: of all its training rows, from `task_scores`.
+
+    Returns:
+      `[A, N]` float32; in the curvature's metric the cosine, up to a factor of each task.
+    """
+    path = run.workdir / "select" / f"self-{run.products.key('operators')}.npz"
+    if not path.exists():
+        both = run.tapped, run.model.params, run.index
+        write_arrays(path, self_N=self_influence(*both, run.train).scores_N)
+    self_N = read_arrays(path)["self_N"]
+    # A row of no gradient has no score either.
+    return (scores_AxN / np.sqrt(np.maximum(self_N, np.finfo(np.float32).tiny))).astype(np.float32)
 
 
 def _one_task(run: Run, examples: Examples) -> dict[str, np.ndarray]:

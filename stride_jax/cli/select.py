@@ -26,7 +26,7 @@ from stride_jax.applications.selection import (
     choose,
     table,
 )
-from stride_jax.applications.targets import targets_of, task_scores
+from stride_jax.applications.targets import relative, targets_of, task_scores
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.data.dialogues import as_row, read_dialogues
 from stride_jax.run.opened import open_run
@@ -51,6 +51,8 @@ def _parser() -> Parser:
     parser.flag("source", "Column of the rows that names their source.", default="")
     parser.flag("cap", "Largest share of the rows that a source may have.", type=float,
                 default=own.cap)  # fmt: skip
+    parser.switch("relative", "Divide scores by the root of a row's self-influence: none is chosen "
+                  "for its size.")  # fmt: skip
     parser.switch("copies", "Rows that act as one may all be chosen.")
     return parser
 
@@ -116,10 +118,14 @@ def main(words: Sequence[str]) -> int:
         )
     targets = targets_of(run, given.targets, given.by)
     scores_AxN, verdicts = task_scores(run, targets, lambda line: print(visible(line), flush=True))
+    if given.relative:
+        scores_AxN = relative(run, scores_AxN)
     pool = pool_of(run, scores_AxN, targets.tasks, given.source)
     selection = choose(pool, settings)
     write_rows(out, rows_of(run, selection))
-    told = table(selection, pool) | {"verdicts": dict(zip(targets.tasks, verdicts, strict=True))}
+    told = table(selection, pool) | {
+        "relative": given.relative, "verdicts": dict(zip(targets.tasks, verdicts, strict=True))
+    }  # fmt: skip
     write_json(out.with_suffix(".report.json"), told)
     print(visible(_said(told, len(pool.keys_N), out), kept="\n"))
     return 0

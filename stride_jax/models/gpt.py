@@ -6,7 +6,8 @@ Value Residual Learning, 2024). Letters as in `transformer`; L layers, C the voc
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -170,17 +171,27 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm x)`, then `x + W_2 relu(W_1 norm x)²`."""
+    """`x + attention(norm x)`, then `x + W_2 relu(W_1 norm x)²`; and what W_2 reads.
+
+    Attributes:
+      settings: of the model.
+      layer: which block.
+      replaced: puts another value in the place of what W_2 reads.
+    """
 
     settings: GPTSettings
     layer: int
+    replaced: Callable[[jax.Array], jax.Array]
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, values_BxTxGE: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BxTxD: jax.Array, values_BxTxGE: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         s, x = self.settings, x_BxTxD
         x = x + Attention(s, self.layer, name="attention")(rms_norm(x), values_BxTxGE)
         up = linear(4 * s.width, "up", _uniform(s.width, s.mlp_init), x.dtype)(rms_norm(x))
-        return x + linear(s.width, "down", nn.initializers.zeros, x.dtype)(nn.relu(up) ** 2)
+        mlp = self.replaced(nn.relu(up) ** 2)
+        return x + linear(s.width, "down", nn.initializers.zeros, x.dtype)(mlp), mlp
 
 
 class GPT(nn.Module):
@@ -189,7 +200,8 @@ class GPT(nn.Module):
     Attention is causal, so padding on the right changes no earlier logits.
 
     Activations, `[B, T, D]`: `embedding` (after its norm), `previous` (the previous token's, zeros
-    for the first), `block0` … (the stream after each block), `final` (the head's input).
+    for the first), `block0` … (the stream after each block), `final` (the head's input); and
+    `mlp0` …, `[B, T, 4 D]`, what the last layer of each block's MLP reads.
 
     Attributes:
       num_classes: C.
@@ -239,7 +251,10 @@ class GPT(nn.Module):
             if s.has_values(i):
                 kv_width = s.num_kv_heads * s.head_dim
                 values = embed(kv_width, f"value_embed{i}", _uniform(s.width))
-            x = record(f"block{i}", make_block(s, i, name=f"block{i}")(x, values))
+            replaced = functools.partial(record.replaced, f"mlp{i}")
+            x, mlp = make_block(s, i, replaced, name=f"block{i}")(x, values)
+            record.activations[f"mlp{i}"] = mlp
+            x = record(f"block{i}", x)
             middle = x if i == s.depth // 2 else middle
         if s.backout:
             share = self.param("backout_lambda", nn.initializers.constant(0.2), (1,))

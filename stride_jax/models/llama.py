@@ -6,7 +6,8 @@ and a sliding window (Jiang et al., Mistral 7B, 2023). Letters as in `transforme
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -104,12 +105,19 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm x)`, then `x + W_down(silu(W_gate norm x) W_up norm x)`."""
+    """`x + attention(norm x)`, then `x + W_down(silu(W_gate norm x) W_up norm x)`; and what W_down
+    reads.
+
+    Attributes:
+      settings: of the model.
+      replaced: puts another value in the place of what W_down reads.
+    """
 
     settings: LlamaSettings
+    replaced: Callable[[jax.Array], jax.Array]
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
         s, x, dtype = self.settings, x_BxTxD, x_BxTxD.dtype
         init = nn.initializers.normal(s.init_std)
         normed = Norm(s.norm_eps, name="attention_norm")(x)
@@ -127,7 +135,8 @@ class Block(nn.Module):
         normed = Norm(s.norm_eps, name="mlp_norm")(x)
         gate = nn.silu(linear(s.hidden, "gate", init, dtype)(normed))
         up = linear(s.hidden, "up", init, dtype)(normed)
-        return x + linear(s.width, "down", init, dtype)(gate * up)
+        mlp = self.replaced(gate * up)
+        return x + linear(s.width, "down", init, dtype)(mlp), mlp
 
 
 class Llama(nn.Module):
@@ -136,7 +145,8 @@ class Llama(nn.Module):
     Attention is causal, so padding on the right changes no earlier logits.
 
     Activations, `[B, T, D]`: `embedding`, `previous` (the previous token's, zeros for the first),
-    `block0` … (the stream after each block), `final` (the final norm's output, the head's input).
+    `block0` … (the stream after each block), `final` (the final norm's output, the head's input);
+    and `mlp0` …, `[B, T, hidden]`, what the last layer of each block's MLP reads.
 
     Attributes:
       num_classes: C.
@@ -147,7 +157,7 @@ class Llama(nn.Module):
     >>> out, tree = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
     >>> logits, activations = out
     >>> logits.shape, sorted(activations), tree["params"]["block0"]["key"]["kernel"].shape
-    ((1, 8, 50), ['block0', 'embedding', 'final', 'previous'], (16, 8))
+    ((1, 8, 50), ['block0', 'embedding', 'final', 'mlp0', 'previous'], (16, 8))
     """
 
     num_classes: int
@@ -166,7 +176,10 @@ class Llama(nn.Module):
         record("previous", previous_tokens(x))
         make_block = nn.remat(Block) if s.remat else Block
         for i in range(s.depth):
-            x = record(f"block{i}", make_block(s, name=f"block{i}")(x))
+            replaced = functools.partial(record.replaced, f"mlp{i}")
+            x, mlp = make_block(s, replaced, name=f"block{i}")(x)
+            record.activations[f"mlp{i}"] = mlp
+            x = record(f"block{i}", x)
         x = record("final", Norm(s.norm_eps, name="final_norm")(x))
         logits = (
             embed.attend(x) if s.tied_head else linear(self.num_classes, "head", init, dtype)(x)

@@ -27,7 +27,11 @@ class Recorder:
         self.activations: dict[str, jax.Array] = {}
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
-        new = self.replace.get(name, value)
-        value = new(value) if callable(new) else new
-        self.activations[name] = value
+        self.activations[name] = value = self.replaced(name, value)
         return value
+
+    def replaced(self, name: str, value: jax.Array) -> jax.Array:
+        """The value, or its replacement, unrecorded: a layer under `nn.remat` hands out what is to
+        be recorded with its output, for nothing else may leave it."""
+        new = self.replace.get(name, value)
+        return new(value) if callable(new) else new

@@ -77,10 +77,10 @@ def _closed_form(own: Sizes) -> Iterator[Need]:
     A sum is two arrays (Kahan) and a batch's share of it a third; a solution is two, its
     right-hand side among them.
     """
-    scene, rank = own.scene, own.scene.basis.rank
+    scene, ranks = own.scene, {name: basis.rank for name, basis in own.scene.bases.items()}
     sums, batches, solutions = own.trained, [], []
     for (name, site), matrices in zip(scene.frozen.sites.items(), own.matrices, strict=True):
-        form, width = scene.frozen.forms[name], site.width
+        form, width, rank = scene.frozen.forms[name], site.width, ranks[name]
         is_exact = form == "exact"
         whole = FLOAT * width * (width + 1) // 2 * rank**2 if is_exact else 0
         fixed = whole + FLOAT * (rank**2 + width**2 + own.names.groups * rank * width)
@@ -94,7 +94,7 @@ def _closed_form(own: Sizes) -> Iterator[Need]:
         factor = FLOAT * (rank * width) ** 2 if is_exact else 0
         solutions.append(own.each(factor) + own.split(2 * matrices))
     names = ("index.design.num_subsets", "index.basis.rank", "index.output_rank")
-    what = f"sums of {own.num_subsets} subsets of rank {rank}"
+    what = f"sums of {own.num_subsets} subsets of rank {max(ranks.values())}"
     for moments in (batches, solutions):
         most = max(moments, key=lambda held: held.devices)
         yield Need("operators", what, sums + most, names)
@@ -112,7 +112,8 @@ def _joint(own: Sizes) -> Iterator[Need]:
     yield Need("operators", "outputs for all examples", observed, names)
     # Matrices, their two moments and their gradient; the members of each subset.
     members = 2 * FLOAT * own.num_train * own.settings.index.design.degree
-    training = own.trained + own.each(logits + FLOAT * count * scene.basis.rank)
+    rank = max(basis.rank for basis in scene.bases.values())
+    training = own.trained + own.each(logits + FLOAT * count * rank)
     training += own.split(members + 4 * max(own.matrices)) + on_one(activations)
     yield Need("operators", "joint training on all examples", training, names)
 

@@ -120,9 +120,9 @@ def _sample(scene: Scene) -> Stage:
     """The taps of the sample, gathered on every host."""
     settings, tokens = scene.settings.index, math.prod(scene.one.token_shape[1:])
     count = min(scene.extent.num_train, -(-settings.basis.sample // tokens))
-    tapped, params = only(scene.frozen.tapped, scene.frozen.settings.taps), scene.frozen.params
+    tapped, params = only(scene.frozen.tapped, settings.every_tap()), scene.frozen.params
     program = activations_program(tapped, params, scene.one, count, scene.execution)
-    depth = sum(v.shape[0] for v in scene.basis.mean.values())
+    depth = max(sum(v.shape[0] for v in own.mean.values()) for own in scene.bases.values())
     # Taps, their product, and its eigenvectors in float64.
     held = 2 * _FLOAT * count * tokens * depth + 3 * 8 * depth**2
     return Stage("basis, the sample", program, held, mesh=scene.mesh)
@@ -130,7 +130,7 @@ def _sample(scene: Scene) -> Stage:
 
 def _closed_form(scene: Scene, name: str) -> Iterator[Stage]:
     programs = fit_programs(
-        scene.frozen, name, scene.basis, scene.one, scene.extent.num_train, scene.execution
+        scene.frozen, name, scene.bases[name], scene.one, scene.extent.num_train, scene.execution
     )
     for stage, program in programs.items():
         held = 0.0
@@ -153,18 +153,18 @@ def _training(scene: Scene, name: str) -> Iterator[Stage]:
     context.pop("errors", None)
     params = frozen.params if site.reads_params else None
     program = joint.program(
-        frozen.settings.design, site, scene.basis, observed_source(observed, context, params),
+        frozen.settings.design, site, scene.bases[name], observed_source(observed, context, params),
         frozen.settings.joint, scene.execution,
     )  # fmt: skip
     yield Stage(f"training, {name}", program)
 
 
 def _measurement(scene: Scene, name: str) -> Stage:
-    frozen, site, rank = scene.frozen, scene.frozen.sites[name], scene.basis.rank
+    frozen, site, basis = scene.frozen, scene.frozen.sites[name], scene.bases[name]
     k = frozen.settings.design.num_subsets
     signs = frozen.signs_C if name == "logit" else None
-    matrices = shape((k, rank, site.width))
-    operators = ops.Operators(scene.basis, matrices, shape((k,)), signs)
+    matrices = shape((k, basis.rank, site.width))
+    operators = ops.Operators(basis, matrices, shape((k,)), signs)
     program = measure.program(
         site, operators, frozen.source(scene.one), scene.extent.num_queries,
         scene.settings.read.measure, scene.execution,

@@ -58,7 +58,7 @@ class Sizes:
     """Numbers that the stages share.
 
     Attributes:
-      scene: shapes of the model and the basis.
+      scene: shapes of the model and the bases.
       names: of the data.
     """
 
@@ -158,8 +158,8 @@ class Sizes:
     @property
     def matrices(self) -> list[int]:
         """Bytes of K x R x O float32 numbers, by site."""
-        sites = self.scene.frozen.sites.values()
-        return [FLOAT * self.num_subsets * self.scene.basis.rank * s.width for s in sites]
+        bases, sites = self.scene.bases, self.scene.frozen.sites.items()
+        return [FLOAT * self.num_subsets * bases[name].rank * s.width for name, s in sites]
 
     @property
     def scores(self) -> int:

@@ -1,4 +1,4 @@
-"""What every stage of a run is planned from: the amount of data, shapes of model, sites and basis.
+"""What every stage of a run is planned from: the amount of data, shapes of model, sites and bases.
 
 Estimated is the tap that would be chosen, where none is named.
 """
@@ -110,7 +110,7 @@ class Scene:
     execution: Execution
     frozen: FrozenModel
     one: Examples
-    basis: ops.Basis
+    bases: dict[str, ops.Basis]
 
     @property
     def mesh(self) -> Mesh:
@@ -128,7 +128,8 @@ def index_bytes(settings: RunSettings, extent: Extent, mesh: Mesh) -> int:
     """Bytes of the K steering matrices of all sites, on all devices together."""
     scene = scene_of(settings, extent, mesh)
     k = settings.index.design.num_subsets
-    return sum(4 * k * (scene.basis.rank * s.width + 1) for s in scene.frozen.sites.values())
+    sites = scene.frozen.sites.items()
+    return sum(4 * k * (scene.bases[name].rank * site.width + 1) for name, site in sites)
 
 
 def scene_of(
@@ -137,7 +138,7 @@ def scene_of(
     mesh: Mesh,
     unnamed: Callable[..., str] = max,
 ) -> Scene:
-    """Shapes of a run's model, sites and basis.
+    """Shapes of a run's model, sites and bases.
 
     Args:
       settings: of the run; of their `mesh` only `parameters` is read.
@@ -167,10 +168,10 @@ def scene_of(
         own, design=own.design.resolved((extent.num_train, *token_rows[1:]), own.fit)
     )
     frozen = resolve(tapped, params, inputs, own)
-    widths = {name: math.prod(shapes[name].shape) // math.prod(token_rows) for name in own.taps}
-    basis = ops.basis_shapes(own.basis, widths)
+    widths = {n: math.prod(v.shape) // math.prod(token_rows) for n, v in shapes.items()}
+    bases = own.by_site(lambda named: ops.basis_shapes(own.basis, {n: widths[n] for n in named}))
     execution = Execution(
         mesh, memory=settings.execution.memory, batch_size=settings.execution.batch_size
     )
     one = Examples.trusted(inputs, labels, np.array(["one"]), None)
-    return Scene(settings, extent, execution, frozen, one, basis)
+    return Scene(settings, extent, execution, frozen, one, bases)
