@@ -7,8 +7,8 @@
         --workdir=runs/leaderboard/instructions --rows="SFT instructions"
 
 1,000 rows of 96 tokens, of 48 tasks, 3 epochs from `configs/instructions_base.py`'s model; 100
-held-out rows as queries, of which the completions count. Every row is scored exactly, so that K is
-of no account. Operators act where the weights do, on the logits and on what each block adds by its
+held-out rows as queries, of which the completions count. Every row is scored exactly, so that K and
+groups of tokens, which serve the sketch, are of no account. Operators act where the weights do, on the logits and on what each block adds by its
 MLP. Sites and damping were chosen on the tuning half of the bank (docs/lab.md), as the opponents'
 constants are.
 """
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "num_checkpoints": 1,
             "index": {
-                "design": common.design(300, "hash"),
+                "design": common.design(60, "hash"),
                 "kept": 0,
                 "basis": {"rank": 192},
                 "taps": ("logit:final", *(f"block{i}:mlp{i}" for i in range(3))),
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "closed_form": {"fisher": "eigen", "damping": 3.0, "doubt": 0.0},
             },
             "read": {
-                "measure": {"form": "first_order", "group": 4},
+                "measure": {"form": "first_order", "group": 0},
                 "prior": 0.0,
                 "lasso": {"lambda_fraction": 0.2, "relative_gap": 1e-2},
                 "exact": common.exact(974),
