@@ -8,9 +8,9 @@
 
 1,000 rows of 96 tokens, of 48 tasks, 3 epochs from `configs/instructions_base.py`'s model; 100
 held-out rows as queries, of which the completions count. Every row is scored exactly, so that K and
-groups of tokens, which serve the sketch, are of no account. Operators act where the weights do, on the logits and on what each block adds by its
-MLP. Sites and damping were chosen on the tuning half of the bank (docs/lab.md), as the opponents'
-constants are.
+groups of tokens, which serve the sketch, are of no account. Operators act where the weights do, on
+the logits and on what each block adds by its MLP. Sites and damping were chosen on the tuning half
+of the bank (docs/lab.md), as the opponents' constants are.
 """
 
 from ml_collections import ConfigDict
