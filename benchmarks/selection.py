@@ -13,8 +13,8 @@ A small GPT has read rows of other tasks as text, and is fine-tuned on candidate
 by its ten targets. Then models are trained from the first GPT again, on the best `budget` rows
 alone, and answer the task's tests. A method with several settings has them chosen by loss on the
 first tasks, of which no figure is taken; `stride` has two: scores, and scores relative to the root
-of a row's self-influence. `--noise` gives a share of the
-candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
+of a row's self-influence. `--noise` gives a share of the candidates another row's answer. Intervals
+are of a bootstrap over tasks, paired.
 """
 
 import dataclasses
