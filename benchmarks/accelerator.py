@@ -25,9 +25,10 @@ import numpy as np
 from absl import logging
 
 from benchmarks.accelerator_kind import has_tpu
+from benchmarks.contestants import contestants
 from benchmarks.house import ROOT, command, commit_of, this_command
 from benchmarks.meter import Meter
-from benchmarks.methods import Stride, contestants
+from benchmarks.methods import Stride
 from configs import bible_gpt, common, mnist5k, nanochat
 from stride_jax import asking, stride
 from stride_jax.attribution import versions

@@ -25,8 +25,9 @@ import scipy.stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.audit_data import Leaked, LeakSettings, write
+from benchmarks.contestants import contestants
 from benchmarks.house import APPLICATIONS, ROOT, Row, command, commit_of, record
-from benchmarks.methods import ENCODER, Method, Stride, contestants
+from benchmarks.methods import ENCODER, Method, Stride
 from benchmarks.program import made_run
 from stride_jax.applications.audit import AuditSettings, judge, null_of, suspicion
 from stride_jax.applications.replicas import Evidence, gather, losses, read_problems

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from benchmarks import report
+from benchmarks.contestants import contestants
 from benchmarks.house import APPLICATIONS, record
 from benchmarks.meter import Cost, Meter, index_bytes
-from benchmarks.methods import Method, Stride, contestants, ensemble
+from benchmarks.methods import Method, Stride, ensemble
 from benchmarks.program import Asked, Program
 from stride_jax import attribution, evaluation
 from stride_jax.baselines import datamodels
@@ -321,8 +322,9 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
         encoder = EncoderSettings(settings.encoder, str(run.text.folder / "tokenizer.json"))
     is_text = run.settings.is_text
     methods = contestants(
-        sorted(names), base, is_text=is_text, only=settings.methods, encoder=encoder
-    )
+        sorted(names), base, is_text=is_text, only=settings.methods, encoder=encoder,
+        checkpoints=len(run.model.checkpoints),
+    )  # fmt: skip
     folder = run.workdir / "methods"
     too = settings.uncalibrated
     outcomes = {m.name: contest(m, run, halves, folder, too) for m in bars(methods, desc="methods")}

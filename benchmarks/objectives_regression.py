@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from benchmarks.contestants import contestants
 from benchmarks.house import Row
 from benchmarks.leaderboard import contest
-from benchmarks.methods import Method, Stride, changed, contestants, fit_stride, score_stride
+from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
 from benchmarks.pointing_figures import Note, lds_row, open_run
 from stride_jax import evaluation
 from stride_jax.baselines import trak

@@ -5,9 +5,10 @@ import pathlib
 import jax
 import numpy as np
 
+from benchmarks.contestants import contestants
 from benchmarks.house import Row
 from benchmarks.leaderboard import contest
-from benchmarks.methods import Stride, contestants
+from benchmarks.methods import Stride
 from benchmarks.pointing_figures import (
     PUBLISHED,
     Answers,

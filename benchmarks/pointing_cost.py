@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
+from benchmarks.contestants import contestants
 from benchmarks.house import Row
 from benchmarks.leaderboard import contest, timings
-from benchmarks.methods import Method, Stride, changed, contestants, fit_stride, score_stride
+from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
 from benchmarks.pointing_figures import Note, lds_row, open_run
 
 FAST: dict[str, dict[str, Any]] = {

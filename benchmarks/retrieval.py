@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.contestants import contestants
 from benchmarks.meter import Meter
-from benchmarks.methods import Method, Stride, contestants
+from benchmarks.methods import Method, Stride
 from benchmarks.program import Asked, Program
 from stride_jax import attribution, evaluation
 from stride_jax.data import relevant

@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.contestants import contestants
 from benchmarks.house import APPLICATIONS, ROOT, Row, command, commit_of, record
-from benchmarks.methods import ENCODER, Stride, contestants
+from benchmarks.methods import ENCODER, Stride
 from benchmarks.program import made_run
 from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import judged, judged_model

@@ -41,16 +41,14 @@ def brute_gradients(model, params, examples, objective):
         logits = model.module.apply({"params": params}, x[None])[0] / model.temperature
         return objective(logits, y[None])[0]
 
-    rows = []
-    for x, y in zip(examples.inputs, examples.labels, strict=True):
-        grads = jax.grad(one)(params, jnp.asarray(x), jnp.asarray(y))
-        order = [f"dense{i}" for i in range(len(grads) - 1)] + ["head"]
-        rows.append(
-            np.concatenate(
-                [np.vstack([grads[n]["kernel"], grads[n]["bias"][None]]).ravel() for n in order]
-            )
-        )
-    return np.stack(rows).astype(np.float64)
+    each = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))
+    grads = each(params, jnp.asarray(examples.inputs), jnp.asarray(examples.labels))
+    layers = [
+        np.concatenate([grads[n]["kernel"], grads[n]["bias"][:, None]], axis=1)
+        for n in [*(f"dense{i}" for i in range(len(grads) - 1)), "head"]
+    ]
+    flat = [layer.reshape(len(layer), -1) for layer in layers]
+    return np.concatenate(flat, axis=1).astype(np.float64)
 
 
 def test_layer_gradients_of_dense_layers_are_autodiffs(scene):

@@ -1,17 +1,22 @@
 """EK-FAC influence functions: Grosse et al., Studying LLM Generalization, 2023.
 
+With Shampoo's eigenbasis in place of K-FAC's it is the method that boards call EV-Shampoo.
+
 Letters as in `baselines.model`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.baselines.model import Layers, Model, batches, layer_gradients
+from stride_jax.baselines.model import Layers, Model, batches
+from stride_jax.baselines.moments import Scale, scaled
+from stride_jax.baselines.solved import Gradients, scores
 from stride_jax.data import Examples
 from stride_jax.objectives import Objective
 
@@ -22,6 +27,8 @@ class EkfacSettings:
 
     Attributes:
       damping: damping relative to the mean corrected eigenvalue of each layer.
+      eigenbasis: of each layer's curvature: `kfac`, of `E[a aᵀ]` and `E[δ δᵀ]` over tokens; or
+        `shampoo`, of `E[G Gᵀ]` and `E[Gᵀ G]` over examples (Gupta et al., 2018).
       samples: labels drawn from the model per example, which make it the true Fisher.
       batch_size: examples per pass.
       max_bytes: bytes of the queries' preconditioned gradients in memory.
@@ -29,22 +36,29 @@ class EkfacSettings:
     """
 
     damping: float = 1e-1
+    eigenbasis: str = "kfac"
     samples: int = 2
     batch_size: int = 128
     max_bytes: int = 1 << 30
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.eigenbasis not in ("kfac", "shampoo"):
+            raise ValueError(f"eigenbasis={self.eigenbasis!r}: use 'kfac' or 'shampoo'")
 
 
 Factors = dict[str, tuple[jax.Array, jax.Array]]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _drawn_pass(model: Model, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Layers:
+def _drawn_pass(
+    model: Model, params: Any, x: jax.Array, y: jax.Array, key: jax.Array, scale: Scale | None
+) -> Layers:
     """Layers' inputs and errors for labels drawn from the model; −1 stays −1."""
     labels = draw_labels(model.objective, model.logits(params, x), key)
     if model.objective.classes:
         labels = jnp.where(y < 0, -1, labels)
-    return model.layer_pass(params, x, labels)
+    return scaled(model.layer_pass(params, x, labels), scale)
 
 
 def draw_labels(objective: Objective, outputs: jax.Array, key: jax.Array) -> jax.Array:
@@ -84,16 +98,20 @@ def draw_labels(objective: Objective, outputs: jax.Array, key: jax.Array) -> jax
     )
 
 
-@jax.jit
-def _add_factors(total: Factors, layers: Layers, mask: jax.Array) -> Factors:
-    weighted = mask[:, None, None]
-    return {
-        name: (
-            total[name][0] + jnp.einsum("bti,btj->ij", a * weighted, a),
-            total[name][1] + jnp.einsum("bto,btp->op", d * weighted, d),
-        )
-        for name, (a, d) in layers.items()
-    }
+@functools.partial(jax.jit, static_argnames="eigenbasis")
+def _add_factors(total: Factors, layers: Layers, mask: jax.Array, eigenbasis: str) -> Factors:
+    out = {}
+    for name, (a, d) in layers.items():
+        if eigenbasis == "kfac":
+            weighted = mask[:, None, None]
+            left = jnp.einsum("bti,btj->ij", a * weighted, a)
+            right = jnp.einsum("bto,btp->op", d * weighted, d)
+        else:
+            g = jnp.einsum("bti,bto->bio", a * mask[:, None, None], d)
+            left = jnp.einsum("bio,bjo->ij", g, g)
+            right = jnp.einsum("bio,bip->op", g, g)
+        out[name] = (total[name][0] + left, total[name][1] + right)
+    return out
 
 
 @jax.jit
@@ -111,62 +129,71 @@ def _add_eigenvalues(total: Any, layers: Layers, bases: Factors, mask: jax.Array
     return out
 
 
-def fit(model: Model, train: Examples, settings: EkfacSettings) -> dict[str, Any]:
+def fit(
+    model: Model,
+    train: Examples,
+    settings: EkfacSettings,
+    *,
+    at: Sequence[Any] = (),
+    scale: Scale | None = None,
+) -> dict[str, Any]:
     """Eigenbases of the Kronecker factors, and corrected eigenvalues.
 
     `A = E[a aᵀ]`, `S = E[δ δᵀ]` over examples, tokens and drawn labels; `Λ = E[(Q_Aᵀ G Q_S)²]`.
 
+    Args:
+      model, train, settings: as everywhere.
+      at: parameters of the checkpoints whose curvature is averaged; the model's for none.
+      scale: factors that gradients are multiplied by, for the curvature in other coordinates.
+
     Returns:
       `bases` `{layer: (Q_A, Q_S)}` and `eigenvalues` `{layer: [I, J]}`.
     """
+    at = at or (model.params,)
     parts = batches(train.inputs, train.labels, settings.batch_size)
     shapes = jax.eval_shape(
-        functools.partial(_drawn_pass, model, model.params), *parts[0][1:3], jax.random.key(0)
+        functools.partial(_drawn_pass, model), at[0], *parts[0][1:3], jax.random.key(0), scale
     )
     factors: Factors = {
         n: (jnp.zeros((a.shape[-1],) * 2), jnp.zeros((d.shape[-1],) * 2))
         for n, (a, d) in shapes.items()
     }
     keys = jax.random.split(jax.random.key(settings.seed), settings.samples * len(parts))
-    drawn = [(part, keys[s * len(parts) + i]) for s in range(settings.samples)
-             for i, part in enumerate(parts)]  # fmt: skip
-    for (_, x, y, mask), key in drawn:
-        factors = _add_factors(factors, _drawn_pass(model, model.params, x, y, key), mask)
+    drawn = [(params, part, keys[s * len(parts) + i]) for params in at
+             for s in range(settings.samples) for i, part in enumerate(parts)]  # fmt: skip
+    for params, (_, x, y, mask), key in drawn:
+        layers = _drawn_pass(model, params, x, y, key, scale)
+        factors = _add_factors(factors, layers, mask, settings.eigenbasis)
     eigh = jax.jit(jnp.linalg.eigh)
     bases = {n: (eigh(a)[1], eigh(s)[1]) for n, (a, s) in factors.items()}
     values = {n: jnp.zeros((a.shape[0], s.shape[0])) for n, (a, s) in factors.items()}
-    for (_, x, y, mask), key in drawn:
-        layers = _drawn_pass(model, model.params, x, y, key)
+    for params, (_, x, y, mask), key in drawn:
+        layers = _drawn_pass(model, params, x, y, key, scale)
         values = _add_eigenvalues(values, layers, bases, mask)
-    count = settings.samples * len(train)
+    count = len(at) * settings.samples * len(train)
     return {"bases": bases, "eigenvalues": {n: v / count for n, v in values.items()}}
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _preconditioned(
-    model: Model, params: Any, state: Any, x: jax.Array, y: jax.Array, damping: jax.Array
-) -> dict[str, jax.Array]:
-    """`(F + lambda I)^{-1} G` of each query, layer by layer, `{layer: [B, I, J]}`."""
-    grads = layer_gradients(model.layer_pass(params, x, y))
+@jax.jit
+def along(bases: Factors, multipliers: dict[str, jax.Array], grads: Gradients) -> Gradients:
+    """`Q_A (m ∘ (Q_Aᵀ G Q_S)) Q_Sᵀ` of every layer: a function of the curvature, m its values."""
     out = {}
     for name, g in grads.items():
-        left, right = state["bases"][name]
-        values = state["eigenvalues"][name]
-        inner = left.T @ g @ right / (values + damping * values.mean())[None]
-        out[name] = left @ inner @ right.T
+        left, right = bases[name]
+        out[name] = left @ ((left.T @ g @ right) * multipliers[name][None]) @ right.T
     return out
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _against(
-    model: Model, params: Any, held: dict[str, jax.Array], x: jax.Array, y: jax.Array
-) -> jax.Array:
-    layers = model.layer_pass(params, x, y)
-    total: Any = 0.0
-    for name, v in held.items():
-        g = jnp.einsum("bti,bto->bio", *layers[name])
-        total += v.reshape(len(v), -1) @ g.reshape(len(g), -1).T
-    return total
+def dampings(state: dict[str, Any], damping: float) -> dict[str, jax.Array]:
+    """lambda of each layer: relative to its mean corrected eigenvalue."""
+    return {name: damping * values.mean() for name, values in state["eigenvalues"].items()}
+
+
+def inverse(state: dict[str, Any], damping: float) -> Callable[[Gradients], Gradients]:
+    """`G -> (F + lambda I)^{-1} G`."""
+    ridge = dampings(state, damping)
+    values = state["eigenvalues"]
+    return functools.partial(along, state["bases"], {n: 1 / (values[n] + ridge[n]) for n in values})
 
 
 def score(
@@ -177,20 +204,7 @@ def score(
     Returns:
       `[Q, N]` float32.
     """
-    scores = np.empty((len(query), len(train)), np.float32)
-    damping = jnp.float32(settings.damping)
-    bytes_each = 4 * sum(values.size for values in state["eigenvalues"].values())
-    # As many queries as fit: the training gradients are computed once per group of queries.
-    several = max(1, settings.max_bytes // bytes_each)
-    for start in range(0, len(query), several):
-        rows = slice(start, min(start + several, len(query)))
-        parts = [
-            _preconditioned(model, model.params, state, x, y, damping)
-            for _, x, y, _ in batches(query.inputs[rows], query.labels[rows], settings.batch_size)
-        ]
-        held = {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for i, x, y, _ in batches(train.inputs, train.labels, settings.batch_size):
-            block = scores[rows, i : i + settings.batch_size]
-            out = np.asarray(_against(model, model.params, held, x, y))
-            block[:] = out[: block.shape[0], : block.shape[1]]
-    return scores
+    return scores(
+        model, train, query, inverse(state, settings.damping),
+        batch_size=settings.batch_size, max_bytes=settings.max_bytes,
+    )  # fmt: skip

@@ -18,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from stride_jax.adapters import from_model
+from stride_jax.models.train import TrainSettings
 from stride_jax.objectives import CROSS_ENTROPY, Objective
 from stride_jax.taps import TappedModel, with_objective, with_temperature
 
@@ -26,6 +27,9 @@ Layers = dict[str, tuple[jax.Array, jax.Array]]
 
 OfOutputs = Callable[[jax.Array, Any], jax.Array]
 """`(logits, labels) -> [B]`, or `[B, T]` for tokens, whose gradient a method uses."""
+
+Added = Callable[[str, jax.Array, jax.Array], jax.Array]
+"""`(layer's name, a_BxTxI, output) -> output` that goes on in its place."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +42,7 @@ class Model:
       learning_rates: learning rate of the optimiser at each checkpoint.
       temperature: number that the logits are divided by, for every method alike.
       objective: the loss that it was trained with; for squared error with the noise's variance.
+      recipe: how it was trained, for methods that follow the training; None where nobody knows.
     """
 
     module: nn.Module
@@ -45,6 +50,7 @@ class Model:
     learning_rates: tuple[float, ...] = (1.0,)
     temperature: float = 1.0
     objective: Objective = CROSS_ENTROPY
+    recipe: TrainSettings | None = None
 
     def __post_init__(self) -> None:
         if len(self.checkpoints) != len(self.learning_rates) or not self.checkpoints:
@@ -70,24 +76,19 @@ class Model:
         """Inputs and errors of every linear layer, `∂ f / ∂ output`, f the loss or `of`. Traceable.
 
         Dense layers have T = 1; a convolution has a token per output pixel, its input the patch.
+        A token that moves nothing, as padding does, has inputs of nought: gradients are the same,
+        and a mean of `a aᵀ` over tokens is one over those that say something.
         Scales and offsets of normalisations are left out, as K-FAC methods leave them.
         """
 
         def run(errors: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
             layers: dict[str, Any] = {}
 
-            def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-                out = call(*args, **kwargs)
-                layer = context.module
-                if context.method_name != "__call__" or not isinstance(layer, (nn.Dense, nn.Conv)):
-                    return out
-                name = "/".join(layer.path)
-                layers[name] = (_layer_inputs(layer, args[0]), out)
+            def add(name: str, a: jax.Array, out: jax.Array) -> jax.Array:
+                layers[name] = (a, out)
                 return out + errors[name] if name in errors else out
 
-            with nn.intercept_methods(intercept):
-                logits, _ = self.module.apply({"params": params}, inputs)  # pyright: ignore[reportGeneralTypeIssues]
-            logits = _with_outputs(logits) / self.temperature
+            logits = self.logits(params, inputs, add)
             f = self.objective.loss if of is None else of
             targets = None if labels is None else self.objective.targets(labels, logits)
             return f(logits, targets).sum(), layers  # pyright: ignore[reportArgumentType]
@@ -95,19 +96,40 @@ class Model:
         _, shapes = jax.eval_shape(run, {})
         zeros = {name: jnp.zeros(out.shape, out.dtype) for name, (_, out) in shapes.items()}
         errors, layers = jax.grad(run, has_aux=True)(zeros)
-        return {
-            name: (a, errors[name].reshape(*a.shape[:2], errors[name].shape[-1]))
-            for name, (a, _) in layers.items()
-        }
+        out = {}
+        for name, (a, _) in layers.items():
+            d = errors[name].reshape(*a.shape[:2], errors[name].shape[-1])
+            out[name] = (jnp.where(_moves(d), a, 0), d)
+        return out
 
-    def logits(self, params: Any, inputs: Any) -> jax.Array:
-        """Calibrated logits, `[B, C]`. Traceable."""
-        return _with_outputs(self.module.apply({"params": params}, inputs)[0]) / self.temperature
+    def logits(self, params: Any, inputs: Any, add: Added | None = None) -> jax.Array:
+        """Calibrated logits, `[B, C]`, where `add` may change every linear layer's. Traceable."""
+
+        def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            out, layer = call(*args, **kwargs), context.module
+            if context.method_name != "__call__" or not isinstance(layer, (nn.Dense, nn.Conv)):
+                return out
+            return (
+                out
+                if add is None
+                else add("/".join(layer.path), _layer_inputs(layer, args[0]), out)
+            )
+
+        with nn.intercept_methods(intercept):
+            logits: Any = self.module.apply({"params": params}, inputs)[0]
+        return _with_outputs(logits) / self.temperature
 
     def losses(self, params: Any, inputs: Any, labels: Any) -> jax.Array:
         """Calibrated losses, `[B]` or `[B, T]`. Traceable."""
         logits = self.logits(params, inputs)
         return self.objective.loss(logits, self.objective.targets(labels, logits))
+
+
+def _moves(d_BxTxJ: jax.Array) -> jax.Array:
+    """Tokens of several with an error that is not nought, `[B, T, 1]`."""
+    if d_BxTxJ.shape[1] == 1:
+        return jnp.ones((*d_BxTxJ.shape[:2], 1), bool)
+    return (d_BxTxJ != 0).any(axis=-1, keepdims=True)
 
 
 def _with_outputs(logits: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Baselines that need no gradients: chance, and similarity of features."""
+"""Baselines that need no gradients: chance, and similarity of activations, whitened or not."""
 
 import dataclasses
 import functools
@@ -43,46 +43,82 @@ class CosineSettings:
     Attributes:
       tap: name of the activation; empty for the last one that the model returns.
       batch_size: examples per pass.
+      whitened: preconditioned activation similarity: damping of the activations' second moment,
+        relative to its mean eigenvalue, by whose inverse they are compared; None for the identity.
       rising: of sequences, whether all tokens up to the last that counts are taken, each weighted
         by its place (RDS+: H. Ivison et al., 2025), in place of the mean of those that count.
     """
 
     tap: str = ""
     batch_size: int = 512
+    whitened: float | None = None
     rising: bool = False
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings"))
-def _unit_features(
-    model: Model, params: Any, x: jax.Array, y: jax.Array, settings: CosineSettings
+@functools.partial(jax.jit, static_argnames=("model", "tap", "rising"))
+def _features(
+    model: Model, params: Any, x: jax.Array, y: jax.Array, tap: str, rising: bool
 ) -> jax.Array:
     activations: Any = model.module.apply({"params": params}, x)[1]
-    h = activations[settings.tap or list(activations)[-1]]
+    h = activations[tap or list(activations)[-1]]
     if y.ndim == 2 and model.objective.classes:
         weight_BxT = (y >= 0).astype(h.dtype)
-        if settings.rising:
+        if rising:
             until_BxT = jnp.flip(jnp.cumsum(jnp.flip(weight_BxT, axis=1), axis=1), axis=1) > 0
             weight_BxT = until_BxT * jnp.arange(1, 1 + y.shape[1])[None]
         h = (h * weight_BxT[..., None]).sum(axis=1)
     elif y.ndim == 3:
         h = h.sum(axis=1)
-    h = h.reshape(x.shape[0], -1)
-    return h / jnp.maximum(jnp.linalg.norm(h, axis=1, keepdims=True), 1e-12)
+    return h.reshape(x.shape[0], -1)
 
 
-def fit_cosine(model: Model, train: Examples, settings: CosineSettings) -> np.ndarray:
-    """Unit-length features of the examples, `[N, D]`."""
+def features(
+    model: Model, examples: Examples, tap: str = "", *, rising: bool = False, batch_size: int = 512
+) -> np.ndarray:
+    """Activations of the examples, `[N, D]`; of sequences the sum over tokens that count.
+
+    Args:
+      model: trained model.
+      examples: examples.
+      tap, rising, batch_size: as in `CosineSettings`.
+    """
     parts = [
-        np.asarray(_unit_features(model, model.params, x, y, settings))
-        for _, x, y, _ in batches(train.inputs, train.labels, settings.batch_size)
+        np.asarray(_features(model, model.params, x, y, tap, rising))
+        for _, x, y, _ in batches(examples.inputs, examples.labels, batch_size)
     ]
-    return np.concatenate(parts)[: len(train)]
+    return np.concatenate(parts)[: len(examples)]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _own(model: Model, examples: Examples, settings: CosineSettings) -> np.ndarray:
+    return features(model, examples, settings.tap, rising=settings.rising,
+                    batch_size=settings.batch_size)  # fmt: skip
+
+
+def fit_cosine(
+    model: Model, train: Examples, settings: CosineSettings
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Unit-length features of the examples, `[N, D]`, and what whitens them, `[D, D]`, or None."""
+    rows, root = _unit(_own(model, train, settings)), None
+    if settings.whitened is not None:
+        values, vectors = np.linalg.eigh(rows.T.astype(np.float64) @ rows / len(rows))
+        values = np.maximum(values, 0) + settings.whitened * values.mean()
+        root = ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
+        rows = _unit(rows @ root)
+    return rows, root
 
 
 def score_cosine(
-    state: np.ndarray, model: Model, train: Examples, query: Examples, settings: CosineSettings
+    state: tuple[np.ndarray, np.ndarray | None],
+    model: Model,
+    train: Examples,
+    query: Examples,
+    settings: CosineSettings,
 ) -> np.ndarray:
-    """Cosine similarity of an activation (RDS; FeatSim in the paper).
+    """Cosine similarity of an activation (RDS; FeatSim in the paper), whitened if asked for.
 
     `w_i = <h_x, h_i> / (||h_x|| ||h_i||)`, no sign: a similar example of another class counts as a
     proponent too.
@@ -90,4 +126,7 @@ def score_cosine(
     Returns:
       `[Q, N]` float32 in [-1, 1].
     """
-    return fit_cosine(model, query, settings) @ state.T
+    del train
+    rows, root = state
+    own = _unit(_own(model, query, settings))
+    return (own if root is None else _unit(own @ root)) @ rows.T

@@ -1,10 +1,10 @@
-"""Text overlap: TF-IDF cosine and BM25, with token ids as words."""
+"""Text overlap: TF-IDF cosine, BM25 and DSIR, with token ids as words."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
@@ -19,7 +19,7 @@ def _texts(examples: Examples) -> list[str]:
     if inputs.dtype.kind != "i" or inputs.ndim != 2:
         raise ValueError(
             f"text overlap needs token ids [N, T], not {inputs.dtype}{list(inputs.shape)}: leave "
-            "out tf-idf and bm25 for other data"
+            "out tf-idf, bm25 and dsir for other data"
         )
     return [" ".join(map(str, row)) for row in inputs.tolist()]
 
@@ -91,3 +91,56 @@ def score_bm25(
     """BM25 score of each training text for the query's words, `[Q, N]` float32."""
     del model, train, settings
     return np.stack([state.get_scores(words) for words in _words(query)]).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class DsirSettings:
+    """DSIR: Xie et al., Data Selection for Language Models via Importance Resampling, 2023.
+
+    Attributes:
+      ngrams: words of the longest terms; theirs 2.
+      buckets: that terms are hashed into; theirs 10,000.
+      smoothing: added to a query's counts, as a share of the training set's frequencies: of one
+        short query most buckets are empty.
+    """
+
+    ngrams: int = 2
+    buckets: int = 10_000
+    smoothing: float = 1.0
+
+
+def _counts(examples: Examples, settings: DsirSettings) -> Any:
+    hashing = HashingVectorizer(
+        ngram_range=(1, settings.ngrams), n_features=settings.buckets, token_pattern=_WORD,
+        alternate_sign=False, norm=None, dtype=np.float64,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    return hashing.transform(_texts(examples))
+
+
+def fit_dsir(model: Model | None, train: Examples, settings: DsirSettings) -> tuple[Any, Any]:
+    """Hashed counts of the training texts `[N, bucket]`, and frequencies of the buckets."""
+    counts = _counts(train, settings)
+    total = np.asarray(counts.sum(axis=0)).ravel() + 1
+    return counts, total / total.sum()
+
+
+def score_dsir(
+    state: tuple[Any, Any],
+    model: Model | None,
+    train: Examples,
+    query: Examples,
+    settings: DsirSettings,
+) -> np.ndarray:
+    """Log importance weight of each training text, every query a target distribution of its own.
+
+    `w_i = Σ_b c_i(b) log(p_x(b) / p(b))`, c counts in bucket b, p_x and p frequencies in the query
+    and in the training set.
+
+    Returns:
+      `[Q, N]` float32.
+    """
+    del model, train
+    counts, p = state
+    own = _counts(query, settings).toarray() + settings.smoothing * p * settings.buckets
+    ratio = np.log(own / own.sum(axis=1, keepdims=True)) - np.log(p)
+    return np.asarray((counts @ ratio.T).T, np.float32)

@@ -143,5 +143,6 @@ def restore_base(
         rates = tuple(config["learning_rates"])
         calibration = models.Calibration(config["temperature"], config.get("variance"))
     objective = calibration.objective(settings.train.objective)
-    model = Model(module, tuple(params), rates, calibration.temperature, objective)
+    recipe = settings.train if settings.train.epochs else None
+    model = Model(module, tuple(params), rates, calibration.temperature, objective, recipe)
     return model, config
