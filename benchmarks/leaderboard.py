@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.contestants import contestants
-from benchmarks.house import APPLICATIONS, record
+from benchmarks.house import APPLICATIONS, ROOT, commit_of, record
 from benchmarks.meter import Cost, Meter, index_bytes
 from benchmarks.methods import Method, Stride, ensemble
 from benchmarks.program import Asked, Program
@@ -360,6 +360,7 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
         "temperature": run.model.temperature,
         "device": str(jax.devices()[0].device_kind),
         "versions": attribution.versions(),
+        "commit": commit_of(ROOT),
     }
 
 
@@ -373,8 +374,10 @@ def main(asked: Asked) -> None:
     if name := asked.flags.rows:
         record(report.rows(board, name), path=APPLICATIONS)
         return
-    page = report.write(asked.workdir.parent, pathlib.Path(asked.flags.docs))
-    print(f"written: {asked.workdir / 'leaderboard.json'}, {page}")
+    docs = pathlib.Path(asked.flags.docs)
+    (docs / "results").mkdir(parents=True, exist_ok=True)
+    write_json(docs / "results" / f"board-{asked.workdir.name}.json", board)
+    print(f"written: {asked.workdir / 'leaderboard.json'}, {report.write(docs)}")
 
 
 if __name__ == "__main__":

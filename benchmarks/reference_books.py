@@ -14,10 +14,10 @@ import itertools
 import json
 import pathlib
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 
+from benchmarks.packages import debian
 from stride_jax.data.bible import chapters, packaged_verses
 from stride_jax.runtime.files import atomic_path
 
@@ -84,33 +84,12 @@ def bible(translation: str) -> Iterator[Page]:
         yield document.source.key, document.text
 
 
-def fetch(package: str, home: pathlib.Path) -> pathlib.Path:
-    """The folder of a package's files, fetched and unpacked if it is not there."""
-    folder = home / package
-    if folder.is_dir():
-        return folder
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        subprocess.run(["apt-get", "download", package], cwd=home, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(
-            f"package {package} could not be fetched ({error}): it is one of Debian 12; give the "
-            f"unpacked package as {folder}"
-        ) from error
-    [archive] = home.glob(f"{package}_*.deb")
-    with atomic_path(folder) as place:
-        place.unlink(missing_ok=True)
-        subprocess.run(["dpkg-deb", "-x", archive, place], check=True)
-    archive.unlink()
-    return folder
-
-
 def books(home: pathlib.Path) -> Iterator[tuple[str, str, Iterator[Page]]]:
     """Name, title and pages of each book."""
     for name, title in DICTIONARIES.items():
-        yield name, title, dictionary(fetch(f"dict-{name}", home), name)
+        yield name, title, dictionary(debian(f"dict-{name}", home), name)
     for package, (title, place, ending) in MANUALS.items():
-        yield package, f"{title} documentation", manual(fetch(package, home) / place, ending)
+        yield package, f"{title} documentation", manual(debian(package, home) / place, ending)
     for name in TRANSLATIONS:
         yield name, f"Bible, {name.upper()}", bible(name)
 

@@ -88,3 +88,37 @@ def classifier_leaderboard(removal_queries: int, removal_top_k: tuple[int, ...])
         "removal_queries": removal_queries,
         "removal_top_k": removal_top_k,
     }
+
+
+def classifier_contest(num_subsets: int, models_at_once: int, top_k: int) -> dict[str, Any]:
+    """Blocks of a board on classes, at the defaults: nothing is chosen on its data.
+
+    Args:
+      num_subsets: K.
+      models_at_once: of the bank.
+      top_k: smaller number of examples removed; five times as many, too.
+    """
+    return {
+        "index": classifier_index(num_subsets),
+        "read": classifier_read(),
+        "bank": bank(models_at_once),
+        "execution": execution(),
+        "leaderboard": {
+            **classifier_leaderboard(20, (top_k, 5 * top_k)),
+            "uncalibrated": False,
+            "ensemble": 0,
+        },
+    }
+
+
+SMALL_BOARD = {
+    **SMALL_CONTEST,
+    "leaderboard.ensemble": 0,
+    "train.epochs": 2,
+    "index.design.num_subsets": 100,
+    "index.basis.rank": 16,
+    "index.joint.steps": 10,
+    "bank.num_subsets": 4,
+    "bank.models_at_once": 4,
+}
+"""The `runlocal` of such a board."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from benchmarks import retrieval
+from benchmarks import retrieval, standing
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
 from stride_jax.data import relevant
@@ -99,3 +99,28 @@ def test_retrieval_finds_what_text_overlap_finds(name, tmp_path):
     # Every query has its answers among the training sequences, and they are what it says.
     truth = relevant(run.text.truth, run.query.ids, run.train.ids)
     assert (truth.sum(axis=1) >= (2 if name == "verses" else 1)).all()
+
+
+def board(**lds):
+    rows = [
+        {"method": name.replace("_", "-"), "lds": value, "lds_ci95": (value - 0.1, value + 0.1),
+         "lds_minus_stride_ci95": (value - lds["stride"] - 0.1, value - lds["stride"] + 0.1),
+         "settings": {"index": {"design": {"num_subsets": 100}}}}
+        for name, value in lds.items()
+    ]  # fmt: skip
+    return {"rows": rows, "num_train": 1234, "ceiling": {"perfect_predictor": 0.9}}
+
+
+def test_the_standing_ranks_one_checkpoint_methods_alone():
+    boards = {
+        "one": board(stride=0.5, stride_direct=0.8, ekfac=0.4, ekfac_5=0.7, datamodels=0.9, less=0),
+        "two": board(stride=0.3, ekfac=0.4, less=0.35, new=0.6),
+    }
+    first, second = (standing.standing(own) for own in boards.values())
+    assert (first["rank"], first["of"], first["best"]) == (1, 3, "ekfac")
+    assert (second["rank"], second["of"], second["best"]) == (4, 4, "new")
+    np.testing.assert_allclose(first["ahead_ci95"], (0, 0.2), atol=1e-12)
+    ranks = {name: (mean, low, high) for name, mean, low, high in standing.mean_ranks(boards)}
+    assert ranks == {"ekfac": (1.5, 1, 2), "stride": (2, 1, 3), "less": (2.5, 2, 3)}
+    table = standing.summary(boards)
+    assert "| [two](#two) | 1,234 | 100 | 0.900 | **0.300** [0.200, 0.400] | new 0.600 |" in table

@@ -169,7 +169,16 @@ def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
     rows = {row["method"]: row for row in board["rows"]}
     assert set(rows) == {
         *("random", "feature-cosine", "grad-dot", "grad-cos", "tracin", "trak", "logra", "ekfac"),
-        *("less", "datamodels", "stride", "stride-joint", "stride-direct", "stride-k30"),
+        *("gauss-newton", "astra", "ev-shampoo", "trackstar", "source", "representer", "pas"),
+        *(
+            "knn-shapley",
+            "less",
+            "datamodels",
+            "stride",
+            "stride-joint",
+            "stride-direct",
+            "stride-k30",
+        ),
         *("stride-2", "trak-2", "logra-2", "ekfac-2"),
     }
     assert {"bank", "device", "versions"} <= set(board)

@@ -19,6 +19,10 @@ _OURS = {
     "digits8x8": ("builders", "Digits8x8"),
     "breast_cancer": ("builders", "BreastCancer"),
     "fashion_mnist50k": ("fashion", "FashionMnist50k"),
+    "parkinsons": ("boards", "Parkinsons"),
+    "spam": ("boards", "Spam"),
+    "letters": ("boards", "Letters"),
+    "cifar10_test": ("boards", "Cifar10Test"),
     "diabetes": ("numeric", "Diabetes"),
     "linear_numbers": ("numeric", "LinearNumbers"),
     "digit_segments": ("numeric", "DigitSegments"),
@@ -38,8 +42,9 @@ class DataSettings:
     """The dataset to attribute, and its splits.
 
     Attributes:
-      name: `mnist5k`, `digits8x8`, `breast_cancer`, `fashion_mnist50k` (fetched by `make data`), or
-        any TFDS name with features `label` and `image` or `features` (a table's row). With numbers
+      name: `mnist5k`, `digits8x8`, `breast_cancer`, `fashion_mnist50k` (fetched by `make data`),
+        `parkinsons`, `spam`, `letters`, `cifar10_test` (fetched by `make boards-data`), or any TFDS
+        name with features `label` and `image` or `features` (a table's row). With numbers
         as labels: `diabetes`, `linear_numbers`, `digit_segments` (seven labels of each image), or
         a TFDS name whose `label` is a Tensor.
       train, calibration, query: TFDS split of each role, or a slice such as `test[:400]`.
