@@ -12,9 +12,10 @@ A small GPT has read rows of other tasks as text, and is fine-tuned on candidate
 (`benchmarks.selection_data`): with that checkpoint every method ranks the candidates for each task
 by its ten targets. Then models are trained from the first GPT again, on the best `budget` rows
 alone, and answer the task's tests. A method with several settings has them chosen by loss on the
-first tasks, of which no figure is taken; `stride` has two: scores, and scores relative to the root
-of a row's self-influence. `--noise` gives a share of the candidates another row's answer. Intervals
-are of a bootstrap over tasks, paired.
+first tasks, of which no figure is taken; `stride` has four: a row counts by the mean over a task's
+targets or by the one it does most for, and relative to the root of its self-influence or not.
+`--noise` gives a share of the candidates another row's answer. Intervals are of a bootstrap over
+tasks, paired.
 """
 
 import dataclasses
@@ -102,9 +103,10 @@ def choices(run: Run, targets: Targets, budget: int, encoder: str) -> Iterator[C
 
 def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
     """Scores `[A, N]` of every method at each of its settings; kept as soon as they are there."""
-    own_AxN = task_scores(run, targets, print)[0]
-    yield "stride", own_AxN
-    yield "stride", relative(run, own_AxN)
+    for each in (False, True):
+        own_AxN = task_scores(run, targets, print, each=each)[0]
+        yield "stride", own_AxN
+        yield "stride", relative(run, own_AxN)
     methods = contestants(
         OPPONENTS_TAPS, Stride(), is_text=True, only=OPPONENTS,
         encoder=EncoderSettings(encoder, str(run.text.folder / "tokenizer.json")),

@@ -1,5 +1,6 @@
 """Rows that are chosen for tasks: budgets and bounds, and the command on real rows."""
 
+import dataclasses
 import json
 import pathlib
 import warnings
@@ -17,6 +18,7 @@ from stride_jax.data.bible import packaged_verses
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import check_workdir, read_run_settings, run_settings
 from stride_jax.self_influence import self_influence
+from stride_jax.stride import direct
 
 
 def pool_of(scores, keys=None, sources=None, sizes=None) -> Pool:
@@ -175,6 +177,25 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     best = dict(zip(text_ids, scores_AxN.max(axis=0), strict=True))
     for row in map(json.loads, out.read_text().splitlines()):
         assert row["score"] * length[row["id"]] == pytest.approx(best[row["id"]], rel=1e-3)
+    # With a budget of all rows one pass over them says the same as a question for each task.
+    targets = targets_of(run, str(folder / "dev.jsonl"), "book")
+    read = dataclasses.replace(
+        run.settings.read,
+        exact=dataclasses.replace(run.settings.read.exact, budget=len(run.train)),
+    )
+    whole = Run(dataclasses.replace(run.settings, read=read), folder / "run")
+    for each in (False, True):
+        own, says = task_scores(whole, targets, each=each)
+        other, _ = task_scores(run, targets, each=each)
+        np.testing.assert_allclose(own, other, atol=2e-3 * np.abs(own).max())
+        assert says == ["found", "found"]
+    scores_QxN = direct(
+        run.tapped, run.model.params, run.index, run.train, targets.examples
+    ).scores_QxN
+    sizes = np.sqrt((scores_QxN**2).mean(axis=1, keepdims=True))
+    for a in range(2):
+        largest = (scores_QxN / sizes)[targets.task_Q == a].max(axis=0)
+        np.testing.assert_allclose(own[a], largest, rtol=1e-5)
 
 
 def test_bad_input_of_the_command(

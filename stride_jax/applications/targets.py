@@ -1,7 +1,8 @@
 """What training rows do for a few target examples, task by task: what rows are chosen by.
 
-A task is asked as one question, the mean of its targets' losses, so that rows are scored exactly by
-one pass over them. Each task's scores are stored as soon as they are there.
+A task is asked as one question, the mean of its targets' losses, or target by target. Where every
+row is scored exactly there is nothing to recover, and one pass over the rows answers all targets;
+else each task's scores are stored as soon as they are there.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stride_jax import asking, reading
+from stride_jax import asking, reading, stride
 from stride_jax.data.tuning import read_rows
 from stride_jax.estimate import estimator
 from stride_jax.examples import Examples
@@ -64,32 +65,63 @@ def targets_of(run: Run, path: str = "", by: str = "") -> Targets:
 
 
 def task_scores(
-    run: Run, targets: Targets, told: Callable[[str], None] = lambda _: None
+    run: Run, targets: Targets, told: Callable[[str], None] = lambda _: None, *, each: bool = False
 ) -> tuple[np.ndarray, list[str]]:
     """Scores of all training rows for each task, and what they are worth.
 
     Args:
       run: a run of text with operators.
       targets: target examples.
-      told: called with a line for each task that is begun.
+      told: called with a line for what is begun.
+      each: whether a row counts by the target that it does most for, relative to the root mean
+        square of that target's scores, in place of the mean over a task's targets.
 
     Returns:
-      `[A, N]` float32, by how much the mean loss of a task's targets would rise without the row;
-      and a verdict a task (`reading.VERDICTS`).
+      `[A, N]` float32, by how much the mean loss of a task's targets would rise without the row,
+      or with `each` the largest relative score; and a verdict a task (`reading.VERDICTS`).
     """
-    folder = run.workdir / "select"
+    if _all_exact(run):
+        scores_QxN = _exact_scores(run, targets, told)
+        parts = [scores_QxN[targets.task_Q == a] for a in range(len(targets.tasks))]
+        joined = [_largest(own) if each else own.mean(axis=0) for own in parts]
+        return np.stack(joined), [reading.VERDICTS[0]] * len(parts)
     scores, verdicts = [], []
     for a, task in enumerate(targets.tasks):
         examples = targets.of(a)
-        name = fingerprint(run.products.key("recovery"), examples.inputs, examples.labels)
-        path = folder / f"{name}.npz"
+        asked = (run.products.key("recovery"), examples.inputs, examples.labels)
+        name = fingerprint(*asked, "each") if each else fingerprint(*asked)
+        path = run.workdir / "select" / f"{name}.npz"
         if not path.exists():
             told(f"task {a + 1} of {len(targets.tasks)}, {task}: {len(examples)} targets")
-            write_arrays(path, **_one_task(run, examples))
+            write_arrays(path, **_one_task(run, examples, each))
         stored = read_arrays(path)
         scores.append(stored["score_N"])
         verdicts.append(reading.VERDICTS[int(stored["verdict"])])
     return np.stack(scores), verdicts
+
+
+def _largest(scores_nxN: np.ndarray) -> np.ndarray:
+    """Each row at the target it is best for; a target's own size says nothing of its rows."""
+    size_n = np.sqrt((scores_nxN**2).mean(axis=1, keepdims=True))
+    return (scores_nxN / np.maximum(size_n, np.finfo(np.float32).tiny)).max(axis=0)
+
+
+def _all_exact(run: Run) -> bool:
+    """Whether every row is scored exactly: then nothing is left for the sketch to find."""
+    budget, index = run.settings.read.exact.budget, run.index
+    return budget is not None and budget >= len(run.train) and not (index.unit or not index.fisher)
+
+
+def _exact_scores(run: Run, targets: Targets, told: Callable[[str], None]) -> np.ndarray:
+    """Scores of all rows for each target, `[Q, N]`, by one pass over the rows."""
+    asked = targets.examples
+    name = fingerprint(run.products.key("operators"), asked.inputs, asked.labels, "exact")
+    path = run.workdir / "select" / f"{name}.npz"
+    if not path.exists():
+        told(f"{len(asked)} targets, {len(run.train)} rows scored exactly")
+        own = stride.direct(run.tapped, run.model.params, run.index, run.train, asked)
+        write_arrays(path, scores_QxN=own.scores_QxN)
+    return read_arrays(path)["scores_QxN"]
 
 
 def relative(run: Run, scores_AxN: np.ndarray) -> np.ndarray:
@@ -116,14 +148,16 @@ def relative(run: Run, scores_AxN: np.ndarray) -> np.ndarray:
     return (scores_AxN / np.sqrt(np.maximum(self_N, np.finfo(np.float32).tiny))).astype(np.float32)
 
 
-def _one_task(run: Run, examples: Examples) -> dict[str, np.ndarray]:
+def _one_task(run: Run, examples: Examples, each: bool) -> dict[str, np.ndarray]:
     settings, both = run.settings.read, (run.frozen, run.index)
     y_YxK = asking.measure_all(run.frozen, run.index.operators, examples, settings.measure)
     asked = asking.asked_of(*both, examples, y_YxK, settings, has_corpus=True)
-    asked = asking.together(asked, np.full(len(examples), 1 / len(examples)))
+    if not each:
+        asked = asking.together(asked, np.full(len(examples), 1 / len(examples)))
     corpus = reading.Corpus(run.frozen, run.train)
     own = reading.read(estimator(run.index, settings), run.index, asked, corpus)
+    scores_nxN = as_dense(own.scores).astype(np.float32)
     return {
-        "score_N": as_dense(own.scores)[0].astype(np.float32),
-        "verdict": np.asarray(own.diagnostics["verdict"][0]),
+        "score_N": _largest(scores_nxN) if each else scores_nxN[0],
+        "verdict": np.max(own.diagnostics["verdict"]),
     }

@@ -53,6 +53,7 @@ def _parser() -> Parser:
                 default=own.cap)  # fmt: skip
     parser.switch("relative", "Divide scores by the root of a row's self-influence: none is chosen "
                   "for its size.")  # fmt: skip
+    parser.switch("each", "Take a row by the target that it does most for, in place of their mean.")
     parser.switch("copies", "Rows that act as one may all be chosen.")
     return parser
 
@@ -117,14 +118,16 @@ def main(words: Sequence[str]) -> int:
             "make one from a file of prompts and completions (docs/fine_tuning.md)"
         )
     targets = targets_of(run, given.targets, given.by)
-    scores_AxN, verdicts = task_scores(run, targets, lambda line: print(visible(line), flush=True))
+    say = lambda line: print(visible(line), flush=True)  # noqa: E731
+    scores_AxN, verdicts = task_scores(run, targets, say, each=given.each)
     if given.relative:
         scores_AxN = relative(run, scores_AxN)
     pool = pool_of(run, scores_AxN, targets.tasks, given.source)
     selection = choose(pool, settings)
     write_rows(out, rows_of(run, selection))
     told = table(selection, pool) | {
-        "relative": given.relative, "verdicts": dict(zip(targets.tasks, verdicts, strict=True))
+        "relative": given.relative, "each": given.each,
+        "verdicts": dict(zip(targets.tasks, verdicts, strict=True)),
     }  # fmt: skip
     write_json(out.with_suffix(".report.json"), told)
     print(visible(_said(told, len(pool.keys_N), out), kept="\n"))
