@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.baselines.model import Model, batches, flat_gradients
-from stride_jax.baselines.projection import num_parameters, project, projection_matrix
+from stride_jax.baselines.projection import (
+    num_parameters,
+    project,
+    projection_matrix,
+    unit_rows,
+)
 from stride_jax.data import Examples
 
 
@@ -62,15 +67,11 @@ def adam_transform(
     return settings.beta1 / (1 - settings.beta1) * first / len(train), scale
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-
-
 def fit(model: Model, train: Examples, settings: LessSettings) -> dict[str, np.ndarray]:
     """Projected Adam updates at every checkpoint, `phi` `[checkpoint, N, H]` of unit norm."""
     matrix = projection_matrix(num_parameters(model, train.inputs), settings.dim, settings.seed)
     phi = [
-        _unit(
+        unit_rows(
             project(
                 model, params, train, matrix, batch_size=settings.batch_size,
                 transform=adam_transform(model, params, train, settings),
@@ -99,5 +100,5 @@ def score(
         model.checkpoints, model.learning_rates, state["phi"], strict=True
     ):
         own = project(model, params, query, matrix, batch_size=settings.batch_size)
-        total += rate * _unit(own) @ phi.T
+        total += rate * unit_rows(own) @ phi.T
     return total

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.baselines.model import Layers, Model, batches
+from stride_jax.baselines.moments import Scale, scaled
 from stride_jax.baselines.projection import damped_inverse_rows
 from stride_jax.data import Examples
 
@@ -60,8 +61,10 @@ def _second_moments(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _project(model: Model, params: Any, sides: Sides, x: jax.Array, y: jax.Array) -> Any:
-    layers: Layers = model.layer_pass(params, x, y)
+def _project(
+    model: Model, params: Any, sides: Sides, x: jax.Array, y: jax.Array, scale: Scale | None
+) -> dict[str, jax.Array]:
+    layers: Layers = scaled(model.layer_pass(params, x, y), scale)
     out = {}
     for name, (a, d) in layers.items():
         left, right = sides[name]
@@ -90,14 +93,21 @@ def _sides(model: Model, train: Examples, settings: LograSettings) -> Sides:
     return {name: (directions(a), directions(d)) for name, (a, d) in total.items()}
 
 
+def projected(
+    model: Model, sides: Sides, examples: Examples, batch_size: int, scale: Scale | None = None
+) -> dict[str, np.ndarray]:
+    """`P_inᵀ G P_out` of every example, flat, `{layer: [N, rank²]}`, G scaled first if asked."""
+    parts = [
+        jax.tree.map(np.asarray, _project(model, model.params, sides, x, y, scale))
+        for _, x, y, _ in batches(examples.inputs, examples.labels, batch_size)
+    ]
+    return {n: np.concatenate([p[n] for p in parts])[: len(examples)] for n in sides}
+
+
 def _features(
     model: Model, sides: Sides, examples: Examples, settings: LograSettings
 ) -> dict[str, np.ndarray]:
-    parts = [
-        jax.tree.map(np.asarray, _project(model, model.params, sides, x, y))
-        for _, x, y, _ in batches(examples.inputs, examples.labels, settings.batch_size)
-    ]
-    out = {n: np.concatenate([p[n] for p in parts])[: len(examples)] for n in sides}
+    out = projected(model, sides, examples, settings.batch_size)
     return out if settings.blocks else {"all": np.concatenate(list(out.values()), axis=1)}
 
 

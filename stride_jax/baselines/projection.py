@@ -1,4 +1,4 @@
-"""Random projection of whole gradients, shared by TRAK and LESS.
+"""Random projection of whole gradients, shared by TRAK and LESS, and algebra of projected rows.
 
 Letters as in `baselines.model`.
 """
@@ -84,3 +84,20 @@ def damped_inverse_rows(phi_NxH: np.ndarray, rhs_QxH: np.ndarray, damping: float
     ridge = damping * np.trace(gram) / len(gram)
     solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), rhs_QxH.T.astype(np.float64))
     return solved.T.astype(np.float32)
+
+
+def damped_inverse_root(moment_HxH: np.ndarray, damping: float) -> np.ndarray:
+    """`(A + lambda I)^{-1/2}`, lambda relative to A's mean eigenvalue, `[H, H]` float64."""
+    values, vectors = np.linalg.eigh(moment_HxH.astype(np.float64))
+    values = np.maximum(values, 0)
+    values += max(damping * values.mean(), 1e-30)
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows divided by their norms; rows of zeros stay so.
+
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)

@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.baselines.model import Layers, Model, OfOutputs, batches
@@ -58,7 +59,7 @@ def _rows(
     parts = []
     for _, x, y, _ in batches(examples.inputs, examples.labels, settings.batch_size):
         a, d = _last_layer(model, model.params, x, y, of)
-        parts.append(np.asarray(jax.numpy.einsum("bti,bto->bio", a, d)).reshape(len(a), -1))
+        parts.append(np.asarray(jnp.einsum("bti,bto->bio", a, d)).reshape(len(a), -1))
     return np.concatenate(parts)[: len(examples)]
 
 

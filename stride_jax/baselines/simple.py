@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax.baselines.model import Model, batches
+from stride_jax.baselines.projection import damped_inverse_root, unit_rows
 from stride_jax.data import Examples
 
 
@@ -89,10 +90,6 @@ def features(
     return np.concatenate(parts)[: len(examples)]
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
 def _own(model: Model, examples: Examples, settings: CosineSettings) -> np.ndarray:
     return features(model, examples, settings.tap, rising=settings.rising,
                     batch_size=settings.batch_size)  # fmt: skip
@@ -102,12 +99,11 @@ def fit_cosine(
     model: Model, train: Examples, settings: CosineSettings
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Unit-length features of the examples, `[N, D]`, and what whitens them, `[D, D]`, or None."""
-    rows, root = _unit(_own(model, train, settings)), None
+    rows, root = unit_rows(_own(model, train, settings)), None
     if settings.whitened is not None:
-        values, vectors = np.linalg.eigh(rows.T.astype(np.float64) @ rows / len(rows))
-        values = np.maximum(values, 0) + settings.whitened * values.mean()
-        root = ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
-        rows = _unit(rows @ root)
+        moment = rows.T.astype(np.float64) @ rows / len(rows)
+        root = damped_inverse_root(moment, settings.whitened).astype(np.float32)
+        rows = unit_rows(rows @ root)
     return rows, root
 
 
@@ -128,5 +124,5 @@ def score_cosine(
     """
     del train
     rows, root = state
-    own = _unit(_own(model, query, settings))
-    return (own if root is None else _unit(own @ root)) @ rows.T
+    own = unit_rows(_own(model, query, settings))
+    return (own if root is None else unit_rows(own @ root)) @ rows.T

@@ -4,15 +4,16 @@ Letters as in `baselines.model`.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stride_jax.baselines.model import Model, batches
-from stride_jax.baselines.moments import Scale, inverse_power, scaled, second_moments
+from stride_jax.baselines.logra import Sides, projected
+from stride_jax.baselines.model import Model
+from stride_jax.baselines.moments import inverse_power, second_moments
+from stride_jax.baselines.projection import damped_inverse_root, unit_rows
 from stride_jax.data import Examples
 
 
@@ -43,30 +44,7 @@ class TrackstarSettings:
             raise ValueError(f"mix={self.mix} is a share, in [0, 1]")
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _project(
-    model: Model, params: Any, x: jax.Array, y: jax.Array, sides: Scale, scale: Scale | None
-) -> dict[str, jax.Array]:
-    layers = scaled(model.layer_pass(params, x, y), scale)
-    out = {}
-    for name, (a, d) in layers.items():
-        left, right = sides[name]
-        g = jnp.einsum("btk,btl->bkl", a @ left, d @ right)
-        out[name] = g.reshape(g.shape[0], -1)
-    return out
-
-
-def _features(
-    model: Model, examples: Examples, sides: Scale, scale: Scale | None, batch_size: int
-) -> dict[str, np.ndarray]:
-    parts = [
-        jax.tree.map(np.asarray, _project(model, model.params, x, y, sides, scale))
-        for _, x, y, _ in batches(examples.inputs, examples.labels, batch_size)
-    ]
-    return {n: np.concatenate([p[n] for p in parts])[: len(examples)] for n in sides}
-
-
-def _sides(model: Model, train: Examples, settings: TrackstarSettings) -> Scale:
+def _sides(model: Model, train: Examples, settings: TrackstarSettings) -> Sides:
     """Random directions of every layer's two sides, all of them where there are few."""
     one = (jnp.asarray(train.inputs[:1]), jnp.asarray(train.labels[:1]))
     shapes = jax.eval_shape(model.layer_pass, model.params, *one)
@@ -87,14 +65,8 @@ def fit(model: Model, train: Examples, settings: TrackstarSettings) -> dict[str,
     if settings.optimizer:
         moments = second_moments(model, (model.params,), train, settings.batch_size)
         scale = inverse_power(moments, 0.5)
-    features = _features(model, train, sides, scale, settings.batch_size)
+    features = projected(model, sides, train, settings.batch_size, scale)
     return {"sides": sides, "scale": scale, "features": features}
-
-
-def _inverse_root(moment: np.ndarray, damping: float) -> np.ndarray:
-    values, vectors = np.linalg.eigh(moment)
-    values = np.maximum(values, 0) + damping * max(values.mean(), 1e-30)
-    return (vectors / np.sqrt(values)) @ vectors.T
 
 
 def score(
@@ -113,18 +85,14 @@ def score(
       `[Q, N]` float32 in [-1, 1].
     """
     size, share = settings.batch_size, settings.mix
-    own = _features(model, query, state["sides"], state["scale"], size)
+    own = projected(model, state["sides"], query, size, state["scale"])
     both: dict[str, list[np.ndarray]] = {"train": [], "query": []}
     for name, phi in state["features"].items():
         mine = own[name]
         moment = (1 - share) * phi.T.astype(np.float64) @ phi / len(phi)
         moment += share * mine.T.astype(np.float64) @ mine / len(mine)
-        root = _inverse_root(moment, settings.damping)
+        root = damped_inverse_root(moment, settings.damping)
         both["train"].append(phi @ root)
         both["query"].append(mine @ root)
     train_NxH, query_QxH = (np.concatenate(both[side], axis=1) for side in ("train", "query"))
-    return (_unit(query_QxH) @ _unit(train_NxH).T).astype(np.float32)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    return (unit_rows(query_QxH) @ unit_rows(train_NxH).T).astype(np.float32)
