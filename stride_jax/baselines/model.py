@@ -76,8 +76,8 @@ class Model:
         """Inputs and errors of every linear layer, `∂ f / ∂ output`, f the loss or `of`. Traceable.
 
         Dense layers have T = 1; a convolution has a token per output pixel, its input the patch.
-        A token that moves nothing, as padding does, has inputs of nought: gradients are the same,
-        and a mean of `a aᵀ` over tokens is one over those that say something.
+        A token that moves nothing in any layer, as padding does, has inputs of nought: gradients
+        are the same, and a mean of `a aᵀ` over tokens is one over those that say something.
         Scales and offsets of normalisations are left out, as K-FAC methods leave them.
         """
 
@@ -96,11 +96,12 @@ class Model:
         _, shapes = jax.eval_shape(run, {})
         zeros = {name: jnp.zeros(out.shape, out.dtype) for name, (_, out) in shapes.items()}
         errors, layers = jax.grad(run, has_aux=True)(zeros)
-        out = {}
-        for name, (a, _) in layers.items():
-            d = errors[name].reshape(*a.shape[:2], errors[name].shape[-1])
-            out[name] = (jnp.where(_moves(d), a, 0), d)
-        return out
+        return _without_padding(
+            {
+                name: (a, errors[name].reshape(*a.shape[:2], errors[name].shape[-1]))
+                for name, (a, _) in layers.items()
+            }
+        )
 
     def logits(self, params: Any, inputs: Any, add: Added | None = None) -> jax.Array:
         """Calibrated logits, `[B, C]`, where `add` may change every linear layer's. Traceable."""
@@ -125,11 +126,19 @@ class Model:
         return self.objective.loss(logits, self.objective.targets(labels, logits))
 
 
-def _moves(d_BxTxJ: jax.Array) -> jax.Array:
-    """Tokens of several with an error that is not nought, `[B, T, 1]`."""
-    if d_BxTxJ.shape[1] == 1:
-        return jnp.ones((*d_BxTxJ.shape[:2], 1), bool)
-    return (d_BxTxJ != 0).any(axis=-1, keepdims=True)
+def _without_padding(layers: Layers) -> Layers:
+    """Layers in which tokens whose errors are nought in all layers of as many tokens have no input.
+
+    A prompt's tokens move an answer through attention: they stay, in its last layers too.
+    """
+    moves: dict[int, jax.Array] = {}
+    for _, d in layers.values():
+        own_BxT = (d != 0).any(axis=-1)
+        moves[d.shape[1]] = moves.get(d.shape[1], jnp.zeros_like(own_BxT)) | own_BxT
+    return {
+        name: (a if a.shape[1] == 1 else jnp.where(moves[a.shape[1]][..., None], a, 0), d)
+        for name, (a, d) in layers.items()
+    }
 
 
 def _with_outputs(logits: jax.Array) -> jax.Array:
