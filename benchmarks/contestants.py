@@ -151,7 +151,7 @@ def _of_activations(names: Sequence[str], is_text: bool) -> list[Method]:
     cosine, score = simple.fit_cosine, simple.score_cosine
     own = [
         Method("random", simple.fit_random, simple.score_random, chance, False),
-        Method("feature-cosine", cosine, score, [[c(tap) for tap in names]], False),
+        Method("feature-cosine", cosine, score, [[c(tap)] for tap in names], False),
         Method("pas", cosine, score, [[c(whitened=d)] for d in DAMPINGS], False),
     ]
     if is_text:

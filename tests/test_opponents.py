@@ -343,7 +343,11 @@ def everyone(names, is_text):
     return [m for m in every if "stride" not in m.name]
 
 
-CLASSIFIERS = [m.name for m in everyone(["hidden0"], False) if m.name != "random"]
+CLASSIFIERS = [m.name for m in everyone(["hidden0", "input"], False) if m.name != "random"]
+
+
+def kept(settings, *names):
+    return {name: getattr(settings, name) for name in names}
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -351,13 +355,16 @@ def test_every_opponent_keeps_the_conventions(scene, name):
     """`[query, train]`; batches and the order of examples are nothing to scores, copies are equal,
     and an example is a proponent of itself."""
     model, train, query = scene
-    method = next(m for m in everyone(["hidden0"], False) if m.name == name)
+    method = next(m for m in everyone(["hidden0", "input"], False) if m.name == name)
     group = method.grid[0]
     settings = group[len(group) // 2]
     copied = by_rows(train, [*range(30), 4])
 
     def scores(train, query, settings=settings):
-        return method.score(method.fit(model, train, settings), model, train, query, settings)
+        first = dataclasses.replace(
+            group[0], **kept(settings, "batch_size")
+        )  # settings share a fit
+        return method.score(method.fit(model, train, first), model, train, query, settings)
 
     found = scores(copied, query)
     assert found.shape == (7, 31)
