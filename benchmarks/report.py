@@ -25,7 +25,7 @@ true class's probability after removing a query's top proponents and retraining.
 upper reference: they cost the retraining of half the bank.
 
 The first table ranks `stride`, one default on every board, among the methods that read one
-checkpoint and no retrained model; variants of ours and ensembles stand in the tables below it.
+training run and no retrained model; variants of ours and ensembles stand in the tables below it.
 Published figures are of the paper's own data, models and subsets, and no more than a landmark.
 `spam` and `letters` had no part in any choice and were run once.
 

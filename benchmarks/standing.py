@@ -1,6 +1,6 @@
 """Where STRIDE stands on all boards together: the table that a reader sees first.
 
-Opponents are methods that read one checkpoint and no retrained model. Of a board, the best of them
+Opponents are methods that read one training run and no retrained model. Of a board, the best of them
 is found on the figures themselves, which flatters it a little.
 """
 
@@ -23,7 +23,7 @@ _RETRAINED = ("datamodels", "encoder-trained")
 
 
 def opponents(board: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the methods that STRIDE is ranked among: one checkpoint, no retrained model."""
+    """Rows of the methods that STRIDE is ranked among: one training run, no retrained model."""
     names = {row["method"] for row in board["rows"]}
     return [
         row
