@@ -240,12 +240,7 @@ def removals(
     if settings.removal_queries == 0:
         return {}
     rows = np.linspace(0, len(run.query) - 1, settings.removal_queries).astype(int)
-    chosen = dataclasses.replace(
-        run.query,
-        inputs=run.query.inputs[rows],
-        labels=run.query.labels[rows],
-        ids=run.query.ids[rows],
-    )
+    chosen = run.query.take(rows)
     removal = CounterfactualSettings(
         settings.removal_top_k, num_seeds=1, models_at_once=run.bank.settings.models_at_once
     )
