@@ -1,7 +1,7 @@
 """Where STRIDE stands on all boards together: the table that a reader sees first.
 
-Opponents are methods that read one training run and no retrained model. Of a board, the best of them
-is found on the figures themselves, which flatters it a little.
+Opponents are methods that read one training run and no retrained model. Of a board, the best of
+them is found on the figures themselves, which flatters it a little.
 """
 
 from typing import Any
