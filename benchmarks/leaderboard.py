@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.contestants import contestants
-from benchmarks.house import APPLICATIONS, ROOT, commit_of, record
+from benchmarks.house import APPLICATIONS, ROOT, commit_of, record, this_command
 from benchmarks.meter import Cost, Meter, index_bytes
 from benchmarks.methods import Method, Stride, ensemble
 from benchmarks.program import Asked, Program
@@ -43,6 +43,7 @@ class LeaderboardSettings:
     Attributes:
       num_subsets: of the bank; one half tunes, the other scores.
       repeats: timed rounds; each runs every method once.
+      timed_seconds: a method that took as long in all its rounds so far is left out of the next.
       methods: contestants; all for none.
       uncalibrated: whether to tune and judge each method at temperature 1 as well.
       ensemble: base models of the ensembles; 0 leaves them out.
@@ -53,6 +54,7 @@ class LeaderboardSettings:
 
     num_subsets: int = 200
     repeats: int = 5
+    timed_seconds: float = 120.0
     methods: tuple[str, ...] = ()
     uncalibrated: bool = True
     ensemble: int = 5
@@ -195,15 +197,18 @@ def _parted(half: evaluation.Bank) -> tuple[evaluation.Bank, evaluation.Bank]:
 
 
 def timings(
-    methods: Sequence[Method], outcomes: dict[str, Outcome], run: Run, repeats: int
+    methods: Sequence[Method], outcomes: dict[str, Outcome], run: Run, own: LeaderboardSettings
 ) -> dict[str, list[tuple[Cost, Cost]]]:
     """Fit and score every method once per round, compiled code reused: `{method: [(fit, score)]}`.
 
     A round before the first is not counted: it compiles.
     """
     costs: dict[str, list[tuple[Cost, Cost]]] = {m.name: [] for m in methods}
-    for _ in bars(range(repeats + 1), desc="timing"):
+    for _ in bars(range(own.repeats + 1), desc="timing"):
         for method in methods:
+            counted = costs[method.name][1:]
+            if sum(cost.seconds for pair in counted for cost in pair) > own.timed_seconds:
+                continue
             settings = outcomes[method.name].settings
             with Meter() as fit_cost:
                 state = method.fit(run.model, run.train, settings)
@@ -223,7 +228,7 @@ def cost_columns(
     rounds = times[name]
     totals = [members * (fit.seconds + score.seconds) for fit, score in rounds]
     base = [fit.seconds + score.seconds for fit, score in times["grad-dot"]]
-    ratios = [a / b for a, b in zip(totals, base, strict=True)]
+    ratios = [a / b for a, b in zip(totals, base, strict=False)]  # dear methods have fewer rounds
     return {
         "train_seconds": members * statistics.median(fit.seconds for fit, _ in rounds),
         "query_seconds": members * statistics.median(score.seconds for _, score in rounds),
@@ -325,7 +330,7 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     outcomes = {m.name: contest(m, run, halves, folder, too) for m in bars(methods, desc="methods")}
     several = ensembles(methods, outcomes, run, settings.ensemble)
     outcomes |= {m.name: contest(m, run, halves, folder) for m in bars(several, desc="ensembles")}
-    times = timings(methods, outcomes, run, settings.repeats)
+    times = timings(methods, outcomes, run, settings)
     on_bank = {"datamodels": lambda: upper_reference(halves, len(run.train))}
     if encoder is not None:
         on_bank["encoder-trained"] = lambda: trained_encoder(halves, run, encoder)
@@ -356,6 +361,7 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
         "device": str(jax.devices()[0].device_kind),
         "versions": attribution.versions(),
         "commit": commit_of(ROOT),
+        "command": this_command(),
     }
 
 
@@ -369,9 +375,10 @@ def main(asked: Asked) -> None:
     if name := asked.flags.rows:
         record(report.rows(board, name), path=APPLICATIONS)
         return
-    docs = pathlib.Path(asked.flags.docs)
-    (docs / "results").mkdir(parents=True, exist_ok=True)
-    write_json(docs / "results" / f"board-{asked.workdir.name}.json", board)
+    docs, name = pathlib.Path(asked.flags.docs), asked.workdir.name
+    (docs / "boards").mkdir(parents=True, exist_ok=True)
+    write_json(docs / "boards" / f"{name}.json", board)
+    record(report.rows(board, name), path=docs / "results/leaderboard.json")
     print(f"written: {asked.workdir / 'leaderboard.json'}, {report.write(docs)}")
 
 

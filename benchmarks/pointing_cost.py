@@ -8,7 +8,7 @@ import jax
 
 from benchmarks.contestants import contestants
 from benchmarks.house import Row
-from benchmarks.leaderboard import contest, timings
+from benchmarks.leaderboard import LeaderboardSettings, contest, timings
 from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
 from benchmarks.pointing_figures import Note, lds_row, open_run
 
@@ -49,7 +49,7 @@ def cost(workdir: pathlib.Path, note: Note, rounds: int) -> None:
         methods.append(Method("stride-fast", fit_stride, score_stride, [[fast]]))
         folder = run.workdir / "methods"
         outcomes = {m.name: contest(m, run, halves, folder, False) for m in methods}
-        times = timings(methods, outcomes, run, rounds)
+        times = timings(methods, outcomes, run, LeaderboardSettings(repeats=rounds))
         seconds = {
             name: [fit.seconds + score.seconds for fit, score in own] for name, own in times.items()
         }

@@ -1,4 +1,4 @@
-"""`leaderboard.md` and its plots from the boards in `docs/results`."""
+"""`leaderboard.md` and its plots from the boards in `docs/boards`."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox, BboxBase
 
 from benchmarks.house import Row
-from benchmarks.standing import summary
+from benchmarks.standing import opponents, summary
 from stride_jax.runtime.files import atomic_path
 
 _INTRO = """# Leaderboard
@@ -56,12 +56,13 @@ def rows(board: dict[str, Any], name: str) -> list[Row]:
     top = board["ceiling"]["perfect_predictor"]
     out = [Row(f"{name}: perfect predictor, LDS", top, "higher")]
     ours = next(row["lds"] for row in board["rows"] if row["method"] == "stride")
+    single = {row["method"] for row in opponents(board)}
     for row in board["rows"]:
         method, low, high = row["method"], *row["lds_minus_stride_ci95"]
         out.append(Row(f"{name}: {method}, LDS", row["lds"], "higher", tuple(row["lds_ci95"])))
         if method != "stride":
             gap = Row(f"{name}: stride above {method}, LDS", ours - row["lds"], "higher",
-                      (-high, -low), asked=0.0)  # fmt: skip
+                      (-high, -low), asked=0.0 if method in single else None)  # fmt: skip
             out.append(gap)
         if "ratio_to_grad_dot" in row:
             seconds = row["train_seconds"] + row["query_seconds"]
@@ -170,10 +171,9 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
 
 
 def write(docs: pathlib.Path) -> pathlib.Path:
-    """Write `leaderboard.md` and a plot per board in its `results`; returns the page's path."""
+    """Write `leaderboard.md` and a plot per board in its `boards`; returns the page's path."""
     boards = {
-        file.stem.removeprefix("board-"): json.loads(file.read_text())
-        for file in sorted(docs.glob("results/board-*.json"))
+        file.stem: json.loads(file.read_text()) for file in sorted(docs.glob("boards/*.json"))
     }
     sections = [_INTRO, summary(boards), ""]
     for name, board in boards.items():
