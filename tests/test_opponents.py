@@ -379,7 +379,7 @@ def test_every_opponent_keeps_the_conventions(scene, name):
             assert np.corrcoef(other.ravel(), found.ravel())[0, 1] > 0.8
         else:
             np.testing.assert_allclose(other, found, atol=2e-3 * scale)
-    itself = scores(train, cut(train, 9))
+    itself = scores(copied, cut(train, 7))
     assert np.median([(row[i] >= row).mean() for i, row in enumerate(itself)]) > 0.8
 
 

@@ -67,7 +67,7 @@ def close(a, b, tolerance=1e-5):
     ("sites", "output_rank", "kind"),
     [
         pytest.param(("logit",), 0, "hash", marks=pytest.mark.slow),
-        (("logit",), 12, "hash"),
+        pytest.param(("logit",), 12, "hash", marks=pytest.mark.slow),
         pytest.param(("final", "logit"), 256, "hash", marks=pytest.mark.slow),
         (("final", "logit"), 12, "clusters"),
     ],
