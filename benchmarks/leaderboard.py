@@ -54,7 +54,7 @@ class LeaderboardSettings:
 
     num_subsets: int = 200
     repeats: int = 5
-    timed_seconds: float = 120.0
+    timed_seconds: float = 30.0
     methods: tuple[str, ...] = ()
     uncalibrated: bool = True
     ensemble: int = 5
