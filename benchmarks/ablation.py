@@ -40,7 +40,7 @@ Trial = tuple[str, str, Stride, bool]
 
 def direct_trials(base: Stride, taps: Sequence[str]) -> Iterator[Trial]:
     """Taps, damping, doubt, rank, curvature and sites, read without the sketch."""
-    default = str(base.index.closed_form.damping)
+    default = base.index.closed_form.damping or "of the features"
     yield "default, direct", f"taps chosen, damping {default}", base, True
     for chosen in (*((tap,) for tap in taps), tuple(taps)):
         named = changed(base, {"index.taps": chosen})

@@ -39,7 +39,7 @@ def classifier_index(num_subsets: int) -> dict[str, Any]:
         "kept": None,
         "precision": "float32",
         "basis": {"rank": 256},
-        "closed_form": {"damping": 2.0, "doubt": 0.005},
+        "closed_form": {"damping": None, "doubt": 0.005},
         "joint": {"steps": 60, "learning_rate": 1e-3, "stability": 10.0, "linearity": 0.0},
     }
 

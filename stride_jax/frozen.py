@@ -27,6 +27,7 @@ from stride_jax.observed import (
     observed_source,
     token_weights,
 )
+from stride_jax.operators.fisher import RELATIVE
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.progress import silent
@@ -193,6 +194,9 @@ def resolve(
       params: arrays or their shapes.
       one: a batch of one example's inputs.
     """
+    if settings.closed_form.damping is None and not tapped.objective.classes:
+        how = dataclasses.replace(settings.closed_form, damping=RELATIVE)
+        settings = dataclasses.replace(settings, closed_form=how)
     wanted = _with_needed(tapped, settings)
     logits, activations = jax.eval_shape(wanted.forward, params, one)
     tokens, classes = math.prod(logits.shape[1:-1]), logits.shape[-1]

@@ -24,7 +24,7 @@ from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
 from stride_jax.observed import Forward, as_training, refuse_not_finite
 from stride_jax.operators.basis import example_features
-from stride_jax.operators.fisher import exact_factor, inverse_factors
+from stride_jax.operators.fisher import damped, exact_factor, inverse_factors
 from stride_jax.operators.gradients import outer
 from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
@@ -202,7 +202,9 @@ class Root(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("rank", "width", "dampings"))
 @precise
-def root_of(fisher: ops.Fisher, rank: int, width: int, dampings: tuple[float, float]) -> Root:
+def root_of(
+    fisher: ops.Fisher, rank: int, width: int, dampings: tuple[float | None, float]
+) -> Root:
     """The root of a curvature.
 
     Args:
@@ -219,7 +221,7 @@ def root_of(fisher: ops.Fisher, rank: int, width: int, dampings: tuple[float, fl
     if fisher.eigenvalues_RxO is not None and fisher.rotation is not None:
         left, right = (v.astype(jnp.float32) for v in fisher.rotation)
         values = fisher.eigenvalues_RxO.astype(jnp.float32)
-        return Root(None, left, right, 1 / (values + dampings[0] * values.mean()), tokens)
+        return Root(None, left, right, 1 / damped(values, dampings[0]), tokens)
     # `bᵀ A⁻¹ b = ||Cᵀ b||²` with A⁻¹ = C Cᵀ.
     left, right = (jnp.linalg.cholesky(v) for v in inverse_factors(fisher, *dampings))
     return Root(None, left, right, None, tokens)

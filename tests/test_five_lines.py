@@ -206,7 +206,7 @@ def one_by_one(run, inputs, count):
     return jax.tree.map(lambda *v: np.concatenate(v).astype(np.float64), *alone)
 
 
-def dense_scores(case, index, doubt=0.005, damping=2.0):
+def dense_scores(case, index, doubt=0.005):
     """`b_xᵀ e_x (F + gamma I)^{-1} b_i e_i / N` of all queries x and training examples i."""
     count = TRAIN + QUERIES
     logits_NxC = one_by_one(case.own, case.inputs, count)
@@ -226,7 +226,7 @@ def dense_scores(case, index, doubt=0.005, damping=2.0):
     own = slice(0, TRAIN)
     fisher = np.einsum("nr,ns,nco->rcso", b_NxR[own], b_NxR[own], h_NxCxC[own]) / TRAIN
     fisher = fisher.reshape(g_NxG.shape[1], -1)
-    fisher += damping * np.trace(fisher) / len(fisher) * np.eye(len(fisher))
+    fisher += 0.2 * (b_NxR[own] ** 2).sum(axis=1).mean() / TRAIN * np.eye(len(fisher))
     return g_NxG[TRAIN:] @ np.linalg.solve(fisher, g_NxG[own].T) / TRAIN
 
 

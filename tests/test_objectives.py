@@ -120,7 +120,8 @@ def dense_scores(name, damping, doubt=0.005):
     b = np.concatenate([standard(X), np.ones((N, 1))], axis=1)
     f = np.einsum("nr,ns,ncd->rcsd", b, b, hessian).reshape(-1, b.shape[1] * C)
     f = f.reshape(b.shape[1] * C, b.shape[1] * C) / N
-    f += damping * np.trace(f) / len(f) * np.eye(len(f))
+    gamma = damping * np.trace(f) / len(f) if damping else 0.2 * (b**2).sum(axis=1).mean() / N
+    f += gamma * np.eye(len(f))
     g_train = np.einsum("nr,nc->nrc", b, np.asarray(own.errors(read, y))).reshape(N, -1)
     g_query = np.einsum("nr,nc->nrc", b, np.asarray(own.errors(o, y))).reshape(N, -1)
     return g_query[:4] @ np.linalg.solve(f, g_train.T) / N

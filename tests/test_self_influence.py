@@ -59,6 +59,7 @@ def dense(case, index):
     """`vec(g)ᵀ (F + gamma I)^{-1} vec(g) / Σ omega` with F built from all tokens, float64."""
     b, e, p, weight = gradients(case, index)
     own, form = index.settings.closed_form, index.settings.closed_form.fisher
+    damping = 2.0 if own.damping is None else own.damping
     rank, width = b.shape[2], e.shape[2]
     s = p[..., :, None] * np.eye(width) - p[..., :, None] * p[..., None, :]
     total, n = weight.sum(), rank * width
@@ -66,7 +67,7 @@ def dense(case, index):
     o = np.einsum("nt,ntcd->cd", weight, s) / total
     if form == "kronecker":
         a, o = (
-            a + own.damping * np.trace(a) / rank * np.eye(rank),
+            a + damping * np.trace(a) / rank * np.eye(rank),
             o + (own.output_damping * np.trace(o) / width * np.eye(width)),
         )
         curvature = np.kron(a, o)
@@ -75,10 +76,13 @@ def dense(case, index):
         q = np.kron(*(np.asarray(v, np.float64) for v in fisher.rotation))
         exact = np.einsum("nt,ntr,nts,ntcd->rcsd", weight, b, b, s).reshape(n, n) / total
         values = np.einsum("ij,ik,kj->j", q, exact, q)
-        curvature = q * (values + own.damping * values.mean()) @ q.T
+        curvature = q * (values + damping * values.mean()) @ q.T
     else:
         curvature = np.einsum("nt,ntr,nts,ntcd->rcsd", weight, b, b, s).reshape(n, n) / total
-        curvature = curvature + own.damping * np.trace(curvature) / n * np.eye(n)
+        gamma = damping * np.trace(curvature) / n
+        if own.damping is None:
+            gamma = 0.2 * np.trace(a) / total
+        curvature = curvature + gamma * np.eye(n)
     g = np.einsum("nt,ntr,nto->nro", weight, b, e).reshape(len(b), n)
     return (g * np.linalg.solve(curvature, g.T).T).sum(axis=1) / total
 

@@ -40,8 +40,9 @@ class ClosedFormSettings:
     """Curvature and damping.
 
     Attributes:
-      damping: gamma relative to the mean eigenvalue of the Fisher; 1 – 3 was best on every dataset
-        with classes, .1 – 1 on the one of numbers (docs/lab.md).
+      damping: gamma relative to the mean eigenvalue of the Fisher. None: with the exact Fisher of
+        a loss of classes a weight decay, `gamma = .2 E||b||² / N`, which neither N nor confident
+        predictions change; else 2 (docs/method.md §5.4).
       doubt: share of the uniform distribution that is mixed into predictions on training examples
         (`observed.as_training`).
       output_damping: damping of the output side of plain Kronecker factors; `damping` is then that
@@ -51,7 +52,7 @@ class ClosedFormSettings:
       exact_limit: largest side of an exact Fisher.
     """
 
-    damping: float = 2.0
+    damping: float | None = None
     doubt: float = 0.005
     output_damping: float = 1.0
     fisher: str = "auto"
@@ -61,7 +62,7 @@ class ClosedFormSettings:
         check_types(self)
         if self.fisher not in ("auto", *FORMS):
             raise ValueError(f"fisher={self.fisher!r}: use 'auto' or one of {FORMS}")
-        if self.damping <= 0 or self.output_damping <= 0:
+        if (self.damping is not None and self.damping <= 0) or self.output_damping <= 0:
             raise ValueError(
                 f"damping={self.damping}, output_damping={self.output_damping}: both must be "
                 "positive, since the Fisher is singular (logits have a free constant)"
@@ -70,7 +71,7 @@ class ClosedFormSettings:
             raise ValueError(f"doubt={self.doubt} is a share: it must lie in [0, 1)")
 
     @property
-    def dampings(self) -> tuple[float, float]:
+    def dampings(self) -> tuple[float | None, float]:
         """Damping of the Fisher, or of its feature side, and of its output side."""
         return self.damping, self.output_damping
 

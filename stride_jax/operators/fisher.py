@@ -20,6 +20,12 @@ from stride_jax.operators.factor import cholesky
 from stride_jax.operators.moments import Moments, pairs
 from stride_jax.runtime.precision import precise
 
+RELATIVE = 2.0
+"""Damping in units of the mean eigenvalue where none is given."""
+DECAY = 0.2
+"""`N gamma / E||b||²` of an exact Fisher where no damping is given: of the values .1, .2 and .3 it
+is the best over six boards, within .01 of each board's own best value (docs/lab.md)."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Fisher:
       rotation: eigenvectors of the two factors, `([R, R], [O, O])`; None for other forms.
       factors: `(E[b bᵀ], E[H])`, `H = diag p − p pᵀ` of cross-entropy; None for other forms.
       tokens: `Σ omega` over the training set.
+      power: `E||b||²` of a whole Fisher's features; None for other forms.
     """
 
     exact_LxS: jax.Array | None
@@ -41,6 +48,7 @@ class Fisher:
     rotation: tuple[jax.Array, jax.Array] | None
     factors: tuple[jax.Array, jax.Array] | None
     tokens: jax.Array
+    power: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "invariant"))
@@ -53,19 +61,20 @@ def fisher_of(moments: Moments, precision: str = "float32", *, invariant: bool =
       invariant: whether blocks of the last output follow from the others (`Objective.invariant`).
     """
     tokens = moments.tokens[0]
-    exact = eigenvalues = rotation = factors = None
+    exact = eigenvalues = rotation = factors = power = None
     if moments.fisher_PxRxR is not None:
         blocks_PxRxR = moments.fisher_PxRxR[0] / tokens
         width = moments.outputs_OxO[0].shape[0]
         kept = np.flatnonzero(pairs(width)[1] < width - invariant)
         exact = blocks_PxRxR[kept][:, *np.triu_indices(blocks_PxRxR.shape[1])]
+        power = jnp.trace(moments.features_RxR[0]) / tokens
     elif moments.eigenvalues_RxO is not None:
         eigenvalues, rotation = moments.eigenvalues_RxO[0] / tokens, moments.rotation
     else:
         factors = moments.features_RxR[0] / tokens, moments.outputs_OxO[0] / tokens
     parts = (exact, eigenvalues, rotation, factors)
     exact, eigenvalues, rotation, factors = jax.tree.map(lambda v: v.astype(precision), parts)
-    return Fisher(exact, eigenvalues, rotation, factors, tokens)
+    return Fisher(exact, eigenvalues, rotation, factors, tokens, power)
 
 
 def blocks(exact_LxS: jax.Array, rank: int, width: int) -> jax.Array:
@@ -95,7 +104,7 @@ def blocks(exact_LxS: jax.Array, rank: int, width: int) -> jax.Array:
 def precondition(
     fisher: Fisher,
     v_BxRxO: jax.Array,
-    damping: float,
+    damping: float | None,
     output_damping: float = 1.0,
     mesh: Mesh | None = None,
 ) -> jax.Array:
@@ -107,7 +116,8 @@ def precondition(
     Args:
       fisher: the curvature.
       v_BxRxO: right-hand sides.
-      damping: gamma relative to the mean eigenvalue; that of the feature side of factors.
+      damping: gamma relative to the mean eigenvalue; that of the feature side of factors. None
+        for `DECAY` with the exact Fisher, and for `RELATIVE` with the others.
       output_damping: damping of the output side of factors.
       mesh: mesh of the surrounding `jax.shard_map`; None outside of one.
 
@@ -124,7 +134,7 @@ def precondition(
         left, right = (v.astype(jnp.float32) for v in fisher.rotation)
         values = fisher.eigenvalues_RxO.astype(jnp.float32)
         rotated = jnp.einsum("pr,bpq,qo->bro", left, v_BxRxO, right)
-        rotated = rotated / (values + damping * values.mean())[None]
+        rotated = rotated / damped(values, damping)[None]
         return jnp.einsum("pr,bro,qo->bpq", left, rotated, right)
 
     left, right = inverse_factors(fisher, damping, output_damping)
@@ -132,25 +142,32 @@ def precondition(
 
 
 def exact_factor(
-    fisher: Fisher, rank: int, width: int, damping: float, mesh: Mesh | None = None
+    fisher: Fisher, rank: int, width: int, damping: float | None, mesh: Mesh | None = None
 ) -> jax.Array:
     """Lower Cholesky factor of the damped exact Fisher, `[O R, O R]`, ordered (output, feature).
 
     Args:
       fisher: of the form `exact`.
       rank, width: R and O.
-      damping: gamma relative to the mean eigenvalue.
-      mesh: as in `precondition`.
+      damping, mesh: as in `precondition`.
     """
     assert fisher.exact_LxS is not None, "a Fisher of the form exact"
     fisher_PxRxR = blocks(fisher.exact_LxS, rank, width)
+    if damping is None:
+        assert fisher.power is not None, "kept with every exact Fisher"
+        return cholesky(fisher_PxRxR, DECAY * fisher.power / fisher.tokens, width, mesh)
     own = np.flatnonzero(np.equal(*pairs(width)))
     trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
     return cholesky(fisher_PxRxR, damping * trace / (rank * width), width, mesh)
 
 
+def damped(values: jax.Array, damping: float | None) -> jax.Array:
+    """Eigenvalues and gamma, which is relative to their mean."""
+    return values + (RELATIVE if damping is None else damping) * values.mean()
+
+
 def inverse_factors(
-    fisher: Fisher, damping: float, output_damping: float
+    fisher: Fisher, damping: float | None, output_damping: float
 ) -> tuple[jax.Array, jax.Array]:
     """The damped inverses of the two Kronecker factors, `[R, R]` and `[O, O]`.
 
@@ -159,10 +176,10 @@ def inverse_factors(
       damping, output_damping: of either side, as in `precondition`.
     """
 
-    def inverse(factor: jax.Array, damping: float) -> jax.Array:
+    def inverse(factor: jax.Array, damping: float | None) -> jax.Array:
         # One small factorisation, then plain products: faster than B triangular solves.
         values, vectors = jnp.linalg.eigh(factor.astype(jnp.float32))
-        return (vectors / (values + damping * values.mean())[None]) @ vectors.T
+        return (vectors / damped(values, damping)[None]) @ vectors.T
 
     assert fisher.factors is not None, "a Fisher has one of three forms"
     return inverse(fisher.factors[0], damping), inverse(fisher.factors[1], output_damping)
