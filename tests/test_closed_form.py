@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_steered_loss(scene, where):
 
 
 def reference(form, site, basis, observed, g, right):
-    """`(F + gamma I)^{-1} right` in float64, from each form's definition: of features, 2 (and 1)."""
+    """`(F + gamma I)^{-1} right` in float64, each form by its definition, at default dampings."""
     b = np.asarray(ops.example_features(basis, observed.activations), np.float64)[:, 0]
     p = np.asarray(jax.nn.softmax(observed.logits_NxTxC), np.float64)[:, 0]
     n, r, o = g.shape

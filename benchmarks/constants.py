@@ -1,0 +1,132 @@
+"""Whether the closed form's constants hold on a board that had no part in choosing them.
+
+    python -m benchmarks.constants --workdir=runs/leaderboard
+
+Direct scores on every board of classes, for each doubt and each weight decay (`N gamma / E||b||²`,
+operators.fisher.DECAY), on both halves of the bank. Each board is left out in turn: constants are
+those of the best mean LDS on the other boards' first halves, and judged on its second half, against
+the grid's best of its own first half. Rows go to `docs/results/constants.json`. Models and banks
+are those of the leaderboards, made where there are none.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+from benchmarks.house import ROOT, Row, command, record
+from benchmarks.leaderboard import LeaderboardSettings, on_bank_of
+from benchmarks.methods import Stride, changed, fit_direct, score_direct
+from benchmarks.program import listed
+from stride_jax import evaluation
+from stride_jax.cli.doors import Parser
+from stride_jax.index import Index
+from stride_jax.operators.fisher import DECAY
+from stride_jax.run import config_file
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import run_settings
+from stride_jax.runtime.progress import bars
+
+CONSTANTS = ROOT / "docs/results/constants.json"
+BOARDS = ("parkinsons", "breast_cancer", "mnist5k", "digits_resnet", "spam", "letters")
+DOUBTS = (0.0, 0.001, 0.005, 0.02)
+DECAYS = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
+_ASKED = 0.01
+
+
+def with_decay(index: Index, decay: float) -> Index:
+    """An index of the default damping, read at another weight decay."""
+    own = index.fisher["logit"]
+    assert own.power is not None, "every board sums an exact Fisher"
+    scaled = dataclasses.replace(own, power=own.power * decay / DECAY)
+    return dataclasses.replace(index, fisher={"logit": scaled})
+
+
+def figures(run: Run) -> np.ndarray:
+    """LDS of direct scores on both halves, `[half, doubt, decay]`."""
+    halves = run.bank.halves()
+    out = np.empty((2, len(DOUBTS), len(DECAYS)))
+    base = changed(Stride.of(run.settings), {"index.closed_form.damping": None})
+    for i, doubt in enumerate(DOUBTS):
+        settings = changed(base, {"index.closed_form.doubt": doubt})
+        index = fit_direct(run.model, run.train, settings)
+        for j, decay in enumerate(DECAYS):
+            read = with_decay(index, decay)
+            scores = score_direct(read, run.model, run.train, run.query, settings)
+            out[:, i, j] = [evaluation.lds(scores, half).lds for half in halves]
+    return out
+
+
+def left_out(all_BxHxIxJ: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """For each board: the constants that the other boards choose, and its own best ones.
+
+    >>> two = np.zeros((2, 2, 1, 3))
+    >>> two[0, 0, 0], two[1, 0, 0] = [0.1, 0.3, 0.2], [0.1, 0.2, 0.4]
+    >>> left_out(two)
+    [((0, 2), (0, 1)), ((0, 1), (0, 2))]
+    """
+    out = []
+    for b in range(len(all_BxHxIxJ)):
+        others = np.delete(all_BxHxIxJ[:, 0], b, axis=0).mean(axis=0)
+        best = [np.unravel_index(v.argmax(), v.shape) for v in (others, all_BxHxIxJ[b, 0])]
+        out.append(tuple((int(i), int(j)) for i, j in best))
+    return out
+
+
+def rows(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> list[Row]:
+    """LDS at the defaults, at the left-out choice, and what that choice loses."""
+    default = DOUBTS.index(0.005), DECAYS.index(DECAY)
+    out = []
+    for board, own, (chosen, best) in zip(boards, all_BxHxIxJ, left_out(all_BxHxIxJ), strict=True):
+        loss = float(own[1][best] - own[1][chosen])
+        out += [
+            Row(f"{board}: direct LDS at the defaults", float(own[1][default]), "higher"),
+            Row(f"{board}: direct LDS at the grid's best of its tuning half",
+                float(own[1][best]), "higher"),
+            Row(f"{board}: doubt that the other boards choose", DOUBTS[chosen[0]], "lower"),
+            Row(f"{board}: weight decay that the other boards choose", DECAYS[chosen[1]], "lower"),
+            Row(f"{board}: lost by the other boards' choice, LDS", loss, "lower", asked=_ASKED),
+        ]  # fmt: skip
+    return out
+
+
+def table(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> str:
+    """Tuning halves at the default doubt, by weight decay, in Markdown."""
+    lines = ["| board | " + " | ".join(map(str, DECAYS)) + " |", "|---" * (1 + len(DECAYS)) + "|"]
+    for board, own in zip(boards, all_BxHxIxJ, strict=True):
+        figures = own[0, DOUBTS.index(0.005)]
+        lines.append(f"| {board} | " + " | ".join(f"{v:.3f}" for v in figures) + " |")
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure every board, print the tables, write the rows down."""
+    parser = Parser("constants", __doc__)
+    parser.prog = "python -m benchmarks.constants"
+    parser.flag("workdir", "Folder of the boards' runs.", required=True)
+    parser.flag("boards", "Configs of the boards.", type=listed(str), default=BOARDS)
+    parser.flag("out", "Results file.", default=str(CONSTANTS))
+    given, _ = parser.read(words)
+    if len(given.boards) < 3:
+        raise ValueError(f"--boards={given.boards} leaves fewer than two to choose on: give three")
+    logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
+    found = []
+    for board in bars(given.boards, desc="boards"):
+        values = config_file.read_config(f"configs/{board}.py")
+        contest = LeaderboardSettings(num_subsets=values["leaderboard"]["num_subsets"])
+        settings = on_bank_of(contest, run_settings(values))
+        found.append(figures(Run(settings, pathlib.Path(given.workdir) / board, bars)))
+    both = np.stack(found)
+    print(table(given.boards, both))
+    measured = rows(given.boards, both)
+    for row in measured:
+        asked = "" if row.asked is None else f" (asked: {row.asked:g})"
+        print(f"{row.name}: {row.value:.4g}{asked}")
+    record(measured, path=pathlib.Path(given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    command(main, "constants")
