@@ -27,7 +27,8 @@ upper reference: they cost the retraining of half the bank.
 The first table ranks `stride`, one default on every board, among the methods that read one
 training run and no retrained model; variants of ours and ensembles stand in the tables below it.
 Published figures are of the paper's own data, models and subsets, and no more than a landmark.
-`spam` and `letters` had no part in any choice and were run once.
+`spam` and `letters` had no part in any choice and were run once, before the damping that the other
+boards' `stride` has: what that changes on them is in the [lab book](lab.md).
 
 Written by `python -m benchmarks.leaderboard --config=configs/<name>.py
 --workdir=runs/leaderboard/<name>`.
@@ -171,7 +172,10 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
 
 
 def write(docs: pathlib.Path) -> pathlib.Path:
-    """Write `leaderboard.md` and a plot per board in its `boards`; returns the page's path."""
+    """Write `leaderboard.md` and a plot per board; returns the page's path.
+
+    Its sections are of `boards/*.json`, then those of earlier rounds as they are, `boards/*.md`.
+    """
     boards = {
         file.stem: json.loads(file.read_text()) for file in sorted(docs.glob("boards/*.json"))
     }
@@ -190,6 +194,7 @@ def write(docs: pathlib.Path) -> pathlib.Path:
             f"perfect predictor scores about {ceiling['perfect_predictor']:.3f}. Temperature "
             f"{board['temperature']:.2f}. {board['device']}, jax {board['versions']['jax']}.\n"
         )
+    sections += [file.read_text() for file in sorted(docs.glob("boards/*.md"))]
     page = docs / "leaderboard.md"
     with atomic_path(page) as temporary:
         temporary.write_text("\n".join(sections))

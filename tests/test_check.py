@@ -276,7 +276,7 @@ def test_report_says_the_same_in_words_and_in_json(trained):
 @pytest.mark.parametrize(
     "config",
     [
-        breast_cancer,
+        pytest.param(breast_cancer, marks=pytest.mark.slow),  # test_command reads it too
         pytest.param(digits_resnet, marks=pytest.mark.slow),
         pytest.param(bible_gpt, marks=pytest.mark.slow),
     ],

@@ -272,7 +272,7 @@ grown.save({out!r})
 """
 
 
-@pytest.mark.parametrize("kind", ["hash", "clusters"])
+@pytest.mark.parametrize("kind", [pytest.param("hash", marks=pytest.mark.slow), "clusters"])
 def test_an_index_grows_in_another_process_to_the_one_fitted_at_once(
     linear, tmp_path, pytestconfig, kind
 ):

@@ -49,7 +49,12 @@ def through_every_stop(work, folder, steps, mesh):
 
 
 @pytest.mark.parametrize(
-    ("fit", "kind"), [("closed_form", "hash"), ("closed_form", "clusters"), ("joint", "hash")]
+    ("fit", "kind"),
+    [
+        pytest.param("closed_form", "hash", marks=pytest.mark.slow),
+        ("closed_form", "clusters"),
+        ("joint", "hash"),
+    ],
 )
 def test_operators_stopped_at_every_step_have_the_same_bytes(trained, tmp_path, fit, kind):
     settings = dataclasses.replace(

@@ -158,7 +158,7 @@ def test_shrinking_takes_the_same_from_all(trained, plain):
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", ["hash", "clusters"])
+@pytest.mark.parametrize("kind", [pytest.param("hash", marks=pytest.mark.slow), "clusters"])
 def test_the_heaviest_are_kept_and_their_scores_exact(trained, kind):
     each = (13 + 10) * 4 + 12
     index = fitted(trained, settings_of(kind, kept=each * 50), keep_moments=True)
@@ -355,7 +355,7 @@ def test_names_that_nothing_holds_change_no_answer(trained, copied, monkeypatch)
 # ── keys and the unit ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", ["hash", "clusters"])
+@pytest.mark.parametrize("kind", [pytest.param("hash", marks=pytest.mark.slow), "clusters"])
 def test_copies_under_different_ids_act_as_one(trained, kind, monkeypatch):
     train = trained.train
     rows = np.concatenate([np.arange(400), [5] * 30])

@@ -218,7 +218,7 @@ def test_tokens_are_steered_and_a_known_unit_is_multiplied_in(trained):
 # ── named groups ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", ["hash", "clusters"])
+@pytest.mark.parametrize("kind", [pytest.param("hash", marks=pytest.mark.slow), "clusters"])
 def test_a_groups_operator_is_that_of_the_same_subset(trained, kind):
     settings = changed(design=Design(16, 3, kind=kind), sites=("logit", "hidden1"))
     names = names_of(trained.train)
@@ -267,7 +267,7 @@ def test_a_groups_score_is_the_sum_of_its_members_direct_scores(trained, index):
     close((rise[1] - rise[0]) / 1e-3, found.scores_QxN[:, row], 0.03)
 
 
-@pytest.mark.parametrize("kind", ["hash", "clusters"])
+@pytest.mark.parametrize("kind", [pytest.param("hash", marks=pytest.mark.slow), "clusters"])
 def test_groups_are_kept_in_the_file_and_grow(trained, tmp_path, kind):
     settings = changed(design=Design(16, 3, kind=kind))
     names = np.array(["a", "b"] * 100 + ["c", "a"] * 100)
