@@ -146,7 +146,7 @@ def test_scores_of_groups_are_added_by_query(language):
 def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
     """Kronecker factors at the tap `final`, against float64 and a numerical pull-back."""
     params, labels = language[1], language[3]
-    how = ops.ClosedFormSettings(fisher="kronecker", doubt=0.0)
+    how = ops.ClosedFormSettings(damping=2.0, fisher="kronecker", doubt=0.0)
     settings = dataclasses.replace(SETTINGS, sites=("final",), closed_form=how)
     subsets = membership(settings.design, IDS)
     frozen, examples = frozen_with(language, settings)

@@ -153,12 +153,15 @@ def exact_factor(
     """
     assert fisher.exact_LxS is not None, "a Fisher of the form exact"
     fisher_PxRxR = blocks(fisher.exact_LxS, rank, width)
-    if damping is None:
-        assert fisher.power is not None, "kept with every exact Fisher"
-        return cholesky(fisher_PxRxR, DECAY * fisher.power / fisher.tokens, width, mesh)
     own = np.flatnonzero(np.equal(*pairs(width)))
     trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
-    return cholesky(fisher_PxRxR, damping * trace / (rank * width), width, mesh)
+    if damping is None:
+        assert fisher.power is not None, "kept with every exact Fisher"
+        # A curvature of nothing has no solution, and is refused; the decay alone would hide it.
+        gamma = jnp.where(trace > 0, DECAY * fisher.power / fisher.tokens, 0.0)
+    else:
+        gamma = damping * trace / (rank * width)
+    return cholesky(fisher_PxRxR, gamma, width, mesh)
 
 
 def damped(values: jax.Array, damping: float | None) -> jax.Array:
