@@ -6,7 +6,7 @@ chosen on it, and its figures are of its first run; `make boards-data` fetches t
     python -m benchmarks.leaderboard --config=configs/letters.py \\
         --workdir=runs/leaderboard/letters
 
-LDS .328 [.313, .345], the first of 19 methods, Gauss-Newton even (.324).
+LDS .328 [.313, .345], the first of 18 methods, Gauss-Newton even (.324).
 """
 
 from ml_collections import ConfigDict

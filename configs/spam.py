@@ -6,7 +6,7 @@ and its figures are of its first run; `make boards-data` fetches the table.
     python -m benchmarks.leaderboard --config=configs/spam.py \\
         --workdir=runs/leaderboard/spam
 
-LDS .383 [.368, .399], the eighth of 19 methods (Gauss-Newton .509); `docs/lab.md` says why.
+LDS .383 [.368, .399], the seventh of 18 methods (Gauss-Newton .509); `docs/lab.md` says why.
 """
 
 from ml_collections import ConfigDict
