@@ -93,10 +93,12 @@ def rows(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> list[Row]:
 
 
 def table(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> str:
-    """Tuning halves at the default doubt, by weight decay, in Markdown."""
-    lines = ["| board | " + " | ".join(map(str, DECAYS)) + " |", "|---" * (1 + len(DECAYS)) + "|"]
+    """Tuning halves in Markdown: by weight decay at the default doubt, by doubt at that decay."""
+    doubt, decay = DOUBTS.index(0.005), DECAYS.index(DECAY)
+    heads = [*(f"decay {v:g}" for v in DECAYS), *(f"doubt {v:g}" for v in DOUBTS)]
+    lines = ["| board | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for board, own in zip(boards, all_BxHxIxJ, strict=True):
-        figures = own[0, DOUBTS.index(0.005)]
+        figures = [*own[0, doubt], *own[0, :, decay]]
         lines.append(f"| {board} | " + " | ".join(f"{v:.3f}" for v in figures) + " |")
     return "\n".join(lines)
 
