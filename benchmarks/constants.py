@@ -20,20 +20,35 @@ from benchmarks.house import ROOT, Row, command, record
 from benchmarks.leaderboard import LeaderboardSettings, on_bank_of
 from benchmarks.methods import Stride, changed, fit_direct, score_direct
 from benchmarks.program import listed
-from stride_jax import evaluation
+from stride_jax import ClosedFormSettings, evaluation
 from stride_jax.cli.doors import Parser
 from stride_jax.index import Index
 from stride_jax.operators.fisher import DECAY
 from stride_jax.run import config_file
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import run_settings
+from stride_jax.run.settings import RunSettings, run_settings
 from stride_jax.runtime.progress import bars
 
 CONSTANTS = ROOT / "docs/results/constants.json"
 BOARDS = ("parkinsons", "breast_cancer", "mnist5k", "digits_resnet", "spam", "letters")
 DOUBTS = (0.0, 0.001, 0.005, 0.02)
 DECAYS = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
+_DEFAULT = DOUBTS.index(ClosedFormSettings().doubt), DECAYS.index(DECAY)
 _ASKED = 0.01
+
+
+def board_settings(board: str) -> RunSettings:
+    """A board's run, with the bank of its contest.
+
+    Raises:
+      ValueError: no such config, or one of no contest of classes.
+    """
+    values = config_file.read_config(f"configs/{board}.py")
+    settings = run_settings(values)
+    if "leaderboard" not in values or settings.is_text:
+        raise ValueError(f"--boards has {board!r}, no board of classes: use some of {BOARDS}")
+    contest = LeaderboardSettings(num_subsets=values["leaderboard"]["num_subsets"])
+    return on_bank_of(contest, settings)
 
 
 def with_decay(index: Index, decay: float) -> Index:
@@ -77,12 +92,11 @@ def left_out(all_BxHxIxJ: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, 
 
 def rows(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> list[Row]:
     """LDS at the defaults, at the left-out choice, and what that choice loses."""
-    default = DOUBTS.index(0.005), DECAYS.index(DECAY)
     out = []
     for board, own, (chosen, best) in zip(boards, all_BxHxIxJ, left_out(all_BxHxIxJ), strict=True):
         loss = float(own[1][best] - own[1][chosen])
         out += [
-            Row(f"{board}: direct LDS at the defaults", float(own[1][default]), "higher"),
+            Row(f"{board}: direct LDS at the defaults", float(own[1][_DEFAULT]), "higher"),
             Row(f"{board}: direct LDS at the grid's best of its tuning half",
                 float(own[1][best]), "higher"),
             Row(f"{board}: doubt that the other boards choose", DOUBTS[chosen[0]], "lower"),
@@ -94,7 +108,7 @@ def rows(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> list[Row]:
 
 def table(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> str:
     """Tuning halves in Markdown: by weight decay at the default doubt, by doubt at that decay."""
-    doubt, decay = DOUBTS.index(0.005), DECAYS.index(DECAY)
+    doubt, decay = _DEFAULT
     heads = [*(f"decay {v:g}" for v in DECAYS), *(f"doubt {v:g}" for v in DOUBTS)]
     lines = ["| board | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for board, own in zip(boards, all_BxHxIxJ, strict=True):
@@ -114,13 +128,9 @@ def main(words: Sequence[str]) -> int:
     if len(given.boards) < 3:
         raise ValueError(f"--boards={given.boards} leaves fewer than two to choose on: give three")
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
-    found = []
-    for board in bars(given.boards, desc="boards"):
-        values = config_file.read_config(f"configs/{board}.py")
-        contest = LeaderboardSettings(num_subsets=values["leaderboard"]["num_subsets"])
-        settings = on_bank_of(contest, run_settings(values))
-        found.append(figures(Run(settings, pathlib.Path(given.workdir) / board, bars)))
-    both = np.stack(found)
+    workdir = pathlib.Path(given.workdir)
+    runs = {board: Run(board_settings(board), workdir / board, bars) for board in given.boards}
+    both = np.stack([figures(run) for run in bars(runs.values(), desc="boards")])
     print(table(given.boards, both))
     measured = rows(given.boards, both)
     for row in measured:

@@ -202,13 +202,16 @@ def with_objective(tapped: TappedModel, objective: str | Objective) -> TappedMod
     return dataclasses.replace(tapped, objective=named_objective(objective))
 
 
-@functools.lru_cache(maxsize=64)
 def with_temperature(tapped: TappedModel, temperature: float) -> TappedModel:
     """The same model with its logits divided by a temperature (`models.calibrate`).
 
-    Asked again, it is the same object, for which nothing is compiled anew.
+    Held, so that asking again costs no compilation.
     """
+    return _cooled(tapped, float(temperature))
 
+
+@functools.lru_cache(maxsize=64)
+def _cooled(tapped: TappedModel, temperature: float) -> TappedModel:
     def cooled(run: Callable[..., tuple[jax.Array, Activations]]) -> Any:
         def divided(*args: Any) -> tuple[jax.Array, Activations]:
             logits, activations = run(*args)
