@@ -25,12 +25,12 @@ from stride_jax.observed import (
 from stride_jax.operators import content as contents
 from stride_jax.operators import kept as stores
 from stride_jax.operators import passes
-from stride_jax.operators.closed_form import solve_program
+from stride_jax.operators.closed_form import curvature_shapes, solve_program
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.keep import nowhere
 from stride_jax.runtime.memory import memory_bytes
 from stride_jax.runtime.precision import precise
-from stride_jax.runtime.programs import Program, shape
+from stride_jax.runtime.programs import Program
 from stride_jax.taps import Activations, Params, only
 
 Bases = dict[str, ops.Basis]
@@ -50,12 +50,12 @@ class Fixed(NamedTuple):
 
     Attributes:
       bases: `{site: basis of its features}`.
-      rotations: `{site: eigenvectors}` of sites whose form is `eigen`.
+      curvatures: `{site: its form, with the eigenvectors that it needs}`.
       content: what assigns examples to clusters; None where a hash does.
     """
 
     bases: Bases
-    rotations: dict[str, Any]
+    curvatures: dict[str, ops.Curvature]
     content: ops.Content | None
 
 
@@ -122,7 +122,7 @@ def fit_operators(
     else:
         read = only(frozen.tapped, frozen.settings.every_tap())
         bases = _fit_bases(frozen, few, [activations_of(read, frozen.params, few, alone)])
-    fixed = Fixed(bases, _rotations(frozen, examples, bases, execution), content)
+    fixed = Fixed(bases, _curvatures(frozen, examples, bases, execution), content)
     passed = pass_over(frozen, examples, subsets_Nxd, fixed, execution, labels)
     return Fitted(solve_operators(frozen, bases, passed.moments), passed, content)
 
@@ -275,25 +275,26 @@ def store_of(frozen: FrozenModel, basis: ops.Basis, site: str, shape: tuple[int,
     return ops.Store(places, settings.precision)
 
 
-def _rotations(
+def _curvatures(
     frozen: FrozenModel, examples: Examples, bases: Bases, execution: Execution
-) -> dict[str, Any]:
-    """Eigenvectors for sites whose curvature needs them before the pass, from the same sample."""
-    wanting = {name: "kronecker" for name, form in frozen.forms.items() if form == "eigen"}
+) -> dict[str, ops.Curvature]:
+    """Forms of curvature; eigenvectors that they need before the pass are of the same sample."""
+    made = {name: ops.Curvature(form) for name, form in frozen.forms.items()}
+    wanting = [name for name, form in frozen.forms.items() if form in ("eigen", "coupled")]
     if not wanting:
-        return {}
+        return made
     few = evenly_spaced(examples, frozen.settings.basis.sample)
     # Factors do not depend on the membership.
     rows = np.arange(len(few))[:, None] % frozen.settings.design.num_subsets
     execution = dataclasses.replace(on_one_device(frozen.params, execution), keep=nowhere)
-    source, rotations = frozen.source(few, training=True), {}
-    for name, form in wanting.items():
+    source, pairs = frozen.source(few, training=True), frozen.settings.closed_form.pairs
+    for name in wanting:
         factors = ops.accumulate(
             frozen.settings.design, rows, frozen.sites[name], bases[name], source,
-            ops.Curvature(form), execution,
+            ops.Curvature("kronecker"), execution,
         )  # fmt: skip
-        rotations[name] = ops.eigenbases(factors.moments)
-    return rotations
+        made[name] = ops.rotated(frozen.forms[name], frozen.sites[name], factors.moments, pairs)
+    return made
 
 
 def pass_over(
@@ -308,10 +309,10 @@ def pass_over(
     source, design = frozen.source(examples, training=True), frozen.settings.design
     members: Any = fixed.content if subsets_Nxd is None else subsets_Nxd
     made: dict[str, ops.Pass] = {}
-    for name, form in frozen.forms.items():
+    for name, curvature in fixed.curvatures.items():
         made[name] = ops.accumulate(
             design, members, frozen.sites[name], fixed.bases[name], source,
-            ops.Curvature(form, fixed.rotations.get(name)), execution,
+            curvature, execution,
             store_of(frozen, fixed.bases[name], name, examples.token_shape), labels,
         )  # fmt: skip
         if subsets_Nxd is None and members is fixed.content:
@@ -375,13 +376,12 @@ def fit_programs(
     """
     site, rank, form = frozen.sites[name], basis.rank, frozen.forms[name]
     design, settings = frozen.settings.design, frozen.settings.closed_form
-    rotation = (shape((rank, rank)), shape((site.width,) * 2)) if form == "eigen" else None
     content = None
     if design.kind == "clusters" and name == next(iter(frozen.sites)):
         content = contents.shapes(design.num_subsets, rank, site.width)
     one_pass = passes.program(
-        design, site, basis, frozen.source(one, training=True), ops.Curvature(form, rotation),
-        num_train, execution, content,
+        design, site, basis, frozen.source(one, training=True),
+        curvature_shapes(form, rank, site.width, settings), num_train, execution, content,
         store_of(frozen, basis, name, (num_train, *one.token_shape[1:])),
     )  # fmt: skip
     mesh = execution.mesh_for(design.num_subsets)

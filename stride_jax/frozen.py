@@ -168,10 +168,13 @@ def freeze(
     """
     check_fit(tapped, params, examples)
     one = read_rows(examples.inputs, slice(0, 1))
+    if settings.taps:
+        settings = with_sites(tapped, params, one, settings)
     jax.eval_shape(_with_needed(tapped, settings).forward, params, one)  # refuses unknown taps
     check_model(tapped, params, examples, execution)
     if not settings.taps:
-        names = tap_names(tapped, params, examples.inputs)
+        every = tap_names(tapped, params, examples.inputs)
+        names = tuple(name for name in every if name not in tapped.layers)
         chosen = _chosen_taps(only(tapped, names), params, examples, execution, names)
         settings = dataclasses.replace(settings, taps=chosen)
     design = settings.design.resolved(examples.token_shape, settings.fit)
@@ -194,6 +197,7 @@ def resolve(
       params: arrays or their shapes.
       one: a batch of one example's inputs.
     """
+    settings = with_sites(tapped, params, one, settings)
     if settings.closed_form.damping is None and not tapped.objective.classes:
         how = dataclasses.replace(settings.closed_form, damping=RELATIVE)
         settings = dataclasses.replace(settings, closed_form=how)
@@ -203,8 +207,8 @@ def resolve(
     widths = {name: math.prod(v.shape) // tokens for name, v in activations.items()}
     sites: dict[str, ops.Site] = {}
     for name in settings.sites:
-        if name != "logit":
-            sites[name] = _residual_site(wanted, name, widths[name], activations[name].shape[1:])
+        if (tap := ops.tap_of(name)) is not None:
+            sites[name] = _inner_site(wanted, name, tap, activations[tap].shape[1:], logits.shape)
         elif 0 < settings.output_rank < classes:
             signs = ops.draw_signs(classes, settings.design.seed) if signs_C is None else signs_C
             sites[name] = ops.FoldedSite(settings.output_rank, signs)
@@ -231,20 +235,59 @@ def on_one_device(params: Params, execution: Execution) -> Execution:
 
 def _with_needed(tapped: TappedModel, settings: IndexSettings) -> TappedModel:
     """The model with the taps that the basis or a site reads; with all while none are named."""
-    residual = [site for site in settings.sites if site != "logit"]
-    needed = tuple(dict.fromkeys([*settings.every_tap(), *residual]))
+    steered = [tap for site in settings.sites if (tap := ops.tap_of(site)) is not None]
+    needed = tuple(dict.fromkeys([*settings.every_tap(), *steered]))
     return only(tapped, needed) if needed else tapped
 
 
-def _residual_site(
-    tapped: TappedModel, tap: str, width: int, shape: tuple[int, ...]
-) -> ops.ResidualSite:
+def _inner_site(
+    tapped: TappedModel, name: str, tap: str, shape: tuple[int, ...], logits: tuple[int, ...]
+) -> ops.ResidualSite | ops.LayerSite:
+    """A site inside the network, of a tap and of logits of these shapes."""
     if tapped.suffix is None:
         raise ValueError(
-            f"site {tap!r} needs the rest of the network as a function of the tap: every adapter "
+            f"site {name!r} needs the rest of the network as a function of the tap: every adapter "
             "gives the tapped model a suffix; give from_function one"
         )
-    return ops.ResidualSite(width, tap, tuple(shape), tapped.suffix)
+    units = math.prod(shape) // math.prod(logits[1:-1])
+    if name == tap:
+        return ops.ResidualSite(units, tap, tuple(shape), tapped.suffix)
+    if len(logits) > 2:
+        raise ValueError(
+            f"site {name!r} steers the logits through a layer too, which is for models of one "
+            f"output an example, and this one has logits {logits}: use sites=('logit', {tap!r})"
+        )
+    width = units + int(logits[-1])  # pyright: ignore[reportGeneralTypeIssues]
+    return ops.LayerSite(width, tap, units, tuple(shape), tapped.suffix)
+
+
+INPUT = "input"  # the tap of a model's inputs
+# What a layer site takes that nobody asked for: a row of curvature for every class of an example,
+# and K matrices of R O numbers.
+_MOST_CLASSES, _MOST_NUMBERS = 32, 20_000
+
+
+def with_sites(
+    tapped: TappedModel, params: Params, one: Any, settings: IndexSettings
+) -> IndexSettings:
+    """The settings with sites: where none are named, the logits, and with them the first layer of a
+    classifier whose basis reads the input, if it says where that is (`TappedModel.layers`).
+
+    Args:
+      tapped, params, one, settings: as in `resolve`, the taps named.
+    """
+    if settings.sites:
+        return settings
+    chosen, auto = ops.LOGIT_SITE, (settings.fit, settings.closed_form.fisher)
+    reads_input = settings.taps == (INPUT,) and auto == ("closed_form", "auto")
+    if tapped.layers and reads_input and tapped.objective.classes:
+        logits, activations = jax.eval_shape(tapped.forward, params, one)
+        depth, units = (math.prod(activations[tap].shape[1:]) for tap in (INPUT, tapped.layers[0]))
+        rank, classes = min(settings.basis.rank, depth) + 1, int(logits.shape[-1])
+        small = classes <= _MOST_CLASSES and rank * (units + classes) <= _MOST_NUMBERS
+        if logits.ndim == 2 and small:
+            chosen = tapped.layers[0] + ops.WITH_LOGIT
+    return dataclasses.replace(settings, sites=(chosen,))
 
 
 def _chosen_taps(
@@ -282,14 +325,22 @@ def _forward(tapped: TappedModel, doubt: float, question: ops.Question) -> Forwa
     def forward(
         params: Params, site: ops.Site, batch: dict[str, jax.Array]
     ) -> tuple[Observed, Context]:
-        if isinstance(site, ops.ResidualSite):
+        layered = isinstance(site, ops.LayerSite)
+        if layered or isinstance(site, ops.ResidualSite):
             observed, pull_back = forward_and_pull(tapped, params, batch, site.tap)
         else:
             observed, pull_back = forward_batch(tapped, params, **batch), None
         read = as_training(observed, doubt)
         context: dict[str, Any] = site.context(observed, batch["inputs"])
         if pull_back is not None:
-            context["errors"] = pull_back(question.gradient(read.logits_NxTxC, read.labels_NxT))
+            gradient = question.gradient(read.logits_NxTxC, read.labels_NxT)
+            context["errors"] = pull_back(gradient)
+            if layered:
+                context["errors"] = ops.with_logits(context["errors"], gradient)
+                # `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, for the curvature; dropped where nothing asks.
+                rows_nxCxC = read.hessian().root()
+                pulled = jax.vmap(pull_back, in_axes=1, out_axes=1)(rows_nxCxC[:, :, None])
+                context["rows"] = ops.with_logits(pulled[:, :, 0], rows_nxCxC)
         elif question != ops.asked_of(ops.LOSS, tapped.objective):  # whose errors are the site's
             gradient = question.gradient(read.logits_NxTxC, read.labels_NxT)
             context["errors"] = site.pulled(params, gradient, context)

@@ -24,7 +24,7 @@ from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
 from stride_jax.observed import Forward, as_training, refuse_not_finite
 from stride_jax.operators.basis import example_features
-from stride_jax.operators.fisher import damped, exact_factor, inverse_factors
+from stride_jax.operators.fisher import coupled_root, damped, exact_factor, inverse_factors
 from stride_jax.operators.gradients import outer
 from stride_jax.resident import resident
 from stride_jax.runtime import mesh as meshes
@@ -187,10 +187,12 @@ class Root(NamedTuple):
     """What makes `g^T (F + gamma I)^{-1} g` of a gradient, made once for all batches.
 
     Attributes:
-      exact_nxn: `L^{-1}`, of `F + gamma I = L Lᵀ`; None for other forms.
+      exact_nxn: `L^{-1}`, of `F + gamma I = L Lᵀ`, or of `coupled`'s block; None for other forms.
       left_RxR, right_OxO: what features and errors are multiplied by; None for `exact`.
-      inverse_RxO: `1 / (Λ + gamma)` of the form `eigen`; None for others.
+      inverse_RxO: `1 / (Λ + gamma)` of the forms `eigen` and `coupled`, 0 at pairs of the block;
+        None for others.
       tokens: `Σ omega` over the training set.
+      strongest_M: places of the block's pairs; None for forms without.
     """
 
     exact_nxn: jax.Array | None
@@ -198,6 +200,7 @@ class Root(NamedTuple):
     right_OxO: jax.Array | None
     inverse_RxO: jax.Array | None
     tokens: jax.Array
+    strongest_M: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "width", "dampings"))
@@ -214,12 +217,13 @@ def root_of(
     """
     tokens = fisher.tokens.astype(jnp.float32)
     if fisher.exact_LxS is not None:
-        factor = exact_factor(fisher, rank, width, dampings[0])
-        identity = jnp.eye(len(factor), dtype=factor.dtype)
-        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+        inverse = _inverse(exact_factor(fisher, rank, width, dampings[0]))
         return Root(inverse, None, None, None, tokens)
     if fisher.eigenvalues_RxO is not None and fisher.rotation is not None:
         left, right = (v.astype(jnp.float32) for v in fisher.rotation)
+        if fisher.coupled_MxM is not None:
+            factor, rest_RxO = coupled_root(fisher, dampings[0])
+            return Root(_inverse(factor), left, right, rest_RxO, tokens, fisher.strongest_M)
         values = fisher.eigenvalues_RxO.astype(jnp.float32)
         return Root(None, left, right, 1 / damped(values, dampings[0]), tokens)
     # `bᵀ A⁻¹ b = ||Cᵀ b||²` with A⁻¹ = C Cᵀ.
@@ -227,16 +231,27 @@ def root_of(
     return Root(None, left, right, None, tokens)
 
 
+def _inverse(factor: jax.Array) -> jax.Array:
+    """The inverse of a lower triangle."""
+    identity = jnp.eye(len(factor), dtype=factor.dtype)
+    return jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+
+
 def squared(root: Root, b_BxTxR: jax.Array, e_BxTxO: jax.Array) -> jax.Array:
     """`g^T (F + gamma I)^{-1} g / Σ omega` of `g = Σ_t b_t e_tᵀ`, `[B]`, without forming g if it
     can be helped."""
     (count, tokens, rank), width = b_BxTxR.shape, e_BxTxO.shape[2]
-    if root.exact_nxn is not None:
+    if root.exact_nxn is not None and root.left_RxR is None:
         g_Bxn = jnp.einsum("btr,bto->bor", b_BxTxR, e_BxTxO).reshape(count, -1)
         return ((g_Bxn @ root.exact_nxn.T) ** 2).sum(axis=1) / root.tokens
     assert root.left_RxR is not None, "a curvature has one of three forms"
     assert root.right_OxO is not None, "a curvature has one of three forms"
     b_BxTxR, e_BxTxO = b_BxTxR @ root.left_RxR, e_BxTxO @ root.right_OxO
+    if root.exact_nxn is not None:
+        g_BxG = outer(b_BxTxR, e_BxTxO).reshape(count, -1)
+        block_BxM = g_BxG[:, root.strongest_M] @ root.exact_nxn.T
+        rest_B = g_BxG**2 @ root.inverse_RxO.ravel()  # pyright: ignore[reportOptionalMemberAccess]
+        return ((block_BxM**2).sum(axis=1) + rest_B) / root.tokens
     if root.inverse_RxO is not None:
         if tokens == 1:
             each_BxO = b_BxTxR[:, 0] ** 2 @ root.inverse_RxO * e_BxTxO[:, 0] ** 2

@@ -36,8 +36,11 @@ class IndexSettings:
         did not help (docs/lab.md).
       precision: of what the index stores of the training set, `float32` or `float16`: operators,
         curvature and kept examples. Half of it costs about 3e-4 of a score's size.
-      sites: where operators act, `logit` or names of taps (residual sites). Each is a block of
-        its own; measurements add up.
+      sites: where operators act: `logit`, names of taps (residual sites), or `<tap>+logit` (a
+        layer's output and the logits as one block: layer sites). Each is a block of its own;
+        measurements add up. None named: of a classifier whose basis reads the input, the first
+        layer and the logits, where the model says which layer that is (`TappedModel.layers`) and
+        R O is at most 20,000; else the logits.
       fit: `closed_form` solves for the operators, `joint` trains them with the published losses.
       closed_form: settings of the closed form.
       joint: settings of training.
@@ -49,7 +52,7 @@ class IndexSettings:
     output_rank: int = 256
     kept: int | None = None
     precision: str = "float32"
-    sites: tuple[str, ...] = ("logit",)
+    sites: tuple[str, ...] = ()
     fit: str = "closed_form"
     closed_form: ClosedFormSettings = ClosedFormSettings()
     joint: JointSettings = JointSettings()
@@ -58,15 +61,15 @@ class IndexSettings:
         check_types(self)
         if self.fit not in ("closed_form", "joint"):
             raise ValueError(f"fit={self.fit!r}: use 'closed_form' or 'joint'")
-        if not self.sites or len(set(self.sites)) < len(self.sites):
-            raise ValueError(f"sites={self.sites}: name at least one, each once")
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError(f"sites={self.sites}: name each once")
         check_names(self.taps or None)
-        for site in self.sites:
+        for site in self._acting:
             check_names(self.taps_of(site) or None)
             if self.taps and not self.taps_of(site):
                 raise ValueError(
                     f"taps={self.taps} name none for the site {site!r}: add one such as "
-                    f"'{site}:{_tap(self.taps[0], self.sites)}'"
+                    f"'{site}:{_tap(self.taps[0], self._acting)}'"
                 )
         if min(self.output_rank, self.kept or 0) < 0:
             raise ValueError(
@@ -74,6 +77,11 @@ class IndexSettings:
             )
         if self.precision not in ("float32", "float16"):
             raise ValueError(f"precision={self.precision!r}: use 'float32' or 'float16'")
+
+    @property
+    def _acting(self) -> tuple[str, ...]:
+        """The sites, as far as they are named."""
+        return self.sites or ("logit",)
 
     def taps_of(self, site: str) -> tuple[str, ...]:
         """The taps that a site's basis reads; empty while none are named.
@@ -85,17 +93,17 @@ class IndexSettings:
         return tuple(
             tap
             for name in self.taps
-            if (tap := _tap(name, self.sites)) == name or name == f"{site}:{tap}"
+            if (tap := _tap(name, self._acting)) == name or name == f"{site}:{tap}"
         )
 
     def by_site(self, make: Callable[[tuple[str, ...]], T]) -> dict[str, T]:
         """`{site: what is made of its taps}`, made once for sites that read the same ones."""
-        made = {taps: make(taps) for taps in dict.fromkeys(map(self.taps_of, self.sites))}
-        return {site: made[self.taps_of(site)] for site in self.sites}
+        made = {taps: make(taps) for taps in dict.fromkeys(map(self.taps_of, self._acting))}
+        return {site: made[self.taps_of(site)] for site in self._acting}
 
     def every_tap(self) -> tuple[str, ...]:
         """The taps of all sites, each once."""
-        return tuple(dict.fromkeys(tap for site in self.sites for tap in self.taps_of(site)))
+        return tuple(dict.fromkeys(tap for site in self._acting for tap in self.taps_of(site)))
 
 
 def _tap(name: str, sites: tuple[str, ...]) -> str:

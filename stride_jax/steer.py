@@ -13,7 +13,8 @@ where damping makes the step smaller: weak directions of F hardly move. A measur
 none: retrained with the same seed, .1 % more weight moves its logits half as far as 100 % do, and
 only means over many seeds say what a subset does (docs/lab.md). At residual sites the curvature is
 that of the training errors, which are almost none where the model fits its data: shifts are far too
-large there (150 times on an MLP), so steer with the logit site alone.
+large there (150 times on an MLP), so steer with the logit site, or with a layer site, whose
+curvature is that of the outputs.
 
 **Without this library.** `operators_pytree` gives plain arrays; `save_operators` writes them, and
 `load_operators` reads them, as `.npz` or `.safetensors`. For `own = tree["logit"]` and activations
@@ -26,8 +27,9 @@ large there (150 times on an MLP), so steer with the logit site alone.
     C, O = own["signs"].size, s.shape[-1]                      # where the logits are folded;
     s = s[..., arange(C) % O] * own["signs"] * sqrt(O / C)     # else leave both lines out
 
-and `logits + s` are the steered ones. At any other site, which is the name of a tap, `s` is added
-to that tap's activation instead, before the model's remaining layers run.
+and `logits + s` are the steered ones. At a site that is the name of a tap, `s` is added to that
+tap's activation instead, before the model's remaining layers run. At a site `<tap>+logit` its
+first D columns are added there, and the others to the logits that come out.
 """
 
 import os

@@ -165,8 +165,11 @@ def append(
         subsets_Nxd = known[len(index.train_ids) :]
     frozen = frozen_for(index, tapped, params, examples, execution)
     bases = bases_of(index.operators)
-    rotations = {name: sums.rotation for name, sums in moments.items()}
-    fixed = Fixed(bases, rotations, index.content)
+    curvatures = {
+        name: ops.Curvature(frozen.forms[name], sums.rotation, sums.strongest_M)
+        for name, sums in moments.items()
+    }
+    fixed = Fixed(bases, curvatures, index.content)
     new = pass_over(frozen, examples, subsets_Nxd, fixed, execution, own)
     old = {n: v if own is None else ops.with_groups(v, own.groups) for n, v in moments.items()}
     total = {name: ops.add(sums, new.moments[name]) for name, sums in old.items()}

@@ -43,6 +43,8 @@ class TappedModel:
       objective: the loss that the model was trained with.
       dtype: what the model rounds all its parameters to before it uses them, such as `bfloat16`;
         None where it uses them as they are.
+      layers: taps that are outputs of layers before their nonlinearity, the first layer first:
+        operators may act there, and no basis reads them unless it names them.
 
     >>> tapped = from_function(lambda p, x: (x @ p, {"input": x}))
     >>> logits, activations = tapped(jnp.eye(2), jnp.ones((1, 2)))
@@ -55,6 +57,7 @@ class TappedModel:
     shifted: Shifted | None = None
     objective: Objective = CROSS_ENTROPY
     dtype: str | None = None
+    layers: tuple[str, ...] = ()
 
     def __call__(self, params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
         return self.forward(params, inputs)
@@ -181,7 +184,7 @@ def _only(tapped: TappedModel, taps: tuple[str, ...], precision: str) -> TappedM
     suffix = None if tapped.suffix is None else own(tapped.suffix)
     shifted = None if tapped.shifted is None else own(tapped.shifted)
     held = from_function(own(tapped.forward), taps, suffix, shifted)
-    return dataclasses.replace(held, objective=tapped.objective, dtype=tapped.dtype)
+    return _like(held, tapped)
 
 
 def with_objective(tapped: TappedModel, objective: str | Objective) -> TappedModel:
@@ -225,12 +228,18 @@ def _cooled(tapped: TappedModel, temperature: float) -> TappedModel:
         assert inner is not None
         return inner(params, inputs, replace) / temperature
 
-    return TappedModel(
+    made = TappedModel(
         cooled(tapped.forward),
         None if inner is None else jax.jit(suffix),
         None if tapped.shifted is None else cooled(tapped.shifted),
-        tapped.objective,
-        tapped.dtype,
+    )
+    return _like(made, tapped)
+
+
+def _like(made: TappedModel, tapped: TappedModel) -> TappedModel:
+    """A model made of another, with what that one is said to be."""
+    return dataclasses.replace(
+        made, objective=tapped.objective, dtype=tapped.dtype, layers=tapped.layers
     )
 
 

@@ -237,7 +237,7 @@ def test_taps_and_cost(trained):
     )
     assert f"read: {index.settings.taps[0]} (" in report["taps"].measured
     stored = sum(v.nbytes for v in jax.tree.leaves((index.fisher, index.operators)))
-    stored -= sum(v.nbytes for v in jax.tree.leaves(index.operators["logit"].basis))
+    stored -= sum(v.nbytes for v in jax.tree.leaves(index.operators["dense0+logit"].basis))
     assert f"index of {stored / 2**20:.0f} MiB" in report["cost"].measured
     named = dataclasses.replace(SMALL, taps=("nothing",))
     report = check(trained.tapped, trained.params, trained.train, named)

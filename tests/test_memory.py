@@ -176,7 +176,7 @@ def test_a_run_too_large_ends_in_one_line_before_training(tmp_path, monkeypatch,
     monkeypatch.setattr(refusal, "limits", lambda: [Limit("a box", 10**7, 10**6)])
     assert cli.main([*RUN, f"--workdir={tmp_path / 'run'}"]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith("stride-jax run: the stage 'attribution' would hold 1.")
+    assert told[-1].startswith("stride-jax run: the stage 'attribution' would hold 2.")
     assert "set top_k to at most " in told[-1]
     assert not (tmp_path / "run/model").exists()
 

@@ -32,7 +32,9 @@ ONE = Execution(mesh=meshes.arranged((1, 1), jax.devices()))
 def settings_of(kind, kept=0, **changes):
     design = Design(20, 3, kind=kind)
     basis = ops.BasisSettings(rank=12)
-    return IndexSettings(design=design, taps=("input",), basis=basis, kept=kept, **changes)
+    return IndexSettings(
+        design=design, taps=("input",), basis=basis, kept=kept, sites=("logit",), **changes
+    )
 
 
 def fitted(trained, settings, train=None, execution=ONE, **more):

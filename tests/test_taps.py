@@ -65,7 +65,8 @@ def test_pulled_errors_are_gradients_of_the_loss_at_the_tap(trained, params, x):
 def test_our_models_replace_what_they_hand_out(trained):
     x = jnp.asarray(trained.query.inputs[:5])
     logits, activations = trained.tapped(trained.params, x)
-    assert set(activations) == {"input", "hidden0", "hidden1"}
+    assert set(activations) == {"input", "dense0", "hidden0", "dense1", "hidden1"}
+    np.testing.assert_array_equal(jax.nn.relu(activations["dense1"]), activations["hidden1"])
     z = activations["hidden0"] * 0.5
     params = trained.params
     hidden = jax.nn.relu(z @ params["dense1"]["kernel"] + params["dense1"]["bias"][None])
@@ -128,9 +129,8 @@ def test_names_of_taps_are_checked_before_anything_runs(names, said):
 
 
 def test_unknown_taps_and_foreign_outputs_are_refused(trained, params, x):
-    with pytest.raises(
-        ValueError, match=r"unknown tap 'hiden0'.*\['hidden0', 'hidden1', 'input'\]"
-    ):
+    there = r"\['dense0', 'dense1', 'hidden0', 'hidden1', 'input'\]"
+    with pytest.raises(ValueError, match=f"unknown tap 'hiden0'.*{there}"):
         from_model(trained.module, ["hiden0"])(trained.params, trained.query.inputs[:2])
     for function, said in (
         (lambda p, x: x, r"returns float32 of shape \(6, 4\), not \(logits, \{tap: activation\}\)"),

@@ -49,4 +49,5 @@ def _held(module: nn.Module, taps: tuple[str, ...] | None) -> TappedModel:
 
     tapped = from_function(function, taps, suffix, shifted)
     settings = getattr(module, "settings", None)
-    return dataclasses.replace(tapped, dtype=getattr(settings, "dtype", None))
+    layers = tuple(n for n in getattr(module, "layers", ()) if taps is None or n in taps)
+    return dataclasses.replace(tapped, dtype=getattr(settings, "dtype", None), layers=layers)

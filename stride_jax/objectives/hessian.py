@@ -10,21 +10,23 @@ import jax.numpy as jnp
 
 
 class Hessian(NamedTuple):
-    """`H = diag(d) − u uᵀ` of each token, or whole blocks.
+    """`H = diag(d) − u uᵀ` of each token, whole blocks, or `Σ_c r_c r_cᵀ`.
 
     Attributes:
       diagonal: d, `[..., C]`; None where `whole` is given.
       rank_one: u, `[..., C]`; None for none.
-      whole: H, `[..., C, C]`; None where it has the form above.
+      whole: H, `[..., C, C]`; None where it has another form.
+      rows: r_c, `[n, C, O]`, of outputs O that are not the model's own; None likewise.
     """
 
-    diagonal: jax.Array | None
+    diagonal: jax.Array | None = None
     rank_one: jax.Array | None = None
     whole: jax.Array | None = None
+    rows: jax.Array | None = None
 
     def flat(self) -> "Hessian":
         """With one axis of tokens, `[n, C]`."""
-        diagonal, rank_one, whole = self
+        diagonal, rank_one, whole, _ = self
         return Hessian(
             None if diagonal is None else diagonal.reshape(-1, diagonal.shape[-1]),
             None if rank_one is None else rank_one.reshape(-1, rank_one.shape[-1]),
@@ -33,6 +35,8 @@ class Hessian(NamedTuple):
 
     def total(self, w_n: jax.Array) -> jax.Array:
         """`Σ w H` of flat tokens, `[C, C]`."""
+        if self.rows is not None:
+            return jnp.einsum("n,nco,ncu->ou", w_n, self.rows, self.rows)
         if self.whole is not None:
             return jnp.einsum("n,ncd->cd", w_n, self.whole)
         assert self.diagonal is not None, "a diagonal, or whole blocks"
@@ -57,8 +61,33 @@ class Hessian(NamedTuple):
         >>> one.along(jnp.eye(2)).tolist()
         [[0.0, 2.0]]
         """
+        if self.rows is not None:
+            return (jnp.einsum("nro,ou->nru", self.rows, right_CxO) ** 2).sum(axis=1)
         if self.whole is not None:
             return jnp.einsum("co,ncd,do->no", right_CxO, self.whole, right_CxO)
         assert self.diagonal is not None, "a diagonal, or whole blocks"
         along = self.diagonal @ right_CxO**2
         return along if self.rank_one is None else along - (self.rank_one @ right_CxO) ** 2
+
+    def root(self) -> jax.Array:
+        """Rows r_c with `H = Σ_c r_c r_cᵀ`, `[..., C, C]`; `sqrt(p_c) (e_c − p)` of cross-entropy.
+
+        With `v = u / sqrt(d)` it is `(I − beta v vᵀ) diag(sqrt(d))`, `2 beta − beta² ||v||² = 1`.
+
+        >>> p = jnp.array([0.25, 0.75])
+        >>> rows = Hessian(p, p).root()
+        >>> bool(jnp.allclose(rows.T @ rows, jnp.diag(p) - jnp.outer(p, p), atol=1e-6))
+        True
+        """
+        if self.whole is not None:
+            values, vectors = jnp.linalg.eigh(self.whole)
+            return jnp.sqrt(jnp.maximum(values, 0.0))[..., None] * jnp.moveaxis(vectors, -1, -2)
+        assert self.diagonal is not None, "the model's own outputs"
+        roots = jnp.sqrt(self.diagonal)
+        rows = jnp.einsum("...c,cd->...cd", roots, jnp.eye(roots.shape[-1], dtype=roots.dtype))
+        if self.rank_one is None:
+            return rows
+        v = jnp.where(roots > 0, self.rank_one / jnp.where(roots > 0, roots, 1.0), 0.0)
+        power = (v**2).sum(axis=-1)[..., None, None]
+        beta = 1 / (1 + jnp.sqrt(jnp.maximum(1 - power, 0.0)))
+        return rows - beta * v[..., None] * self.rank_one[..., None, :]

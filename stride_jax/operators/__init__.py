@@ -17,23 +17,31 @@ from stride_jax.operators.fisher import Fisher, fisher_of
 from stride_jax.operators.joint import train_jointly
 from stride_jax.operators.joint_losses import JointSettings
 from stride_jax.operators.kept import Kept
+from stride_jax.operators.layer_site import (
+    LOGIT_SITE,
+    WITH_LOGIT,
+    LayerSite,
+    tap_of,
+    with_logits,
+)
 from stride_jax.operators.moments import (
     Curvature,
     Moments,
     add,
-    eigenbases,
     of_groups,
     with_groups,
 )
 from stride_jax.operators.outputs import draw_signs, fold, unfold
-from stride_jax.operators.passes import Labels, Pass, Store, accumulate
+from stride_jax.operators.passes import Labels, Pass, Store, accumulate, rotated
 from stride_jax.operators.questions import LOSS, Question, asked_of, named_question, question_of
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
 from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site
 from stride_jax.operators.steering import Operators, shardings
 
 __all__ = [
+    "LOGIT_SITE",
     "LOSS",
+    "WITH_LOGIT",
     "Basis",
     "BasisSettings",
     "ClosedFormSettings",
@@ -44,6 +52,7 @@ __all__ = [
     "JointSettings",
     "Kept",
     "Labels",
+    "LayerSite",
     "LogitSite",
     "Moments",
     "Operators",
@@ -60,7 +69,6 @@ __all__ = [
     "closed_form",
     "directions",
     "draw_signs",
-    "eigenbases",
     "example_features",
     "fisher_of",
     "fit_basis",
@@ -68,9 +76,12 @@ __all__ = [
     "named_question",
     "of_groups",
     "question_of",
+    "rotated",
     "shardings",
     "tap_energies",
+    "tap_of",
     "train_jointly",
     "unfold",
     "with_groups",
+    "with_logits",
 ]

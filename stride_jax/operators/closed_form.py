@@ -25,12 +25,13 @@ from stride_jax.observed import Context, Observed, Source
 from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.fisher import Fisher, fisher_of, inverse_factors, precondition
 from stride_jax.operators.gradients import outer
-from stride_jax.operators.moments import FORMS, Curvature, Moments, shardings, zeros
+from stride_jax.operators.layer_site import LayerSite
+from stride_jax.operators.moments import FORMS, PAIRS, Curvature, Moments, shardings, zeros
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.precision import precise
-from stride_jax.runtime.programs import Program, shapes_like
+from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Params
 
@@ -40,16 +41,19 @@ class ClosedFormSettings:
     """Curvature and damping.
 
     Attributes:
-      damping: gamma relative to the mean eigenvalue of the Fisher. None: with the exact Fisher of
-        a loss of classes a weight decay, `gamma = .2 E||b||² / N`, which neither N nor confident
-        predictions change; else 2 (docs/method.md §5.4).
+      damping: gamma relative to the mean eigenvalue of the Fisher. None: with the exact or coupled
+        Fisher of a loss of classes a weight decay, `gamma = .2 E||b||² / N`, which neither N nor
+        confident predictions change; else 2 (docs/method.md §5.4).
       doubt: share of the uniform distribution that is mixed into predictions on training examples
         (`observed.as_training`).
       output_damping: damping of the output side of plain Kronecker factors; `damping` is then that
         of the feature side.
-      fisher: `exact`, `eigen` (Kronecker factors with corrected eigenvalues), `kronecker`, or
-        `auto`: exact at the logit site while R·O is at most `exact_limit`, else eigen.
+      fisher: `exact`, `coupled` (`eigen`, with a whole block for the strongest pairs of
+        eigenvectors), `eigen` (Kronecker factors with corrected eigenvalues), `kronecker`, or
+        `auto`: coupled at layer sites, exact at the logit site while R·O is at most `exact_limit`,
+        else eigen.
       exact_limit: largest side of an exact Fisher.
+      pairs: side of the block of `coupled`.
     """
 
     damping: float | None = None
@@ -57,6 +61,7 @@ class ClosedFormSettings:
     output_damping: float = 1.0
     fisher: str = "auto"
     exact_limit: int = 4096
+    pairs: int = PAIRS
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -67,6 +72,8 @@ class ClosedFormSettings:
                 f"damping={self.damping}, output_damping={self.output_damping}: both must be "
                 "positive, since the Fisher is singular (logits have a free constant)"
             )
+        if self.pairs < 1:
+            raise ValueError(f"pairs={self.pairs}: the coupled Fisher needs one at least")
         if not 0 <= self.doubt < 1:
             raise ValueError(f"doubt={self.doubt} is a share: it must lie in [0, 1)")
 
@@ -79,6 +86,8 @@ class ClosedFormSettings:
         """The form of curvature summed at a site, with R = `rank` features."""
         if self.fisher != "auto":
             return self.fisher
+        if isinstance(site, LayerSite):
+            return "coupled"
         small = rank * site.width <= self.exact_limit
         return "exact" if site.has_exact_fisher and small else "eigen"
 
@@ -109,17 +118,25 @@ def solve_steps(
     )(moments)
 
 
+def curvature_shapes(form: str, rank: int, width: int, settings: ClosedFormSettings) -> Curvature:
+    """A form of curvature as shapes."""
+    if form not in ("eigen", "coupled"):
+        return Curvature(form)
+    pairs = shape((min(settings.pairs, rank * width),), jnp.int32)
+    rotation = shape((rank, rank)), shape((width, width))
+    return Curvature(form, rotation, pairs if form == "coupled" else None)
+
+
 def solve_program(
     num_subsets: int, rank: int, width: int, form: str, settings: ClosedFormSettings, mesh: Mesh
 ) -> Program:
     """The compiled solution for moments of these sizes."""
 
-    def fresh() -> Moments:
-        left, right = (jnp.zeros((n, n), jnp.float32) for n in (rank, width))
-        rotation = (left, right) if form == "eigen" else None
-        return zeros(num_subsets, rank, width, Curvature(form, rotation))
-
-    moments = jax.eval_shape(fresh)
+    curvature = curvature_shapes(form, rank, width, settings)
+    moments = jax.eval_shape(
+        lambda *fixed: zeros(num_subsets, rank, width, Curvature(form, *fixed)),
+        curvature.rotation, curvature.strongest_M,
+    )  # fmt: skip
     moments = shapes_like(moments, shardings(moments, mesh))
     return Program(solve_steps, (moments,), {"settings": settings, "mesh": mesh}, 1)
 

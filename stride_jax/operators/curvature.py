@@ -24,6 +24,7 @@ from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.content import Content, assign
 from stride_jax.operators.kept import Kept
+from stride_jax.operators.layer_site import LayerSite
 from stride_jax.operators.moments import Moments, compensated, pairs
 from stride_jax.operators.products import Joined, sum_products
 from stride_jax.operators.sites import Site
@@ -102,6 +103,7 @@ class _Curvature(NamedTuple):
     fisher_PxRxR: jax.Array | None
     eigenvalues_RxO: jax.Array | None
     tokens: jax.Array
+    coupled_MxM: jax.Array | None
 
 
 def _fisher_pairs(b_nxR: jax.Array, w_n: jax.Array, hessian: Hessian, width: int) -> jax.Array:
@@ -148,27 +150,37 @@ class _Part(NamedTuple):
 
 
 def _curvature(
-    rotation: tuple[jax.Array, jax.Array] | None,
+    fixed: tuple[tuple[jax.Array, jax.Array] | None, jax.Array | None],
     site: Site,
     observed: Observed,
     b_nxTxR: jax.Array,
     e_nxTxO: jax.Array,
+    rows_nxCxO: jax.Array | None,
     exact: bool,
 ) -> _Curvature:
     """The curvature of one device's examples; errors without their weights."""
     w, b, e = (v.reshape(observed.weights_NxT.size, -1)
                for v in (observed.weights_NxT, b_nxTxR, e_nxTxO))  # fmt: skip
-    w_n, hessian, eigenvalues = w[:, 0], observed.hessian(), None
+    hessian = observed.hessian() if rows_nxCxO is None else Hessian(rows=rows_nxCxO)
+    w_n, eigenvalues, coupled, (rotation, strongest_M) = w[:, 0], None, None, fixed
     if rotation is not None:
         left, right = rotation
         # `Σ w (Q_bᵀ b)² ⊗ (variance of the outputs' errors along Q_o)`
         eigenvalues = ((b @ left) ** 2 * w).T @ site.variances(right, hessian, e)
+        if strongest_M is not None:
+            assert rows_nxCxO is not None, "a layer site has the rows of its curvature"
+            at_r, at_o = strongest_M // right.shape[1], strongest_M % right.shape[1]
+            along = jnp.einsum("nco,ou->ncu", rows_nxCxO, right)[..., at_o]
+            along *= jnp.sqrt(w)[:, :, None]
+            pairs_mxM = ((b @ left)[:, None, at_r] * along).reshape(-1, len(strongest_M))
+            coupled = pairs_mxM.T @ pairs_mxM
     return _Curvature(
         (w * b).T @ b,
         site.fisher(w_n, hessian, e),
         _fisher_pairs(b, w_n, hessian, site.width) if exact else None,
         eigenvalues,
         w_n.sum(),
+        coupled,
     )
 
 
@@ -186,6 +198,8 @@ def _part(
     b_nxTxR, errors_nxTxO = jax.lax.optimization_barrier(
         (example_features(basis, observed.activations), site.errors(params, observed, context))
     )
+    layered = isinstance(site, LayerSite)
+    rows_nxCxO = site.rows(params, observed, context) if layered else None
     weights_nxT = observed.weights_NxT * mask_n[:, None]
     observed = dataclasses.replace(observed.without_taps(), weights_NxT=weights_nxT)
 
@@ -195,9 +209,11 @@ def _part(
 
     rows = meshes.over_examples(mesh).spec
     by_device = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), P(), rows, rows, rows), out_specs=rows, check_vma=False
-    )
-    curvature = by_device(total.rotation, site, observed, b_nxTxR, errors_nxTxO)
+        local, mesh=mesh, in_specs=(P(), P(), rows, rows, rows, rows), out_specs=rows,
+        check_vma=False,
+    )  # fmt: skip
+    fixed = total.rotation, total.strongest_M
+    curvature = by_device(fixed, site, observed, b_nxTxR, errors_nxTxO, rows_nxCxO)
     rest = _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], observed.residuals())
     return curvature, rest
 
@@ -266,5 +282,7 @@ def add_batch(
         grown(total.tokens, new.tokens),
         total.rotation,
         grown(total.groups_GxRxO, by_group),
+        grown(total.coupled_MxM, new.coupled_MxM),
+        total.strongest_M,
     )
     return Sums(moments, kept), PerExample(rest.residual_n, cluster_B, norm_B)

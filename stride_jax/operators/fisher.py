@@ -5,7 +5,7 @@ and where a constant added to all outputs changes nothing, as with probabilities
 `Σ_{c'} F_{cc'} = 0`, so that the last class follows from the others.
 
 Letters of its own: P pairs of outputs, L those kept: all, or without the last output's;
-S = R (R + 1) / 2.
+S = R (R + 1) / 2; M pairs of eigenvectors.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from stride_jax.runtime.precision import precise
 RELATIVE = 2.0
 """Damping in units of the mean eigenvalue where none is given."""
 DECAY = 0.2
-"""`N gamma / E||b||²` of an exact Fisher where no damping is given: of the values .1, .2 and .3 it
-is the best over six boards, within .01 of each board's own best value (docs/lab.md)."""
+"""`N gamma / E||b||²` of an exact or coupled Fisher where no damping is given: of the values .1, .2
+and .3 it is the best over six boards, within .01 of each board's own best value (docs/lab.md)."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,10 @@ class Fisher:
       rotation: eigenvectors of the two factors, `([R, R], [O, O])`; None for other forms.
       factors: `(E[b bᵀ], E[H])`, `H = diag p − p pᵀ` of cross-entropy; None for other forms.
       tokens: `Σ omega` over the training set.
-      power: `E||b||²` of a whole Fisher's features; None for other forms.
+      power: `E||b||²` of the features of an exact or coupled Fisher; None for other forms.
+      coupled_MxM: its block of the strongest pairs of eigenvectors, float32 in every precision,
+        since rounding would make it indefinite; None for other forms.
+      strongest_M: int32 places `r O + o` of these pairs.
     """
 
     exact_LxS: jax.Array | None
@@ -49,6 +52,8 @@ class Fisher:
     factors: tuple[jax.Array, jax.Array] | None
     tokens: jax.Array
     power: jax.Array | None = None
+    coupled_MxM: jax.Array | None = None
+    strongest_M: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "invariant"))
@@ -67,14 +72,18 @@ def fisher_of(moments: Moments, precision: str = "float32", *, invariant: bool =
         width = moments.outputs_OxO[0].shape[0]
         kept = np.flatnonzero(pairs(width)[1] < width - invariant)
         exact = blocks_PxRxR[kept][:, *np.triu_indices(blocks_PxRxR.shape[1])]
-        power = jnp.trace(moments.features_RxR[0]) / tokens
     elif moments.eigenvalues_RxO is not None:
         eigenvalues, rotation = moments.eigenvalues_RxO[0] / tokens, moments.rotation
     else:
         factors = moments.features_RxR[0] / tokens, moments.outputs_OxO[0] / tokens
     parts = (exact, eigenvalues, rotation, factors)
     exact, eigenvalues, rotation, factors = jax.tree.map(lambda v: v.astype(precision), parts)
-    return Fisher(exact, eigenvalues, rotation, factors, tokens, power)
+    coupled = None if moments.coupled_MxM is None else moments.coupled_MxM[0] / tokens
+    if exact is not None or coupled is not None:
+        power = jnp.trace(moments.features_RxR[0]) / tokens
+    return Fisher(
+        exact, eigenvalues, rotation, factors, tokens, power, coupled, moments.strongest_M
+    )
 
 
 def blocks(exact_LxS: jax.Array, rank: int, width: int) -> jax.Array:
@@ -110,14 +119,15 @@ def precondition(
 ) -> jax.Array:
     """`(F + gamma I)^{-1} v` for each of B matrices.
 
-    Exact: the whole Fisher. Eigen: `Q (Λ + gamma)^{-1} Qᵀ`, `Q = Q_b ⊗ Q_o`. Kronecker:
-    `F ≈ E[b bᵀ] ⊗ E[H]`, each factor damped relative to its own mean eigenvalue.
+    Exact: the whole Fisher. Eigen: `Q (Λ + gamma)^{-1} Qᵀ`, `Q = Q_b ⊗ Q_o`. Coupled: the same,
+    with a whole block in the place of Λ for the strongest pairs. Kronecker: `F ≈ E[b bᵀ] ⊗ E[H]`,
+    each factor damped relative to its own mean eigenvalue.
 
     Args:
       fisher: the curvature.
       v_BxRxO: right-hand sides.
       damping: gamma relative to the mean eigenvalue; that of the feature side of factors. None
-        for `DECAY` with the exact Fisher, and for `RELATIVE` with the others.
+        for `DECAY` with the exact and the coupled Fisher, and for `RELATIVE` with the others.
       output_damping: damping of the output side of factors.
       mesh: mesh of the surrounding `jax.shard_map`; None outside of one.
 
@@ -132,10 +142,17 @@ def precondition(
         return solved.reshape(o, r, n).transpose(2, 1, 0)
     if fisher.eigenvalues_RxO is not None and fisher.rotation is not None:
         left, right = (v.astype(jnp.float32) for v in fisher.rotation)
-        values = fisher.eigenvalues_RxO.astype(jnp.float32)
         rotated = jnp.einsum("pr,bpq,qo->bro", left, v_BxRxO, right)
-        rotated = rotated / damped(values, damping)[None]
-        return jnp.einsum("pr,bro,qo->bpq", left, rotated, right)
+        if fisher.coupled_MxM is None:
+            values = fisher.eigenvalues_RxO.astype(jnp.float32)
+            solved = rotated / damped(values, damping)[None]
+        else:
+            factor, inverse_RxO = coupled_root(fisher, damping)
+            chosen_BxM = rotated.reshape(n, -1)[:, fisher.strongest_M]
+            own_MxB = jax.scipy.linalg.cho_solve((factor, True), chosen_BxM.T)
+            rest = (rotated * inverse_RxO[None]).reshape(n, -1)
+            solved = rest.at[:, fisher.strongest_M].set(own_MxB.T).reshape(n, r, o)
+        return jnp.einsum("pr,bro,qo->bpq", left, solved, right)
 
     left, right = inverse_factors(fisher, damping, output_damping)
     return jnp.einsum("pr,bro->bpo", left, (v_BxRxO.reshape(n * r, o) @ right).reshape(n, r, o))
@@ -155,13 +172,37 @@ def exact_factor(
     fisher_PxRxR = blocks(fisher.exact_LxS, rank, width)
     own = np.flatnonzero(np.equal(*pairs(width)))
     trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
-    if damping is None:
-        assert fisher.power is not None, "kept with every exact Fisher"
-        # A curvature of nothing has no solution, and is refused; the decay alone would hide it.
-        gamma = jnp.where(trace > 0, DECAY * fisher.power / fisher.tokens, 0.0)
-    else:
-        gamma = damping * trace / (rank * width)
-    return cholesky(fisher_PxRxR, gamma, width, mesh)
+    return cholesky(fisher_PxRxR, _ridge(fisher, trace, rank * width, damping), width, mesh)
+
+
+def coupled_root(fisher: Fisher, damping: float | None) -> tuple[jax.Array, jax.Array]:
+    """What a damped Fisher of the form `coupled` is solved with.
+
+    Args:
+      fisher: of that form.
+      damping: as in `precondition`.
+
+    Returns:
+      The lower Cholesky factor of the block of the strongest pairs, `[M, M]`; and the inverse
+      diagonal, `[R, O]`, 0 at these pairs.
+    """
+    assert fisher.eigenvalues_RxO is not None, "a Fisher of the form coupled"
+    assert fisher.coupled_MxM is not None, "a Fisher of the form coupled"
+    values_RxO = fisher.eigenvalues_RxO.astype(jnp.float32)
+    gamma = _ridge(fisher, values_RxO.sum(), values_RxO.size, damping)
+    block = fisher.coupled_MxM.astype(jnp.float32)
+    factor = jnp.linalg.cholesky(block + gamma * jnp.eye(len(block)), symmetrize_input=False)
+    inverse = (1 / (values_RxO + gamma)).ravel().at[fisher.strongest_M].set(0.0)
+    return factor, inverse.reshape(values_RxO.shape)
+
+
+def _ridge(fisher: Fisher, trace: jax.Array, size: int, damping: float | None) -> jax.Array:
+    """gamma of an exact or coupled Fisher of this trace and side."""
+    if damping is not None:
+        return damping * trace / size
+    assert fisher.power is not None, "kept with every Fisher of these forms"
+    # A curvature of nothing has no solution, and is refused; the decay alone would hide it.
+    return jnp.where(trace > 0, DECAY * fisher.power / fisher.tokens, 0.0)
 
 
 def damped(values: jax.Array, damping: float | None) -> jax.Array:
@@ -184,5 +225,5 @@ def inverse_factors(
         values, vectors = jnp.linalg.eigh(factor.astype(jnp.float32))
         return (vectors / damped(values, damping)[None]) @ vectors.T
 
-    assert fisher.factors is not None, "a Fisher has one of three forms"
+    assert fisher.factors is not None, "a Fisher of the form kronecker"
     return inverse(fisher.factors[0], damping), inverse(fisher.factors[1], output_damping)

@@ -6,7 +6,7 @@ Letters of its own: P = O (O + 1) / 2 pairs of outputs, G named groups.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,13 @@ from jax.sharding import Mesh
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.precision import precise
 
-FORMS = ("exact", "eigen", "kronecker")
-"""The whole Fisher; Kronecker factors with corrected eigenvalues; Kronecker factors."""
+FORMS = ("exact", "coupled", "eigen", "kronecker")
+"""The whole Fisher; its whole block of the strongest pairs of eigenvectors and its diagonal of the
+others; Kronecker factors with corrected eigenvalues, its diagonal; Kronecker factors."""
+
+PAIRS = 1024
+"""Pairs of eigenvectors whose curvature is kept whole: with as many scores lose at most .005 LDS on
+five boards (docs/lab.md)."""
 
 Sum = tuple[jax.Array, jax.Array]
 """A float32 sum and its compensation (Kahan)."""
@@ -27,13 +32,16 @@ class Curvature(NamedTuple):
     """Which curvature a pass sums.
 
     Attributes:
-      form: one of `FORMS`; `exact` at the plain logit site only.
-      rotation: eigenvectors for `eigen`, `([R, R], [O, O])`; None for those of the examples' own
-        factors, which takes one more pass. Moments can be added up if theirs are the same.
+      form: one of `FORMS`; `exact` at the plain logit site only, `coupled` at layer sites.
+      rotation: eigenvectors for `eigen` and `coupled`, `([R, R], [O, O])`; None for those of the
+        examples' own factors, which takes one more pass. Moments can be added up if theirs are the
+        same.
+      strongest_M: int32 places `r O + o` of the pairs of `coupled`.
     """
 
     form: str
     rotation: tuple[jax.Array, jax.Array] | None = None
+    strongest_M: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +58,10 @@ class Moments:
       gradients_KxRxO: `Σ_{i in A_k} g_i`.
       sizes_K: members of each subset.
       tokens: `Σ omega`.
-      rotation: eigenvectors of the two factors, `([R, R], [O, O])`, fixed before the pass.
+      rotation: eigenvectors of the two factors, `([R, R], [O, O])`, fixed before the pass; those
+        of outputs times their scales, where a site has such.
+      coupled_MxM: the Fisher of the M strongest pairs of them; None for other forms.
+      strongest_M: int32 places `r O + o` of these pairs.
       groups_GxRxO: `Σ g_i` over each named group; None where none are named.
     """
 
@@ -63,6 +74,8 @@ class Moments:
     tokens: Sum
     rotation: tuple[jax.Array, jax.Array] | None
     groups_GxRxO: Sum | None = None
+    coupled_MxM: Sum | None = None
+    strongest_M: jax.Array | None = None
 
 
 def compensated(total: Sum, new: jax.Array) -> Sum:
@@ -82,7 +95,8 @@ def zeros(
     num_subsets: int, rank: int, width: int, curvature: Curvature, num_groups: int = 0
 ) -> Moments:
     """Moments of no examples."""
-    form, rotation = curvature
+    form, rotation, strongest_M = curvature
+    rotated = form in ("eigen", "coupled")
 
     def pair(*shape: int) -> Sum:
         return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
@@ -91,12 +105,14 @@ def zeros(
         pair(rank, rank),
         pair(width, width),
         pair(len(pairs(width)[0]), rank, rank) if form == "exact" else None,
-        pair(rank, width) if form == "eigen" else None,
+        pair(rank, width) if rotated else None,
         pair(num_subsets, rank, width),
         pair(num_subsets),
         pair(),
-        rotation if form == "eigen" else None,
+        rotation if rotated else None,
         pair(num_groups, rank, width) if num_groups else None,
+        None if strongest_M is None else pair(len(strongest_M), len(strongest_M)),
+        strongest_M,
     )
 
 
@@ -111,12 +127,13 @@ def empty(
     """`zeros`, laid out over the mesh."""
     meshes.check_divisible("num_subsets", num_subsets, mesh, meshes.SUBSET)
 
-    def fresh(rotation: tuple[jax.Array, jax.Array] | None) -> Moments:
-        own = curvature._replace(rotation=rotation)
+    def fresh(rotation: Any, strongest_M: jax.Array | None) -> Moments:
+        own = Curvature(curvature.form, rotation, strongest_M)
         return zeros(num_subsets, rank, width, own, num_groups)
 
-    where = shardings(jax.eval_shape(fresh, curvature.rotation), mesh)
-    return jax.jit(fresh, out_shardings=where)(curvature.rotation)
+    fixed = curvature.rotation, curvature.strongest_M
+    where = shardings(jax.eval_shape(fresh, *fixed), mesh)
+    return jax.jit(fresh, out_shardings=where)(*fixed)
 
 
 def shardings(moments: Moments, mesh: Mesh) -> Moments:
@@ -130,11 +147,11 @@ def add(a: Moments, b: Moments) -> Moments:
     """Moments of two disjoint sets of examples together, in the rotation of the first."""
     sums = jax.tree.map(
         lambda x, y: compensated(compensated(x, y[0]), -y[1]),
-        dataclasses.replace(a, rotation=None),
-        dataclasses.replace(b, rotation=None),
+        dataclasses.replace(a, rotation=None, strongest_M=None),
+        dataclasses.replace(b, rotation=None, strongest_M=None),
         is_leaf=lambda node: isinstance(node, tuple),
     )
-    return dataclasses.replace(sums, rotation=a.rotation)
+    return dataclasses.replace(sums, rotation=a.rotation, strongest_M=a.strongest_M)
 
 
 def with_groups(moments: Moments, num_groups: int) -> Moments:
@@ -160,9 +177,43 @@ def of_groups(moments: Moments) -> Moments:
 
 
 @precise
-def eigenbases(moments: Moments) -> tuple[jax.Array, jax.Array]:
-    """Eigenvectors of the two Kronecker factors, in which the Fisher is taken as diagonal."""
-    return (
-        jnp.linalg.eigh(moments.features_RxR[0])[1],
-        jnp.linalg.eigh(moments.outputs_OxO[0])[1],
+def eigenbases(moments: Moments, scales_O: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Eigenvectors of the two Kronecker factors, in which the Fisher is taken as diagonal.
+
+    Args:
+      moments: of a sample.
+      scales_O: of the outputs (`LayerSite.scales`), multiplied into their eigenvectors, so that a
+        solution in these coordinates is one with a prior of these scales.
+    """
+    outputs_OxO = moments.outputs_OxO[0]
+    if scales_O is not None:
+        outputs_OxO = scales_O[:, None] * outputs_OxO * scales_O[None]
+    right = jnp.linalg.eigh(outputs_OxO)[1]
+    if scales_O is not None:
+        right = scales_O[:, None] * right
+    return jnp.linalg.eigh(moments.features_RxR[0])[1], right
+
+
+@precise
+def strongest_pairs(
+    moments: Moments, rotation: tuple[jax.Array, jax.Array], count: int
+) -> jax.Array:
+    """Places `r O + o` of the pairs of eigenvectors along which the curvature is largest.
+
+    By the product of the two factors' eigenvalues.
+
+    Args:
+      moments: of a sample.
+      rotation: from `eigenbases`.
+      count: M; all pairs if there are fewer.
+
+    Returns:
+      int32, ascending.
+    """
+    left, right = rotation
+    of_b, of_o = (
+        jnp.einsum("pi,pq,qi->i", v, factor, v)
+        for v, factor in ((left, moments.features_RxR[0]), (right, moments.outputs_OxO[0]))
     )
+    values = jnp.outer(of_b, of_o).ravel()
+    return jnp.sort(jax.lax.top_k(values, min(count, len(values)))[1]).astype(jnp.int32)

@@ -21,13 +21,16 @@ from stride_jax.operators.basis import Basis
 from stride_jax.operators.content import Content
 from stride_jax.operators.curvature import Batch, PerExample, Step, Sums, add_batch
 from stride_jax.operators.kept import Kept
+from stride_jax.operators.layer_site import LayerSite
 from stride_jax.operators.moments import (
     FORMS,
+    PAIRS,
     Curvature,
     Moments,
     eigenbases,
     empty,
     shardings,
+    strongest_pairs,
     zeros,
 )
 from stride_jax.operators.sites import Site
@@ -108,21 +111,26 @@ def accumulate(
     Raises:
       ValueError: an unknown form, `exact` where the site has none, or logits that are not finite.
     """
-    form, rotation = curvature
-    if form not in FORMS or (form == "exact" and not site.has_exact_fisher):
+    form, layered = curvature.form, isinstance(site, LayerSite)
+    if (
+        form not in FORMS
+        or (form == "exact" and not site.has_exact_fisher)
+        or (form == "coupled" and not layered)
+    ):
         raise ValueError(
             f"form={form!r}: use one of {FORMS}; 'exact' is for the logit site alone, without an "
-            "output basis"
+            "output basis, 'coupled' for layer sites ('<tap>+logit')"
         )
-    if form == "eigen" and rotation is None:
+    if form in ("eigen", "coupled") and curvature.rotation is None:
         factors = accumulate(
             design, members, site, basis, source, Curvature("kronecker"), execution
         )
-        rotation = eigenbases(factors.moments)
+        curvature = rotated(form, site, factors.moments)
     mesh, count = execution.mesh_for(design.num_subsets), source.num_rows
     content = members if isinstance(members, Content) else None
-    site, basis, rotation, content = meshes.everywhere((site, basis, rotation, content), mesh)
-    source, curvature = resident(source, mesh, execution.memory), Curvature(form, rotation)
+    fixed = curvature.rotation, curvature.strongest_M
+    site, basis, fixed, content = meshes.everywhere((site, basis, fixed, content), mesh)
+    source, curvature = resident(source, mesh, execution.memory), Curvature(form, *fixed)
     step = program(design, site, basis, source, curvature, count, execution, content, store)
     num_groups = 0 if labels is None else labels.groups
     sums = Sums(
@@ -157,6 +165,21 @@ def accumulate(
     refuse_not_finite(own.residual_B)
     kept = None if sums.kept is None else stores.heaviest(sums.kept, store.places)
     return Pass(sums.moments, *own, kept)
+
+
+def rotated(form: str, site: Site, factors: Moments, pairs: int = PAIRS) -> Curvature:
+    """A form in the coordinates of Kronecker factors' eigenvectors.
+
+    Args:
+      form: `eigen` or `coupled`.
+      site: where operators act.
+      factors: moments of the form `kronecker`, of a sample or of everyone.
+      pairs: M of `coupled`.
+    """
+    scales_O = site.scales(factors.outputs_OxO[0]) if isinstance(site, LayerSite) else None
+    rotation = eigenbases(factors, scales_O)
+    strongest_M = strongest_pairs(factors, rotation, pairs) if form == "coupled" else None
+    return Curvature(form, rotation, strongest_M)
 
 
 def _no_kept(site: Site, basis: Basis, store: Store, devices: int = 1) -> Kept | None:
@@ -210,11 +233,16 @@ def program(
     """
     mesh, k = execution.mesh_for(design.num_subsets), design.num_subsets
     source = resident(source, mesh, execution.memory)
-    size, step = batch_sizes(source.extent(site), (basis.rank, site.width), count, execution, mesh)
+    tokens, classes = source.extent(site)
+    if isinstance(site, LayerSite):  # rows of the outputs, and of the pairs, for each class
+        strongest_M = curvature.strongest_M
+        classes *= site.width + (0 if strongest_M is None else strongest_M.shape[0])
+    outer = basis.rank, site.width
+    size, step = batch_sizes((tokens, classes), outer, count, execution, mesh)
     total = jax.eval_shape(
-        lambda rotation: zeros(k, basis.rank, site.width, Curvature(curvature.form, rotation)),
-        curvature.rotation,
-    )
+        lambda *fixed: zeros(k, basis.rank, site.width, Curvature(curvature.form, *fixed)),
+        curvature.rotation, curvature.strongest_M,
+    )  # fmt: skip
     total = shapes_like(total, shardings(total, mesh))
     mean = size / mesh.shape[meshes.DATA] * design.degree / k
     largest = math.ceil(mean + 4 * mean**0.5)

@@ -3,6 +3,7 @@
 Logit site:     `õ_k(x) = o_x + b_x a_k`,                          a_k in R^{R x C}.
 Folded site:    `õ_k(x) = o_x + b_x a_k Uᵀ`,                       a_k in R^{R x O}, U in R^{C x O}.
 Residual site:  `z̃_l = z_l + b_x a_k`, then the frozen layers after l,  a_k in R^{R x D}.
+Layer site:     both (`layer_site`),                                       a_k in R^{R x (D + C)}.
 
 An operator acts through its *logit shift* `s = õ_k(x) − o_x`; losses and measurements are written
 in s alone and do not know the site. Each class says how a steering matrix shifts the logits
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from stride_jax.inputs import Inputs, on_device
 from stride_jax.objectives import CROSS_ENTROPY, Hessian
 from stride_jax.observed import Context, Observed
+from stride_jax.operators.layer_site import LayerSite
 from stride_jax.operators.outputs import fold, fold_classes, unfold
 from stride_jax.taps import Params, Suffix
 
@@ -233,4 +235,4 @@ class ResidualSite:
         return logits.astype(jnp.float32).reshape(context["logits"].shape)
 
 
-Site = LogitSite | FoldedSite | ResidualSite
+Site = LogitSite | FoldedSite | ResidualSite | LayerSite

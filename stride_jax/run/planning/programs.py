@@ -118,7 +118,7 @@ def _loading(scene: Scene) -> Stage:
 
 def _sample(scene: Scene) -> Stage:
     """The taps of the sample, gathered on every host."""
-    settings, tokens = scene.settings.index, math.prod(scene.one.token_shape[1:])
+    settings, tokens = scene.frozen.settings, math.prod(scene.one.token_shape[1:])
     count = min(scene.extent.num_train, -(-settings.basis.sample // tokens))
     tapped, params = only(scene.frozen.tapped, settings.every_tap()), scene.frozen.params
     program = activations_program(tapped, params, scene.one, count, scene.execution)

@@ -169,7 +169,9 @@ def scene_of(
     )
     frozen = resolve(tapped, params, inputs, own)
     widths = {n: math.prod(v.shape) // math.prod(token_rows) for n, v in shapes.items()}
-    bases = own.by_site(lambda named: ops.basis_shapes(own.basis, {n: widths[n] for n in named}))
+    bases = frozen.settings.by_site(
+        lambda named: ops.basis_shapes(own.basis, {n: widths[n] for n in named})
+    )
     execution = Execution(
         mesh, memory=settings.execution.memory, batch_size=settings.execution.batch_size
     )

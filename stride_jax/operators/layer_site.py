@@ -1,0 +1,140 @@
+"""Operators that add to a layer's output and to the logits at once (docs/method.md §3.4).
+
+Layer site: `z̃ = z + b a_z`, `õ = rest(z̃) + b a_o`,  `a = [a_z, a_o]` in R^{R x O}, O = D + C.
+
+Both read the same features, so that the two parts share one curvature, in which what moves the
+logits through the layer and what moves them directly are told apart. Of a network's first layer,
+before its nonlinearity, `b a_z` is what another first layer would have said.
+
+Letter of its own: D units of the layer.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from stride_jax.inputs import Inputs, on_device
+from stride_jax.objectives import Hessian
+from stride_jax.observed import Context, Observed
+from stride_jax.taps import Params, Suffix
+
+LOGIT_SITE = "logit"
+WITH_LOGIT = "+logit"
+"""What the name of a layer site ends in, after the name of its tap."""
+
+
+def tap_of(site: str) -> str | None:
+    """The tap that a site of this name steers; None for the logits alone.
+
+    >>> tap_of("dense0+logit"), tap_of("block1"), tap_of("logit")
+    ('dense0', 'block1', None)
+    """
+    return None if site == LOGIT_SITE else site.removesuffix(WITH_LOGIT)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerSite:
+    """Operators that add to the output of one layer and to the logits.
+
+    Attributes:
+      width: O = D + C.
+      tap: name of the layer's output.
+      units: D.
+      shape: shape of the tap after the example axis, as `suffix` expects it.
+      suffix: rest of the network as a function of the tap.
+    """
+
+    width: int = dataclasses.field(metadata={"static": True})
+    tap: str = dataclasses.field(metadata={"static": True})
+    units: int = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    suffix: Suffix = dataclasses.field(metadata={"static": True})
+    has_exact_fisher: ClassVar[bool] = False
+    reads_params: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """Name of the tap, and that the logits are steered too."""
+        return self.tap + WITH_LOGIT
+
+    def context(self, observed: Observed, inputs: Inputs) -> Context:
+        """Activation, logits and inputs, `{name: [N, ...]}`, or of inputs a tree of such."""
+        return {
+            "z": observed.activations[self.tap],
+            "logits": observed.logits_NxTxC,
+            "inputs": on_device(inputs),
+        }
+
+    def shift(
+        self, params: Params, a_RxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`s = rest(z + b a_z) − o + b a_o`, `[B, T, C]`."""
+        added_BxTxO = b_BxTxR @ a_RxO
+        logits = self._rest(params, context, context["z"] + added_BxTxO[..., : self.units])
+        return logits - context["logits"] + added_BxTxO[..., self.units :]
+
+    def shifts(
+        self, params: Params, a_KxRxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`shift` of K operators on the same examples, `[K, B, T, C]`."""
+        return jax.vmap(lambda a: self.shift(params, a, b_BxTxR, context))(a_KxRxO)
+
+    def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
+        """`[Jᵀ e, e]`: the context's `errors`, or a vjp through the rest, `[B, T, O]`."""
+        if "errors" in context:
+            return context["errors"]
+        return self.pulled(params, observed.errors(), context)
+
+    def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
+        """`[Jᵀ v, v]`, with J of the layers after the tap, `[B, T, O]`."""
+        _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
+        return with_logits(pull_back(v_BxTxC)[0], v_BxTxC)
+
+    def rows(self, params: Params, observed: Observed, context: Context) -> jax.Array:
+        """`r_c` with `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, `[B, C, O]`: the context's `rows`, or a vjp
+        for each."""
+        if "rows" in context:
+            return context["rows"]
+        roots_BxCxC = observed.hessian().root()
+        pull = functools.partial(self.pulled, params, context=context)
+        return jax.vmap(pull, in_axes=1, out_axes=1)(roots_BxCxC[:, :, None])[:, :, 0]
+
+    def fisher(self, w_n: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`Σ w [J, I]ᵀ H [J, I]`, `[O, O]`."""
+        del e_nxO
+        return hessian.total(w_n)
+
+    def variances(self, right_OxO: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`q_oᵀ [J, I]ᵀ H [J, I] q_o` of the columns q of `right_OxO`, `[n, O]`."""
+        del e_nxO
+        return hessian.along(right_OxO)
+
+    def scales(self, outputs_OxO: jax.Array) -> jax.Array:
+        """How far the prior lets each output go, `[O]`, from `E[[J, I]ᵀ H [J, I]]`.
+
+        The prior is one of shifts of the logits: half of its variance goes through the layer and
+        half directly, so a_z is scaled by how much less a unit of it moves them.
+        """
+        power_O = jnp.diag(outputs_OxO)
+        layer, logits = power_O[: self.units].sum(), power_O[self.units :].sum()
+        scale = jnp.where(layer > 0, jnp.sqrt(logits / jnp.where(layer > 0, layer, 1.0)), 1.0)
+        own = jnp.where(jnp.arange(self.width) < self.units, scale, 1.0)
+        return own / jnp.sqrt(2.0)
+
+    def _rest(self, params: Params, context: Context, z: jax.Array) -> jax.Array:
+        replaced = {self.tap: z.reshape(z.shape[0], *self.shape)}
+        logits = self.suffix(params, context["inputs"], replaced)
+        return logits.astype(jnp.float32).reshape(context["logits"].shape)
+
+
+def with_logits(layer: jax.Array, logits: jax.Array) -> jax.Array:
+    """Gradients in a layer's output and in the logits as those in a layer site's outputs.
+
+    >>> with_logits(jnp.zeros((1, 1, 2)), jnp.ones((1, 1, 3))).shape
+    (1, 1, 5)
+    """
+    return jnp.concatenate([layer, logits], axis=-1)
