@@ -52,6 +52,8 @@ _ASKED, _GATHER = 15.0, 256.0
 def stages_of(depth: str, topology: str) -> tuple[Any, Iterator[Stage]]:
     """The mesh that a run would use there, and its stages."""
     values = nanochat.get_config(depth).to_dict()
+    if topology == _H100:  # a sequence at a time on each device, as everywhere
+        values["train"]["accumulation"] = values["train"]["batch_size"] // 8
     settings = run_settings(values)
     if topology == _H100:
         mesh = meshes.arranged((1, 8), jax.devices())

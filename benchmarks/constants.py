@@ -53,10 +53,10 @@ def board_settings(board: str) -> RunSettings:
 
 def with_decay(index: Index, decay: float) -> Index:
     """An index of the default damping, read at another weight decay."""
-    own = index.fisher["logit"]
-    assert own.power is not None, "every board sums an exact Fisher"
+    ((site, own),) = index.fisher.items()
+    assert own.power is not None, "every board sums an exact or a coupled Fisher"
     scaled = dataclasses.replace(own, power=own.power * decay / DECAY)
-    return dataclasses.replace(index, fisher={"logit": scaled})
+    return dataclasses.replace(index, fisher={site: scaled})
 
 
 def figures(run: Run) -> np.ndarray:

@@ -80,8 +80,8 @@ def mean_ranks(
     return sorted(((n, float(m), float(a), float(b)) for n, m, a, b in found), key=lambda r: r[1])
 
 
-def summary(boards: dict[str, dict[str, Any]]) -> str:
-    """Both tables, in Markdown."""
+def table(boards: dict[str, dict[str, Any]]) -> str:
+    """STRIDE on each board and the best opponent there, in Markdown."""
     lines = [
         "| board | N | K | perfect predictor | stride | best opponent | stride ahead by | rank "
         "| published |",
@@ -101,7 +101,12 @@ def summary(boards: dict[str, dict[str, Any]]) -> str:
             f"| {own['ahead']:+.3f} [{low:+.3f}, {high:+.3f}] | {own['rank']} of {own['of']} "
             f"| {PUBLISHED.get(name, '')} |"
         )
-    lines += ["", "| method | mean rank | 95 % over boards |", "|---|---|---|"]
+    return "\n".join(lines)
+
+
+def ranks(boards: dict[str, dict[str, Any]]) -> str:
+    """Mean ranks over the boards, in Markdown."""
+    lines = ["| method | mean rank | 95 % over boards |", "|---|---|---|"]
     lines += [
         f"| {name} | {mean:.1f} | {low:.1f} – {high:.1f} |"
         for name, mean, low, high in mean_ranks(boards)

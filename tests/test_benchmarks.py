@@ -122,5 +122,6 @@ def test_the_standing_ranks_one_checkpoint_methods_alone():
     np.testing.assert_allclose(first["ahead_ci95"], (0, 0.2), atol=1e-12)
     ranks = {name: (mean, low, high) for name, mean, low, high in standing.mean_ranks(boards)}
     assert ranks == {"ekfac": (1.5, 1, 2), "stride": (2, 1, 3), "less": (2.5, 2, 3)}
-    table = standing.summary(boards)
+    table = standing.table(boards)
+    assert standing.ranks(boards).endswith("| less | 2.5 | 2.0 – 3.0 |")
     assert "| [two](#two) | 1,234 | 100 | 0.900 | **0.300** [0.200, 0.400] | new 0.600 |" in table
