@@ -29,7 +29,7 @@ The first table ranks `stride`, one default on every board, among the methods th
 training run and no retrained model; variants of ours and ensembles stand in the tables below it.
 Published figures are of the paper's own data, models and subsets, and no more than a landmark.
 `spam` and `letters` had no part in any choice when they were run for the first time, and those runs
-stand by themselves below the first table. The damping and the site of today were found by asking why
+stand by themselves below the first table. Today's damping and site were found by asking why
 `stride` was seventh on spam, so their later figures are no evidence from untouched data
 ([lab book](lab.md)).
 

@@ -32,7 +32,7 @@ from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.progress import silent
 from stride_jax.settings import IndexSettings
-from stride_jax.taps import Params, TappedModel, only, tap_names
+from stride_jax.taps import INPUT, Params, TappedModel, only, tap_names
 
 
 class Chunk(NamedTuple):
@@ -261,7 +261,6 @@ def _inner_site(
     return ops.LayerSite(width, tap, units, tuple(shape), tapped.suffix)
 
 
-INPUT = "input"  # the tap of a model's inputs
 # What a layer site takes that nobody asked for: a row of curvature for every class of an example,
 # and K matrices of R O numbers.
 _MOST_CLASSES, _MOST_NUMBERS = 32, 20_000
@@ -337,10 +336,6 @@ def _forward(tapped: TappedModel, doubt: float, question: ops.Question) -> Forwa
             context["errors"] = pull_back(gradient)
             if layered:
                 context["errors"] = ops.with_logits(context["errors"], gradient)
-                # `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, for the curvature; dropped where nothing asks.
-                rows_nxCxC = read.hessian().root()
-                pulled = jax.vmap(pull_back, in_axes=1, out_axes=1)(rows_nxCxC[:, :, None])
-                context["rows"] = ops.with_logits(pulled[:, :, 0], rows_nxCxC)
         elif question != ops.asked_of(ops.LOSS, tapped.objective):  # whose errors are the site's
             gradient = question.gradient(read.logits_NxTxC, read.labels_NxT)
             context["errors"] = site.pulled(params, gradient, context)

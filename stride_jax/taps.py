@@ -28,6 +28,9 @@ Forward = Callable[[Params, Any], tuple[jax.Array, Activations]]
 Suffix = Callable[[Params, Any, Activations], jax.Array]
 Shifted = Callable[[Params, Any, Activations], tuple[jax.Array, Activations]]
 
+INPUT = "input"
+"""The tap of a model's inputs, in every adapter and in our own models."""
+
 _RULE = "a tap is a floating array with a row per example, and per token where the logits have them"
 
 

@@ -17,9 +17,8 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from stride_jax.taps import Activations, Params, TappedModel, from_function
+from stride_jax.taps import INPUT, Activations, Params, TappedModel, from_function
 
-INPUT = "input"  # the tap of a model's inputs
 Hook = Callable[[Any, Any], Any]
 
 

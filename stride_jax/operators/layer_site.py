@@ -95,10 +95,7 @@ class LayerSite:
         return with_logits(pull_back(v_BxTxC)[0], v_BxTxC)
 
     def rows(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`r_c` with `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, `[B, C, O]`: the context's `rows`, or a vjp
-        for each."""
-        if "rows" in context:
-            return context["rows"]
+        """`r_c` with `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, `[B, C, O]`, a vjp for each."""
         roots_BxCxC = observed.hessian().root()
         pull = functools.partial(self.pulled, params, context=context)
         return jax.vmap(pull, in_axes=1, out_axes=1)(roots_BxCxC[:, :, None])[:, :, 0]
