@@ -31,7 +31,7 @@ SETTINGS = RunSettings(
     num_checkpoints=3,
     index=IndexSettings(
         design=design.Design(K, 4, kind="clusters"), taps=("input",), kept=0,
-        basis=ops.BasisSettings(rank=R - 1),
+        basis=ops.BasisSettings(rank=R - 1), sites=("logit",),
     ),
     bank=BankSettings(num_subsets=40, models_at_once=60),
     top_k=0,
@@ -84,15 +84,18 @@ def test_needs_are_those_counted_by_hand():
     assert not held(changed(read={"exact": ExactSettings(shrink=0.5)}), "attribution")
 
 
-@pytest.mark.parametrize("fisher", ["exact", "eigen", "kronecker"])
-def test_no_program_takes_less_than_it_is_said_to(fisher):
+@pytest.mark.parametrize(
+    ("fisher", "site"),
+    [("exact", "logit"), ("eigen", "logit"), ("kronecker", "logit"), ("coupled", "dense0+logit")],
+)
+def test_no_program_takes_less_than_it_is_said_to(fisher, site):
     settings = changed(
-        index={"closed_form": ops.ClosedFormSettings(fisher=fisher),
+        index={"closed_form": ops.ClosedFormSettings(fisher=fisher), "sites": (site,),
                "design": design.Design(1024, 4, kind="clusters")},
         execution={"batch_size": 256},
     )  # fmt: skip
     scene = stages.scene_of(settings, EXTENT, meshes.single_mesh())
-    peaks = [planning.cost(one).peak_bytes for one in programs._closed_form(scene, "logit")]
+    peaks = [planning.cost(one).peak_bytes for one in programs._closed_form(scene, site)]
     before = 3 * 4 * (D * H + H + H * O + O)
     for moment, peak in zip(held(settings, "operators"), peaks, strict=True):
         assert peak / 4 < moment.device - before <= peak

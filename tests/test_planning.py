@@ -33,7 +33,10 @@ SETTINGS = RunSettings(
     model=ModelSettings("mlp", (32, 24)),
     train=TrainSettings(epochs=1),
     index=IndexSettings(
-        design=design.Design(64, 4, kind="hash"), taps=("input",), basis=ops.BasisSettings(rank=15)
+        design=design.Design(64, 4, kind="hash"),
+        taps=("input",),
+        sites=("logit",),
+        basis=ops.BasisSettings(rank=15),
     ),
     read=ReadSettings(measure=measure.MeasureSettings("first_order")),
     bank=BankSettings(),
