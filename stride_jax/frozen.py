@@ -250,15 +250,15 @@ def _inner_site(
             "gives the tapped model a suffix; give from_function one"
         )
     units = math.prod(shape) // math.prod(logits[1:-1])
+    layer = ops.ResidualSite(units, tap, tuple(shape), tapped.suffix)
     if name == tap:
-        return ops.ResidualSite(units, tap, tuple(shape), tapped.suffix)
+        return layer
     if len(logits) > 2:
         raise ValueError(
             f"site {name!r} steers the logits through a layer too, which is for models of one "
             f"output an example, and this one has logits {logits}: use sites=('logit', {tap!r})"
         )
-    width = units + int(logits[-1])  # pyright: ignore[reportGeneralTypeIssues]
-    return ops.LayerSite(width, tap, units, tuple(shape), tapped.suffix)
+    return ops.LayerSite(units + int(logits[-1]), layer)  # pyright: ignore[reportGeneralTypeIssues]
 
 
 # What a layer site takes that nobody asked for: a row of curvature for every class of an example,

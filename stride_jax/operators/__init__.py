@@ -14,16 +14,17 @@ from stride_jax.operators.closed_form import (
 )
 from stride_jax.operators.content import Content
 from stride_jax.operators.fisher import Fisher, fisher_of
-from stride_jax.operators.joint import train_jointly
-from stride_jax.operators.joint_losses import JointSettings
-from stride_jax.operators.kept import Kept
-from stride_jax.operators.layer_site import (
+from stride_jax.operators.inner_sites import (
     LOGIT_SITE,
     WITH_LOGIT,
     LayerSite,
+    ResidualSite,
     tap_of,
     with_logits,
 )
+from stride_jax.operators.joint import train_jointly
+from stride_jax.operators.joint_losses import JointSettings
+from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import (
     Curvature,
     Moments,
@@ -35,7 +36,7 @@ from stride_jax.operators.outputs import draw_signs, fold, unfold
 from stride_jax.operators.passes import Labels, Pass, Store, accumulate, rotated
 from stride_jax.operators.questions import LOSS, Question, asked_of, named_question, question_of
 from stride_jax.operators.sensitivity import choose_tap, tap_energies
-from stride_jax.operators.sites import FoldedSite, LogitSite, ResidualSite, Site
+from stride_jax.operators.sites import FoldedSite, LogitSite, Site
 from stride_jax.operators.steering import Operators, shardings
 
 __all__ = [

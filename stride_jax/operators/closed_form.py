@@ -25,7 +25,7 @@ from stride_jax.observed import Context, Observed, Source
 from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.fisher import Fisher, fisher_of, inverse_factors, precondition
 from stride_jax.operators.gradients import outer
-from stride_jax.operators.layer_site import LayerSite
+from stride_jax.operators.inner_sites import LayerSite
 from stride_jax.operators.moments import FORMS, PAIRS, Curvature, Moments, shardings, zeros
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators

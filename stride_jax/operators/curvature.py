@@ -23,8 +23,8 @@ from stride_jax.observed import Context, Forward, Observed
 from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.content import Content, assign
+from stride_jax.operators.inner_sites import LayerSite
 from stride_jax.operators.kept import Kept
-from stride_jax.operators.layer_site import LayerSite
 from stride_jax.operators.moments import Moments, compensated, pairs
 from stride_jax.operators.products import Joined, sum_products
 from stride_jax.operators.sites import Site

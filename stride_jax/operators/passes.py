@@ -20,8 +20,8 @@ from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis
 from stride_jax.operators.content import Content
 from stride_jax.operators.curvature import Batch, PerExample, Step, Sums, add_batch
+from stride_jax.operators.inner_sites import LayerSite
 from stride_jax.operators.kept import Kept
-from stride_jax.operators.layer_site import LayerSite
 from stride_jax.operators.moments import (
     FORMS,
     PAIRS,

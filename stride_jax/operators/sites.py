@@ -3,7 +3,7 @@
 Logit site:     `õ_k(x) = o_x + b_x a_k`,                          a_k in R^{R x C}.
 Folded site:    `õ_k(x) = o_x + b_x a_k Uᵀ`,                       a_k in R^{R x O}, U in R^{C x O}.
 Residual site:  `z̃_l = z_l + b_x a_k`, then the frozen layers after l,  a_k in R^{R x D}.
-Layer site:     both (`layer_site`),                                       a_k in R^{R x (D + C)}.
+Layer site:     both,                                                      a_k in R^{R x (D + C)}.
 
 An operator acts through its *logit shift* `s = õ_k(x) − o_x`; losses and measurements are written
 in s alone and do not know the site. Each class says how a steering matrix shifts the logits
@@ -20,12 +20,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from stride_jax.inputs import Inputs, on_device
+from stride_jax.inputs import Inputs
 from stride_jax.objectives import CROSS_ENTROPY, Hessian
 from stride_jax.observed import Context, Observed
-from stride_jax.operators.layer_site import LayerSite
+from stride_jax.operators.inner_sites import LayerSite, ResidualSite
 from stride_jax.operators.outputs import fold, fold_classes, unfold
-from stride_jax.taps import Params, Suffix
+from stride_jax.taps import Params
 
 
 def _products(a_KxRxO: jax.Array, b_BxTxR: jax.Array) -> jax.Array:
@@ -161,78 +161,6 @@ class FoldedSite:
         """`q_oᵀ Uᵀ H U q_o` of the columns q of `right_OxO`, `[n, O]`."""
         del e_nxO
         return hessian.along(unfold(right_OxO.T, self.signs_C).T)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ResidualSite:
-    """Operators that add to the activation of one tap; the frozen layers after it run as usual.
-
-    Attributes:
-      width: O = D, width of the tap.
-      tap: name of the tap.
-      shape: shape of the tap after the example axis, as `suffix` expects it.
-      suffix: rest of the network as a function of the tap.
-    """
-
-    width: int = dataclasses.field(metadata={"static": True})
-    tap: str = dataclasses.field(metadata={"static": True})
-    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    suffix: Suffix = dataclasses.field(metadata={"static": True})
-    has_exact_fisher: ClassVar[bool] = False
-    reads_params: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """Name of the tap."""
-        return self.tap
-
-    def context(self, observed: Observed, inputs: Inputs) -> Context:
-        """Activation, logits and inputs, `{name: [N, ...]}`, or of inputs a tree of such."""
-        return {
-            "z": observed.activations[self.tap],
-            "logits": observed.logits_NxTxC,
-            "inputs": on_device(inputs),
-        }
-
-    def shift(
-        self, params: Params, a_RxO: jax.Array, b_BxTxR: jax.Array, context: Context
-    ) -> jax.Array:
-        """`s = suffix(z + b a) − o`, `[B, T, C]`."""
-        logits = self._rest(params, context, context["z"] + b_BxTxR @ a_RxO)
-        return logits - context["logits"]
-
-    def shifts(
-        self, params: Params, a_KxRxO: jax.Array, b_BxTxR: jax.Array, context: Context
-    ) -> jax.Array:
-        """`shift` of K operators on the same examples, `[K, B, T, C]`."""
-        return jax.vmap(lambda a: self.shift(params, a, b_BxTxR, context))(a_KxRxO)
-
-    def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`δ = Jᵀ e`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
-        if "errors" in context:
-            return context["errors"]
-        return self.pulled(params, observed.errors(), context)
-
-    def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
-        """`Jᵀ v` of the layers after the tap, `[B, T, O]`."""
-        _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
-        return pull_back(v_BxTxC)[0]
-
-    def fisher(self, w_n: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
-        """`Σ w δ δᵀ`, `[O, O]`."""
-        del hessian
-        return jnp.einsum("n,no,nu->ou", w_n, e_nxO, e_nxO)
-
-    def variances(self, right_OxO: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
-        """`(q_oᵀ δ)²` of the columns q of `right_OxO`, `[n, O]`."""
-        del hessian
-        return (e_nxO @ right_OxO) ** 2
-
-    def _rest(self, params: Params, context: Context, z: jax.Array) -> jax.Array:
-        replaced = {self.tap: z.reshape(z.shape[0], *self.shape)}
-        logits = self.suffix(params, context["inputs"], replaced)
-        return logits.astype(jnp.float32).reshape(context["logits"].shape)
 
 
 Site = LogitSite | FoldedSite | ResidualSite | LayerSite

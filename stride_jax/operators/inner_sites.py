@@ -1,10 +1,11 @@
-"""Operators that add to a layer's output and to the logits at once (docs/method.md §3.4).
+"""Operators that act inside the network, at the output of a layer (docs/method.md §3.4).
 
-Layer site: `z̃ = z + b a_z`, `õ = rest(z̃) + b a_o`,  `a = [a_z, a_o]` in R^{R x O}, O = D + C.
+Residual site: `z̃ = z + b a`, then the frozen layers after the tap,  a in R^{R x D}.
+Layer site:    `z̃ = z + b a_z`, `õ = rest(z̃) + b a_o`,  `a = [a_z, a_o]` in R^{R x O}, O = D + C.
 
-Both read the same features, so that the two parts share one curvature, in which what moves the
-logits through the layer and what moves them directly are told apart. Of a network's first layer,
-before its nonlinearity, `b a_z` is what another first layer would have said.
+Both parts of a layer site read the same features, so that they share one curvature, in which what
+moves the logits through the layer and what moves them directly are told apart. Of a network's
+first layer, before its nonlinearity, `b a_z` is what another first layer would have said.
 
 Letter of its own: D units of the layer.
 """
@@ -37,20 +38,18 @@ def tap_of(site: str) -> str | None:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LayerSite:
-    """Operators that add to the output of one layer and to the logits.
+class ResidualSite:
+    """Operators that add to the activation of one tap; the frozen layers after it run as usual.
 
     Attributes:
-      width: O = D + C.
-      tap: name of the layer's output.
-      units: D.
+      width: O = D, width of the tap.
+      tap: name of the tap.
       shape: shape of the tap after the example axis, as `suffix` expects it.
       suffix: rest of the network as a function of the tap.
     """
 
     width: int = dataclasses.field(metadata={"static": True})
     tap: str = dataclasses.field(metadata={"static": True})
-    units: int = dataclasses.field(metadata={"static": True})
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     suffix: Suffix = dataclasses.field(metadata={"static": True})
     has_exact_fisher: ClassVar[bool] = False
@@ -58,8 +57,8 @@ class LayerSite:
 
     @property
     def name(self) -> str:
-        """Name of the tap, and that the logits are steered too."""
-        return self.tap + WITH_LOGIT
+        """Name of the tap."""
+        return self.tap
 
     def context(self, observed: Observed, inputs: Inputs) -> Context:
         """Activation, logits and inputs, `{name: [N, ...]}`, or of inputs a tree of such."""
@@ -72,10 +71,78 @@ class LayerSite:
     def shift(
         self, params: Params, a_RxO: jax.Array, b_BxTxR: jax.Array, context: Context
     ) -> jax.Array:
+        """`s = suffix(z + b a) − o`, `[B, T, C]`."""
+        logits = self._rest(params, context, context["z"] + b_BxTxR @ a_RxO)
+        return logits - context["logits"]
+
+    def shifts(
+        self, params: Params, a_KxRxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
+        """`shift` of K operators on the same examples, `[K, B, T, C]`."""
+        return jax.vmap(lambda a: self.shift(params, a, b_BxTxR, context))(a_KxRxO)
+
+    def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
+        """`δ = Jᵀ e`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
+        if "errors" in context:
+            return context["errors"]
+        return self.pulled(params, observed.errors(), context)
+
+    def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
+        """`Jᵀ v` of the layers after the tap, `[B, T, O]`."""
+        _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
+        return pull_back(v_BxTxC)[0]
+
+    def fisher(self, w_n: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`Σ w δ δᵀ`, `[O, O]`."""
+        del hessian
+        return jnp.einsum("n,no,nu->ou", w_n, e_nxO, e_nxO)
+
+    def variances(self, right_OxO: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
+        """`(q_oᵀ δ)²` of the columns q of `right_OxO`, `[n, O]`."""
+        del hessian
+        return (e_nxO @ right_OxO) ** 2
+
+    def _rest(self, params: Params, context: Context, z: jax.Array) -> jax.Array:
+        replaced = {self.tap: z.reshape(z.shape[0], *self.shape)}
+        logits = self.suffix(params, context["inputs"], replaced)
+        return logits.astype(jnp.float32).reshape(context["logits"].shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerSite:
+    """Operators that add to the output of one layer and to the logits.
+
+    Attributes:
+      width: O = D + C.
+      layer: operators at the layer alone.
+    """
+
+    width: int = dataclasses.field(metadata={"static": True})
+    layer: ResidualSite
+    has_exact_fisher: ClassVar[bool] = False
+    reads_params: ClassVar[bool] = True
+
+    @property
+    def tap(self) -> str:
+        """Name of the layer's output."""
+        return self.layer.tap
+
+    @property
+    def name(self) -> str:
+        """Name of the tap, and that the logits are steered too."""
+        return self.tap + WITH_LOGIT
+
+    def context(self, observed: Observed, inputs: Inputs) -> Context:
+        """As at the layer alone."""
+        return self.layer.context(observed, inputs)
+
+    def shift(
+        self, params: Params, a_RxO: jax.Array, b_BxTxR: jax.Array, context: Context
+    ) -> jax.Array:
         """`s = rest(z + b a_z) − o + b a_o`, `[B, T, C]`."""
-        added_BxTxO = b_BxTxR @ a_RxO
-        logits = self._rest(params, context, context["z"] + added_BxTxO[..., : self.units])
-        return logits - context["logits"] + added_BxTxO[..., self.units :]
+        through = self.layer.shift(params, a_RxO[:, : self.layer.width], b_BxTxR, context)
+        return through + b_BxTxR @ a_RxO[:, self.layer.width :]
 
     def shifts(
         self, params: Params, a_KxRxO: jax.Array, b_BxTxR: jax.Array, context: Context
@@ -91,8 +158,7 @@ class LayerSite:
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
         """`[Jᵀ v, v]`, with J of the layers after the tap, `[B, T, O]`."""
-        _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
-        return with_logits(pull_back(v_BxTxC)[0], v_BxTxC)
+        return with_logits(self.layer.pulled(params, v_BxTxC, context), v_BxTxC)
 
     def rows(self, params: Params, observed: Observed, context: Context) -> jax.Array:
         """`r_c` with `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, `[B, C, O]`, a vjp for each."""
@@ -117,15 +183,10 @@ class LayerSite:
         half directly, so a_z is scaled by how much less a unit of it moves them.
         """
         power_O = jnp.diag(outputs_OxO)
-        layer, logits = power_O[: self.units].sum(), power_O[self.units :].sum()
+        layer, logits = power_O[: self.layer.width].sum(), power_O[self.layer.width :].sum()
         scale = jnp.where(layer > 0, jnp.sqrt(logits / jnp.where(layer > 0, layer, 1.0)), 1.0)
-        own = jnp.where(jnp.arange(self.width) < self.units, scale, 1.0)
+        own = jnp.where(jnp.arange(self.width) < self.layer.width, scale, 1.0)
         return own / jnp.sqrt(2.0)
-
-    def _rest(self, params: Params, context: Context, z: jax.Array) -> jax.Array:
-        replaced = {self.tap: z.reshape(z.shape[0], *self.shape)}
-        logits = self.suffix(params, context["inputs"], replaced)
-        return logits.astype(jnp.float32).reshape(context["logits"].shape)
 
 
 def with_logits(layer: jax.Array, logits: jax.Array) -> jax.Array:
