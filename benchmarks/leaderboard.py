@@ -8,6 +8,7 @@ from the second half. Finished methods are stored in the workdir and not run aga
 
 import dataclasses
 import functools
+import math
 import pathlib
 import statistics
 import time
@@ -42,7 +43,7 @@ class LeaderboardSettings:
 
     Attributes:
       num_subsets: of the bank; one half tunes, the other scores.
-      repeats: timed rounds; each runs every method once.
+      repeats: timed rounds; each runs every method once. With 0 rows have no seconds (`--rows`).
       timed_seconds: a method that took as long in all its rounds so far is left out of the next.
       methods: contestants; all for none.
       uncalibrated: whether to tune and judge each method at temperature 1 as well.
@@ -280,6 +281,8 @@ def removals(
 def _costs(name: str, times: dict[str, list[tuple[Cost, Cost]]]) -> dict[str, Any]:
     """Cost columns of a method, or of an ensemble named after one."""
     single, _, members = name.rpartition("-")
+    if not times:
+        return {"train_seconds": math.nan, "query_seconds": math.nan, "peak_bytes": 0}
     if name in times:
         return cost_columns(name, times)
     return cost_columns(single, times, int(members))
@@ -330,7 +333,7 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
     outcomes = {m.name: contest(m, run, halves, folder, too) for m in bars(methods, desc="methods")}
     several = ensembles(methods, outcomes, run, settings.ensemble)
     outcomes |= {m.name: contest(m, run, halves, folder) for m in bars(several, desc="ensembles")}
-    times = timings(methods, outcomes, run, settings)
+    times = timings(methods, outcomes, run, settings) if settings.repeats else {}
     on_bank = {"datamodels": lambda: upper_reference(halves, len(run.train))}
     if encoder is not None:
         on_bank["encoder-trained"] = lambda: trained_encoder(halves, run, encoder)
@@ -368,6 +371,10 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
 def main(asked: Asked) -> None:
     """Hold the contest, write the results."""
     settings = asked.section("leaderboard", LeaderboardSettings)
+    if not (settings.repeats or asked.flags.rows):
+        raise ValueError(
+            "leaderboard.repeats=0 leaves out the costs, which a page has: give --rows"
+        )
     run = Run(on_bank_of(settings, asked.settings), asked.workdir, bars)
     board = plain(hold(run, settings))
     write_json(asked.workdir / "leaderboard.json", board)

@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "taps": ("logit:final", *(f"block{i}:mlp{i}" for i in range(3))),
                 "sites": ("logit", *(f"block{i}" for i in range(3))),
                 "output_rank": 0,
-                "closed_form": {"fisher": "eigen", "damping": 3.0, "doubt": 0.0},
+                "closed_form": {"fisher": "eigen", "damping": 10.0, "doubt": 0.0},
             },
             "read": {
                 "measure": {"form": "first_order", "group": 0},
@@ -60,7 +60,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "repeats": 2,
                 "methods": (
                     "stride", "stride-direct", "random", "feature-cosine", "rds+", "grad-dot",
-                    "grad-cos", "trak", "logra", "ekfac", "less", "tf-idf", "bm25", "encoder",
+                    "grad-cos", "trak", "logra", "ekfac", "ev-shampoo", "trackstar",
+                    "less", "tf-idf", "bm25", "encoder",
                 ),
                 "uncalibrated": False,
                 "ensemble": 0,

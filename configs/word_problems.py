@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config,
         **{
             "tuning.path": "data/instructions/solutions.jsonl",
-            "index.closed_form.damping": 0.1,
+            "index.closed_form.damping": 0.3,
             **({} if common.is_small(arg) else {"read.exact.budget": 982}),
         },
     )

@@ -252,7 +252,7 @@ def _pieces(
     site: ops.Site, params: Params, basis: ops.Basis, observed: Observed, context: Context
 ) -> tuple[jax.Array, jax.Array]:
     """Features and weighted errors of observed examples."""
-    errors = site.errors(params, observed, context) * observed.weights_NxT[..., None]
+    errors = site.errors(params, observed, context)
     return ops.example_features(basis, observed.activations), errors
 
 

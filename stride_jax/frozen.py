@@ -97,7 +97,7 @@ class FrozenModel:
 
     def forward(self, *, training: bool = False, question: ops.Question = ops.LOSS) -> Forward:
         """The traced function that runs the model on a batch of a source."""
-        doubt = self.settings.closed_form.doubt if training else 0.0
+        doubt = self.settings.closed_form.doubt if training else None
         return _forward(self.tapped, doubt, ops.asked_of(question, self.tapped.objective))
 
     def observe(self, examples: Examples, execution: Execution = Execution()) -> Chunk:
@@ -130,7 +130,9 @@ class FrozenModel:
         params = self.params if own.reads_params else None
         question = ops.asked_of(question, self.tapped.objective)
         if question != ops.asked_of(ops.LOSS, self.tapped.objective):
-            gradient = question.gradient(observed.logits_NxTxC, observed.labels_NxT)
+            gradient = observed.weighted(
+                question.gradient(observed.logits_NxTxC, observed.labels_NxT)
+            )
             context = context | {"errors": own.pulled(params, gradient, context)}
         return observed_source(observed, context, params)
 
@@ -318,8 +320,8 @@ def _chosen_taps(
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(tapped: TappedModel, doubt: float, question: ops.Question) -> Forward:
-    """Held, so that asking again costs no compilation."""
+def _forward(tapped: TappedModel, doubt: float | None, question: ops.Question) -> Forward:
+    """Held, so that asking again costs no compilation; `doubt` is None of no training examples."""
 
     def forward(
         params: Params, site: ops.Site, batch: dict[str, jax.Array]
@@ -329,15 +331,18 @@ def _forward(tapped: TappedModel, doubt: float, question: ops.Question) -> Forwa
             observed, pull_back = forward_and_pull(tapped, params, batch, site.tap)
         else:
             observed, pull_back = forward_batch(tapped, params, **batch), None
-        read = as_training(observed, doubt)
+        read = as_training(observed, doubt or 0.0)
         context: dict[str, Any] = site.context(observed, batch["inputs"])
         if pull_back is not None:
-            gradient = question.gradient(read.logits_NxTxC, read.labels_NxT)
+            # Weights first: a token moves those after it, which may not count.
+            gradient = read.weighted(question.gradient(read.logits_NxTxC, read.labels_NxT))
             context["errors"] = pull_back(gradient)
+            if doubt is not None and not layered:
+                context["drawn"] = pull_back(read.drawn_errors(batch["inputs"]))
             if layered:
                 context["errors"] = ops.with_logits(context["errors"], gradient)
         elif question != ops.asked_of(ops.LOSS, tapped.objective):  # whose errors are the site's
-            gradient = question.gradient(read.logits_NxTxC, read.labels_NxT)
+            gradient = read.weighted(question.gradient(read.logits_NxTxC, read.labels_NxT))
             context["errors"] = site.pulled(params, gradient, context)
         return read, context
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.draws import signs_of
 from stride_jax.examples import Examples
 from stride_jax.inputs import described, read_rows
 from stride_jax.objectives import CROSS_ENTROPY, Hessian, Objective
@@ -50,6 +51,27 @@ class Observed:
     def errors(self) -> jax.Array:
         """e, minus the gradient of each token's loss in its outputs, `[N, T, C]`."""
         return self.objective.errors(self.logits_NxTxC, self.labels_NxT)
+
+    def weighted_errors(self) -> jax.Array:
+        """`omega e`, minus the gradient of an example's loss in its outputs, `[N, T, C]`."""
+        return self.weighted(self.errors())
+
+    def drawn_errors(self, inputs: Any) -> jax.Array:
+        """Errors of random signs, `sqrt(omega) Σ_c s_c r_c` with `H = Σ_c r_c r_cᵀ`, `[N, T, C]`.
+
+        Their expected product `E[e eᵀ]` is `omega H`: what labels drawn from the model's own
+        predictions would have, without a sum over classes.
+
+        Args:
+          inputs: of these examples, which the signs depend on.
+        """
+        signs = signs_of(inputs, self.labels_NxT, self.logits_NxTxC.shape[-1])
+        hessian = self.objective.hessian(self.logits_NxTxC, self.labels_NxT)
+        return jnp.sqrt(self.weights_NxT)[..., None] * hessian.mixed(signs)
+
+    def weighted(self, v_NxTxC: jax.Array) -> jax.Array:
+        """Each token's row times its omega."""
+        return self.weights_NxT[..., None] * v_NxTxC
 
     def hessian(self) -> Hessian:
         """Second derivative of each token's loss in its outputs, N T of them."""

@@ -316,7 +316,7 @@ def self_batch(
                 else (as_training(said, doubt), context)
             )
         b_nxTxR = example_features(basis, read.activations)
-        e_nxTxO = site.errors(params, read, context) * read.weights_NxT[..., None]
+        e_nxTxO = site.errors(params, read, context)
         own = said.objective.loss(said.logits_NxTxC, said.labels_NxT)
         loss_n = (said.weights_NxT * own).sum(axis=1)
         predicted_n = said.logits_NxTxC[:, 0].argmax(axis=1).astype(jnp.int32)

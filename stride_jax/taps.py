@@ -46,8 +46,9 @@ class TappedModel:
       objective: the loss that the model was trained with.
       dtype: what the model rounds all its parameters to before it uses them, such as `bfloat16`;
         None where it uses them as they are.
-      layers: taps that are outputs of layers before their nonlinearity, the first layer first:
-        operators may act there, and no basis reads them unless it names them.
+      layers: taps inside a layer's block, such as outputs before a nonlinearity; of a model that
+        reads its inputs by such a layer, that first: operators may act there, and no basis reads
+        them unless it names them.
 
     >>> tapped = from_function(lambda p, x: (x @ p, {"input": x}))
     >>> logits, activations = tapped(jnp.eye(2), jnp.ones((1, 2)))

@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from stride_jax import reading
+from stride_jax import direct, reading
 from stride_jax.applications.answer import question
+from stride_jax.applications.report.tokens import token_scores
 from stride_jax.attribution import Attribution
 from stride_jax.data.tokens import train_tokenizer
+from stride_jax.run.pipeline import Run
+from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime.files import read_arrays, write_arrays
 from stride_jax.unit import Unit, words
+from tests.report_pages import stored
 
 
 def test_a_language_model_from_text_to_an_answer(tmp_path, call):
@@ -47,6 +51,7 @@ def test_a_language_model_from_text_to_an_answer(tmp_path, call):
     assert answer["verdict"] == reading.VERDICTS[0 if best >= 0.9 else 1 if best >= 0.5 else 2]
     assert answer["scores"] == summary["scores"]
     _check_unit(tmp_path, summary, answer, ask)
+    _check_report(tmp_path, call)
     done = ask("--prompt=And God", "--contrast= said")
     assert done.returncode == 0, done.stderr
     assert "rather than:  said" in done.stdout
@@ -95,3 +100,27 @@ def test_a_question_counts_its_completion_alone():
     assert said.argmax() == len(before), "the last token of the prompt predicts the first"
     with pytest.raises(ValueError, match="completion is empty"):
         question(tokenizer, "in", "", 12)
+
+
+def _check_report(folder, call):
+    """Shares of tokens add up to exact scores; the page has them as letters."""
+    done = call("report", f"--workdir={folder}", "--tokens=2", "--top=3", "--queries=4")
+    assert done.returncode == 0, done.stderr
+    told = stored((folder / "report.html").read_text())
+    run = Run(read_run_settings(folder), folder)
+    own = told["queries-0"]
+    row = own["own"][0]["row"]
+    scores = token_scores(run, row, np.array([3, 50]))
+    exact = direct(
+        run.tapped, run.model.params, run.index, run.train, run.query.take(np.array([row]))
+    ).scores_QxN  # fmt: skip
+    np.testing.assert_allclose(scores.sum(axis=(1, 2)), exact[0, [3, 50]], rtol=1e-4)
+    places = own["own"][0]["tokens"]
+    assert 0 < len(places) <= 4
+    ids = told["examples-0"]["id"]
+    for place, letters in places.items():
+        example = own["own"][0]["lists"][0][int(place)][0]
+        pieces = told["examples-0"]["pieces"][example]
+        assert len(letters) == len(own["texts"]["pieces"][0]) * len(pieces)
+        assert {"s", "a"} & set(letters)
+        assert ids[example] in run.train.ids

@@ -1,5 +1,6 @@
 """The command line from end to end, its reuse of finished stages, and the README's example."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -12,9 +13,10 @@ import pytest
 from stride_jax.attribution import Attribution
 from stride_jax.design import Design
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import RunSettings, read_run_settings
 from stride_jax.runtime.files import UnreadableFileError, atomic_path, fingerprint, read_arrays
 from stride_jax.runtime.settings import build
+from tests.report_pages import check_a_report, stored
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -85,6 +87,27 @@ def test_a_run_writes_what_it_promises(run):
     assert set(table.found_by) == {"kept"}
     assert (attribution.diagnostics["verdict"] == 0).all()
     assert (workdir / "proponents.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_shows_a_run_beside_another_method(run, call, tmp_path):
+    workdir, _ = run
+    attribution = Attribution.load(workdir / "attribution.parquet")
+    other = dataclasses.replace(attribution, scores=-attribution.scores_QxN)
+    other.save(tmp_path / "other.parquet")
+    out = tmp_path / "page.html"
+    words = ("report", f"--workdir={workdir}", f"--out={out}", "--top=4", "--suspects=7")
+    done = call(*words, f"--compare={tmp_path / 'other.parquet'}")
+    assert done.returncode == 0, done.stderr
+    check_a_report(Run(read_run_settings(workdir), workdir), stored(out.read_text()), attribution)
+    for wrong, message in (
+        (f"--out={tmp_path / 'page.pdf'}", "give a name that ends in .html"),
+        (f"--out={tmp_path / 'no' / 'page.html'}", "there is no folder"),
+        (f"--compare={tmp_path / 'nothing'}", "no attribution.parquet is there"),
+        (f"--workdir={tmp_path}", "settings.json"),
+    ):
+        done = call(*words, wrong)
+        assert done.returncode == 2
+        assert message in done.stderr
 
 
 def test_a_second_run_reuses_every_stage(run, command):

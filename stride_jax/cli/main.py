@@ -55,6 +55,9 @@ COMMANDS = {
         ("run", "text"),
         imports=False,
     ),
+    "report": Command(
+        "Write a run's answers as one page to open, search and share.", ("run",), imports=False
+    ),
     "verify": Command(
         "Whether a run's files are what was written, or two runs agree.",
         ("run",),

@@ -171,27 +171,29 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm x)`, then `x + W_2 relu(W_1 norm x)²`; and what W_2 reads.
+    """`x + attention(norm x)`, then `x + W_2 relu(W_1 norm x)²`; and its activations.
 
     Attributes:
       settings: of the model.
       layer: which block.
-      replaced: puts another value in the place of what W_2 reads.
+      recorder: makes the recorder of the activations.
     """
 
     settings: GPTSettings
     layer: int
-    replaced: Callable[[jax.Array], jax.Array]
+    recorder: Callable[[], Recorder]
 
     @nn.compact
     def __call__(
         self, x_BxTxD: jax.Array, values_BxTxGE: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        s, x = self.settings, x_BxTxD
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        s, x, record = self.settings, x_BxTxD, self.recorder()
         x = x + Attention(s, self.layer, name="attention")(rms_norm(x), values_BxTxGE)
-        up = linear(4 * s.width, "up", _uniform(s.width, s.mlp_init), x.dtype)(rms_norm(x))
-        mlp = self.replaced(nn.relu(up) ** 2)
-        return x + linear(s.width, "down", nn.initializers.zeros, x.dtype)(mlp), mlp
+        normed = record("norm", rms_norm(x))
+        up = linear(4 * s.width, "up", _uniform(s.width, s.mlp_init), x.dtype)(normed)
+        mlp = record("mlp", nn.relu(record("up", up)) ** 2)
+        x = x + linear(s.width, "down", nn.initializers.zeros, x.dtype)(mlp)
+        return x, record.activations
 
 
 class GPT(nn.Module):
@@ -201,7 +203,8 @@ class GPT(nn.Module):
 
     Activations, `[B, T, D]`: `embedding` (after its norm), `previous` (the previous token's, zeros
     for the first), `block0` … (the stream after each block), `final` (the head's input); and
-    `mlp0` …, `[B, T, 4 D]`, what the last layer of each block's MLP reads.
+    of each block's MLP what its layers read and the first gives: `norm0` …; `up0` …, before the
+    nonlinearity, and `mlp0` …, after it, `[B, T, 4 D]`.
 
     Attributes:
       num_classes: C.
@@ -217,6 +220,11 @@ class GPT(nn.Module):
 
     num_classes: int
     settings: GPTSettings = GPTSettings()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What first layers of MLPs read and give (`TappedModel.layers`)."""
+        return tuple(f"{name}{i}" for i in range(self.settings.depth) for name in ("norm", "up"))
 
     @nn.compact
     def __call__(
@@ -251,9 +259,9 @@ class GPT(nn.Module):
             if s.has_values(i):
                 kv_width = s.num_kv_heads * s.head_dim
                 values = embed(kv_width, f"value_embed{i}", _uniform(s.width))
-            replaced = functools.partial(record.replaced, f"mlp{i}")
-            x, mlp = make_block(s, i, replaced, name=f"block{i}")(x, values)
-            record.activations[f"mlp{i}"] = mlp
+            recorder = functools.partial(Recorder, replace, str(i))
+            x, inside = make_block(s, i, recorder, name=f"block{i}")(x, values)
+            record.activations |= inside
             x = record(f"block{i}", x)
             middle = x if i == s.depth // 2 else middle
         if s.backout:

@@ -105,20 +105,20 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm x)`, then `x + W_down(silu(W_gate norm x) W_up norm x)`; and what W_down
-    reads.
+    """`x + attention(norm x)`, then `x + W_down(silu(W_gate norm x) W_up norm x)`; and its
+    activations.
 
     Attributes:
       settings: of the model.
-      replaced: puts another value in the place of what W_down reads.
+      recorder: makes the recorder of the activations.
     """
 
     settings: LlamaSettings
-    replaced: Callable[[jax.Array], jax.Array]
+    recorder: Callable[[], Recorder]
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        s, x, dtype = self.settings, x_BxTxD, x_BxTxD.dtype
+    def __call__(self, x_BxTxD: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        s, x, dtype, record = self.settings, x_BxTxD, x_BxTxD.dtype, self.recorder()
         init = nn.initializers.normal(s.init_std)
         normed = Norm(s.norm_eps, name="attention_norm")(x)
 
@@ -132,11 +132,11 @@ class Block(nn.Module):
         q, k = (rotate(v, s.rope_theta, scaling=s.rope_scaling) for v in (q, k))
         out = causal_attention(q, k, heads("value", s.num_kv_heads), s.window or None, s.attention)
         x = x + linear(s.width, "out", init, dtype)(out)
-        normed = Norm(s.norm_eps, name="mlp_norm")(x)
-        gate = nn.silu(linear(s.hidden, "gate", init, dtype)(normed))
-        up = linear(s.hidden, "up", init, dtype)(normed)
-        mlp = self.replaced(gate * up)
-        return x + linear(s.width, "down", init, dtype)(mlp), mlp
+        normed = record("norm", Norm(s.norm_eps, name="mlp_norm")(x))
+        gate = record("gate", linear(s.hidden, "gate", init, dtype)(normed))
+        up = record("up", linear(s.hidden, "up", init, dtype)(normed))
+        mlp = record("mlp", nn.silu(gate) * up)
+        return x + linear(s.width, "down", init, dtype)(mlp), record.activations
 
 
 class Llama(nn.Module):
@@ -146,7 +146,8 @@ class Llama(nn.Module):
 
     Activations, `[B, T, D]`: `embedding`, `previous` (the previous token's, zeros for the first),
     `block0` … (the stream after each block), `final` (the final norm's output, the head's input);
-    and `mlp0` …, `[B, T, hidden]`, what the last layer of each block's MLP reads.
+    and of each block's MLP what its first layers read, `norm0` …, what they give, `gate0` …
+    (before the nonlinearity) and `up0` …, and what the last reads, `mlp0` …, `[B, T, hidden]`.
 
     Attributes:
       num_classes: C.
@@ -156,12 +157,20 @@ class Llama(nn.Module):
     >>> tokens = jnp.zeros((1, 8), jnp.int32)
     >>> out, tree = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
     >>> logits, activations = out
-    >>> logits.shape, sorted(activations), tree["params"]["block0"]["key"]["kernel"].shape
-    ((1, 8, 50), ['block0', 'embedding', 'final', 'mlp0', 'previous'], (16, 8))
+    >>> logits.shape, tree["params"]["block0"]["key"]["kernel"].shape
+    ((1, 8, 50), (16, 8))
+    >>> sorted(activations)
+    ['block0', 'embedding', 'final', 'gate0', 'mlp0', 'norm0', 'previous', 'up0']
     """
 
     num_classes: int
     settings: LlamaSettings = LlamaSettings()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What first layers of MLPs read and give (`TappedModel.layers`)."""
+        names = ("norm", "gate", "up")
+        return tuple(f"{name}{i}" for i in range(self.settings.depth) for name in names)
 
     @nn.compact
     def __call__(
@@ -176,9 +185,9 @@ class Llama(nn.Module):
         record("previous", previous_tokens(x))
         make_block = nn.remat(Block) if s.remat else Block
         for i in range(s.depth):
-            replaced = functools.partial(record.replaced, f"mlp{i}")
-            x, mlp = make_block(s, replaced, name=f"block{i}")(x)
-            record.activations[f"mlp{i}"] = mlp
+            recorder = functools.partial(Recorder, replace, str(i))
+            x, inside = make_block(s, recorder, name=f"block{i}")(x)
+            record.activations |= inside
             x = record(f"block{i}", x)
         x = record("final", Norm(s.norm_eps, name="final_norm")(x))
         logits = (

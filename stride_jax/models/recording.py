@@ -15,23 +15,23 @@ Replacement = jax.Array | Callable[[jax.Array], jax.Array]
 
 
 class Recorder:
-    """Records activations by name; replaces those in `replace`.
+    """Records activations by name and `end`; replaces those in `replace`.
+
+    A block under `nn.remat` makes one of its own, whose activations it hands out with its output,
+    for nothing else may leave it.
 
     >>> record = Recorder({"a": 5, "c": lambda value: value + 1})
     >>> record("a", 1), record("b", 2), record("c", 3), record.activations
     (5, 2, 4, {'a': 5, 'b': 2, 'c': 4})
     """
 
-    def __init__(self, replace: Mapping[str, Replacement] | None = None) -> None:
+    def __init__(self, replace: Mapping[str, Replacement] | None = None, end: str = "") -> None:
         self.replace = dict(replace or {})
+        self.end = end
         self.activations: dict[str, jax.Array] = {}
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
-        self.activations[name] = value = self.replaced(name, value)
-        return value
-
-    def replaced(self, name: str, value: jax.Array) -> jax.Array:
-        """The value, or its replacement, unrecorded: a layer under `nn.remat` hands out what is to
-        be recorded with its output, for nothing else may leave it."""
+        name += self.end
         new = self.replace.get(name, value)
-        return new(value) if callable(new) else new
+        self.activations[name] = value = new(value) if callable(new) else new
+        return value

@@ -82,12 +82,29 @@ class Hessian(NamedTuple):
         if self.whole is not None:
             values, vectors = jnp.linalg.eigh(self.whole)
             return jnp.sqrt(jnp.maximum(values, 0.0))[..., None] * jnp.moveaxis(vectors, -1, -2)
+        roots, v = self._roots()
+        rows = jnp.einsum("...c,cd->...cd", roots, jnp.eye(roots.shape[-1], dtype=roots.dtype))
+        return rows if self.rank_one is None else rows - v[..., None] * self.rank_one[..., None, :]
+
+    def mixed(self, s: jax.Array) -> jax.Array:
+        """`Σ_c s_c r_c` of `root`, without the rows themselves, `[..., C]`.
+
+        >>> p, s = jnp.array([0.25, 0.75]), jnp.array([1.0, -1.0])
+        >>> bool(jnp.allclose(Hessian(p, p).mixed(s), s @ Hessian(p, p).root(), atol=1e-6))
+        True
+        """
+        if self.whole is not None:
+            return jnp.einsum("...c,...cd->...d", s, self.root())
+        roots, v = self._roots()
+        along = 0.0 if self.rank_one is None else (v * s).sum(-1, keepdims=True) * self.rank_one
+        return roots * s - along
+
+    def _roots(self) -> tuple[jax.Array, jax.Array]:
+        """`sqrt(d)`, and `beta v` of `root`, which is nought without `rank_one`."""
         assert self.diagonal is not None, "the model's own outputs"
         roots = jnp.sqrt(self.diagonal)
-        rows = jnp.einsum("...c,cd->...cd", roots, jnp.eye(roots.shape[-1], dtype=roots.dtype))
         if self.rank_one is None:
-            return rows
+            return roots, jnp.zeros_like(roots)
         v = jnp.where(roots > 0, self.rank_one / jnp.where(roots > 0, roots, 1.0), 0.0)
-        power = (v**2).sum(axis=-1)[..., None, None]
-        beta = 1 / (1 + jnp.sqrt(jnp.maximum(1 - power, 0.0)))
-        return rows - beta * v[..., None] * self.rank_one[..., None, :]
+        power = (v**2).sum(axis=-1, keepdims=True)
+        return roots, v / (1 + jnp.sqrt(jnp.maximum(1 - power, 0.0)))

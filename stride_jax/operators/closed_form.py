@@ -185,7 +185,7 @@ def _directions(
 ) -> jax.Array:
     params, observed, context = source
     b_BxTxR = example_features(basis, observed.activations)
-    e_BxTxO = site.errors(params, observed, context) * observed.weights_NxT[..., None]
+    e_BxTxO = site.errors(params, observed, context)
     if fisher.factors is not None:
         # `A⁻¹ (b eᵀ) B⁻¹ = (A⁻¹ b) (B⁻¹ e)ᵀ`: tokens are cheaper to solve for than matrices.
         left, right = inverse_factors(fisher, *settings.dampings)

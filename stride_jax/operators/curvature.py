@@ -23,7 +23,7 @@ from stride_jax.observed import Context, Forward, Observed
 from stride_jax.operators import kept as stores
 from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.content import Content, assign
-from stride_jax.operators.inner_sites import LayerSite
+from stride_jax.operators.inner_sites import LayerSite, ResidualSite
 from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import Moments, compensated, pairs
 from stride_jax.operators.products import Joined, sum_products
@@ -158,7 +158,7 @@ def _curvature(
     rows_nxCxO: jax.Array | None,
     exact: bool,
 ) -> _Curvature:
-    """The curvature of one device's examples; errors without their weights."""
+    """The curvature of one device's examples, whose weights are those of the site's tokens."""
     w, b, e = (v.reshape(observed.weights_NxT.size, -1)
                for v in (observed.weights_NxT, b_nxTxR, e_nxTxO))  # fmt: skip
     hessian = observed.hessian() if rows_nxCxO is None else Hessian(rows=rows_nxCxO)
@@ -200,7 +200,12 @@ def _part(
     )
     layered = isinstance(site, LayerSite)
     rows_nxCxO = site.rows(params, observed, context) if layered else None
-    weights_nxT = observed.weights_NxT * mask_n[:, None]
+    expected_nxTxO = errors_nxTxO
+    if isinstance(site, ResidualSite):
+        expected_nxTxO = site.drawn(params, observed, context)
+    residual_n = observed.residuals()
+    mask_nx1 = mask_n[:, None]
+    weights_nxT = site.token_weights(observed, errors_nxTxO) * mask_nx1
     observed = dataclasses.replace(observed.without_taps(), weights_NxT=weights_nxT)
 
     def local(*args: Any) -> _Curvature:
@@ -213,9 +218,8 @@ def _part(
         check_vma=False,
     )  # fmt: skip
     fixed = total.rotation, total.strongest_M
-    curvature = by_device(fixed, site, observed, b_nxTxR, errors_nxTxO, rows_nxCxO)
-    rest = _Part(b_nxTxR, errors_nxTxO * weights_nxT[..., None], observed.residuals())
-    return curvature, rest
+    curvature = by_device(fixed, site, observed, b_nxTxR, expected_nxTxO, rows_nxCxO)
+    return curvature, _Part(b_nxTxR, errors_nxTxO * mask_nx1[..., None], residual_n)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="step")

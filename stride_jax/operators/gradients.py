@@ -36,7 +36,7 @@ def steering_gradients(
     It is minus the gradient of the loss in the steering matrix at `a = 0`, so that an operator
     lowers the loss by `<g, a>` to first order.
     """
-    errors_BxTxO = site.errors(params, observed, context) * observed.weights_NxT[..., None]
+    errors_BxTxO = site.errors(params, observed, context)
     return outer(b_BxTxR, errors_BxTxO, group)
 
 

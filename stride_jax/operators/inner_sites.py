@@ -82,15 +82,28 @@ class ResidualSite:
         return jax.vmap(lambda a: self.shift(params, a, b_BxTxR, context))(a_KxRxO)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`δ = Jᵀ e`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
+        """`δ = Jᵀ (omega e)`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
         if "errors" in context:
             return context["errors"]
-        return self.pulled(params, observed.errors(), context)
+        return self.pulled(params, observed.weighted_errors(), context)
+
+    def token_weights(self, observed: Observed, e_BxTxO: jax.Array) -> jax.Array:
+        """1 where a shift of the token's activation moves the loss of any, itself or later; 0
+        elsewhere, `[B, T]`. So a prompt counts, whose own loss does not, and padding does not."""
+        del observed
+        return (e_BxTxO != 0).any(axis=-1).astype(jnp.float32)
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
         """`Jᵀ v` of the layers after the tap, `[B, T, O]`."""
         _, pull_back = jax.vjp(lambda z: self._rest(params, context, z), context["z"])
         return pull_back(v_BxTxC)[0]
+
+    def drawn(self, params: Params, observed: Observed, context: Context) -> jax.Array:
+        """`δ = Jᵀ e` of drawn errors (`Observed.drawn_errors`), `[B, T, O]`: the context's `drawn`,
+        or a vjp through the suffix. What `fisher` and `variances` read."""
+        if "drawn" in context:
+            return context["drawn"]
+        return self.pulled(params, observed.drawn_errors(context["inputs"]), context)
 
     def fisher(self, w_n: jax.Array, hessian: Hessian, e_nxO: jax.Array) -> jax.Array:
         """`Σ w δ δᵀ`, `[O, O]`."""
@@ -151,10 +164,15 @@ class LayerSite:
         return jax.vmap(lambda a: self.shift(params, a, b_BxTxR, context))(a_KxRxO)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`[Jᵀ e, e]`: the context's `errors`, or a vjp through the rest, `[B, T, O]`."""
+        """`omega [Jᵀ e, e]`: the context's `errors`, or a vjp through the rest, `[B, T, O]`."""
         if "errors" in context:
             return context["errors"]
-        return self.pulled(params, observed.errors(), context)
+        return self.pulled(params, observed.weighted_errors(), context)
+
+    def token_weights(self, observed: Observed, e_BxTxO: jax.Array) -> jax.Array:
+        """omega, `[B, T]`; an example is one token."""
+        del e_BxTxO
+        return observed.weights_NxT
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
         """`[Jᵀ v, v]`, with J of the layers after the tap, `[B, T, O]`."""

@@ -69,10 +69,15 @@ class LogitSite:
         return _products(a_KxRxO, b_BxTxR)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """The context's `errors`, or minus the gradient of each token's loss in the outputs,
-        `[B, T, O]`; `e_y − p` of cross-entropy."""
+        """The context's `errors`, or minus the gradient of an example's loss in the outputs,
+        `[B, T, O]`; `omega (e_y − p)` of cross-entropy."""
         del params
-        return context["errors"] if "errors" in context else observed.errors()
+        return context["errors"] if "errors" in context else observed.weighted_errors()
+
+    def token_weights(self, observed: Observed, e_BxTxO: jax.Array) -> jax.Array:
+        """omega, `[B, T]`: a shift of a token's logits moves its own loss alone."""
+        del e_BxTxO
+        return observed.weights_NxT
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
         """Gradients in the logits as gradients in the outputs, `[B, T, O]`."""
@@ -127,15 +132,21 @@ class FoldedSite:
         return unfold(_products(a_KxRxO, b_BxTxR), self.signs_C)
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """The context's `errors`, or `Uᵀ e`, `[B, T, O]`; `e = e_y − p` of cross-entropy."""
+        """The context's `errors`, or `omega Uᵀ e`, `[B, T, O]`; `e = e_y − p` of cross-entropy."""
         del params
         if "errors" in context:
             return context["errors"]
         if observed.objective != CROSS_ENTROPY:
-            return fold(observed.errors(), self.signs_C, self.width)
+            return fold(observed.weighted_errors(), self.signs_C, self.width)
         # Two terms, so that the curvature can share the second.
         folded = fold(jax.nn.softmax(observed.logits_NxTxC), self.signs_C, self.width)
-        return fold_classes(observed.labels_NxT, self.signs_C, self.width) - folded
+        hot = fold_classes(observed.labels_NxT, self.signs_C, self.width)
+        return observed.weighted(hot - folded)
+
+    def token_weights(self, observed: Observed, e_BxTxO: jax.Array) -> jax.Array:
+        """As at the logits, `[B, T]`."""
+        del e_BxTxO
+        return observed.weights_NxT
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
         """`Uᵀ v`, `[B, T, O]`."""

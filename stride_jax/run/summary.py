@@ -12,6 +12,7 @@ import numpy as np
 
 from stride_jax import attribution, evaluation
 from stride_jax.run import grouping
+from stride_jax.run.outputs import outputs
 from stride_jax.run.pipeline import Run
 from stride_jax.run.planning import named_stage
 from stride_jax.run.room import refuse_too_large
@@ -192,15 +193,8 @@ def _held_out(run: Run) -> dict[str, float]:
     and what was fitted to calibrate it.
     """
     model, labels = run.model, run.query.labels
-    # Logits of some queries at a time; those of a long vocabulary fill the memory.
-    each = 16 * max(1, run.data[1]) * math.prod(labels.shape[1:])
-    size = max(1, run.settings.execution.memory // each)
     parts = []
-    for first in range(0, len(labels), size):
-        some = slice(first, first + size)
-        inputs = jnp.asarray(run.query.inputs[some])
-        logits = np.asarray(run.tapped(model.params, inputs)[0])
-        loss = np.asarray(model.losses(model.params, inputs, labels[some]))
+    for some, logits, loss in outputs(run, run.query):
         made = logits.argmax(axis=-1) == labels[some] if model.objective.classes else logits
         parts.append((made, loss))
     made, loss = (np.concatenate(own) for own in zip(*parts, strict=True))

@@ -1,0 +1,1 @@
+"""A run's answers as one page to open, search and share."""

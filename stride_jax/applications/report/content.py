@@ -1,0 +1,234 @@
+"""What a report shows, as JSON values: queries, their examples, and what the answers are worth.
+
+Letter of its own: S queries that are shown.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stride_jax.applications.report.examples import Shown, shown
+from stride_jax.applications.report.predictions import predictions
+from stride_jax.applications.report.tokens import agreements
+from stride_jax.attribution import Attribution
+from stride_jax.ids import rows_of
+from stride_jax.reading import VERDICTS
+from stride_jax.run.pipeline import Run
+from stride_jax.runtime.files import plain, read_json
+from stride_jax.scores import extent, row_scores
+from stride_jax.self_influence import self_influence
+from stride_jax.unit import words
+
+_BINS = 40
+_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+"""Ranks at which the share of all influence is told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """The size of a report.
+
+    Attributes:
+      top: proponents, and as many opponents, of each query.
+      queries: most queries; evenly spaced ones where the run has more.
+      tokens: proponents, and as many opponents, of which each token's share is told.
+      suspects: examples on the page of suspected labels.
+    """
+
+    top: int = 10
+    queries: int = 1000
+    tokens: int = 3
+    suspects: int = 50
+
+
+def content(
+    run: Run, others: Mapping[str, Attribution] = {}, settings: ReportSettings = ReportSettings()
+) -> dict[str, Any]:
+    """All that the page shows.
+
+    Args:
+      run: a finished run.
+      others: attributions of the same queries by other runs or methods, by the name to show.
+      settings: how much of it.
+
+    Raises:
+      ValueError: another attribution has none of the run's queries, or examples that the run has
+        not.
+    """
+    count = len(run.query)
+    row_S = np.unique(np.linspace(0, count - 1, min(count, settings.queries)).astype(int))
+    methods = {"stride": run.attribution()}
+    lists = {"stride": _lists(run, methods["stride"], row_S, settings.top)}
+    for name, other in others.items():
+        methods[name] = other
+        lists[name] = _lists(run, other, row_S, settings.top, name)
+    suspects = _suspects(run, settings.suspects)
+    wanted = [train for own in lists.values() for one in own for train, *_ in one]
+    examples = shown(run, np.unique([*wanted, *(row for row, *_ in suspects)]).astype(int), row_S)
+    place = {int(row): i for i, row in enumerate(examples.rows)}
+    tokens = agreements(run, row_S, lists["stride"], settings.tokens)
+    made = predictions(run, row_S)
+    return {
+        "about": _about(run, list(methods), methods["stride"], settings),
+        "examples": examples.columns | {"copies": _copies(run, examples)},
+        "queries": [
+            _query(run, methods["stride"], s, int(row), made[s], tokens[s])
+            | {"lists": [_placed(own[s], place) for own in lists.values()]}
+            for s, row in enumerate(row_S)
+        ],
+        "texts": examples.queries,
+        "suspects": [[place[row], *rest] for row, *rest in suspects],
+    }
+
+
+Entry = tuple[int, float, str]
+"""A training row, its score, and where that came from."""
+
+
+def _lists(
+    run: Run, own: Attribution, row_S: np.ndarray, top: int, name: str = ""
+) -> list[list[Entry]]:
+    """Each query's strongest examples by their rows in the run, largest score first.
+
+    Raises:
+      ValueError: no query in common, or examples that the run has not.
+    """
+    at = rows_of(own.query_ids, [str(i) for i in run.query.ids[row_S]])
+    if not at:
+        raise ValueError(
+            f"{name} has none of this run's queries: compare attributions of the same queries"
+        )
+    table = own.top(top)
+    trains = [str(i) for i in table["train_id"]]
+    known = rows_of(run.train.ids, sorted(set(trains)))
+    if missing := [i for i in trains if i not in known]:
+        raise ValueError(
+            f"{name} names {missing[0]!r}, which is no training example of this run: compare runs "
+            "of the same data"
+        )
+    found = table["found_by"] if "found_by" in table else ["" for _ in trains]
+    by_query: dict[int, list[Entry]] = {}
+    columns = (table["query_row"].tolist(), trains, table["score"].tolist(), list(found))
+    for query, train, score, source in zip(*columns, strict=True):
+        by_query.setdefault(query, []).append((int(known[train]), float(score), str(source)))
+    wanted = [at.get(str(i), -1) for i in run.query.ids[row_S]]
+    return [sorted(by_query.get(q, []), key=lambda e: -e[1]) for q in wanted]
+
+
+def _placed(entries: list[Entry], place: Mapping[int, int]) -> list[list[Any]]:
+    return [[place[row], brief(score), source] for row, score, source in entries]
+
+
+def brief(value: float) -> float | None:
+    """A number with four digits; null where it is none.
+
+    >>> brief(0.123456), brief(float("nan"))
+    (0.1235, None)
+    """
+    return float(f"{value:.4g}") if np.isfinite(value) else None
+
+
+def _query(
+    run: Run, own: Attribution, s: int, row: int, made: dict[str, Any], tokens: dict[int, str]
+) -> dict[str, Any]:
+    """A query, what the model makes of it, and the shape of its scores."""
+    del s
+    values = row_scores(own.scores, row)[1].astype(np.float64)
+    diagnostics = {n: float(v[row]) for n, v in own.diagnostics.items()}
+    verdict = diagnostics.pop("verdict", None)
+    return {
+        "id": str(run.query.ids[row]),
+        "row": row,
+        **made,
+        "verdict": "" if verdict is None else VERDICTS[int(verdict)],
+        "worth": {n: brief(v) for n, v in diagnostics.items()},
+        "histogram": histogram(values),
+        "shares": shares(values, extent(own.scores)[1]),
+        "tokens": tokens,
+    }
+
+
+def histogram(values: np.ndarray) -> list[Any]:
+    """Smallest and largest score, and how many fall into each of the equal bins between them.
+
+    >>> low, high, counts = histogram(np.array([-1.0, 0.0, 1.0]))
+    >>> low, high, sum(counts)
+    (-1.0, 1.0, 3)
+    """
+    if not len(values) or values.min() == values.max():
+        return [0.0, 0.0, []]
+    counts, _ = np.histogram(values, _BINS)
+    return [brief(values.min()), brief(values.max()), counts.tolist()]
+
+
+def shares(values: np.ndarray, count: int) -> list[list[float]]:
+    """`[m, share of the sum of magnitudes that the m largest have]`.
+
+    >>> shares(np.array([3.0, -1.0]), 2)
+    [[1, 0.75], [2, 1.0]]
+    """
+    strongest = np.sort(np.abs(values))[::-1].cumsum()
+    if not len(strongest) or strongest[-1] == 0:
+        return []
+    ranks = [m for m in _RANKS if m < len(strongest)] + [min(count, len(strongest))]
+    return [[m, round(float(strongest[m - 1] / strongest[-1]), 4)] for m in ranks]
+
+
+def _copies(run: Run, examples: Shown) -> list[int]:
+    """How many training examples act as one with each that is shown, itself among them."""
+    keys = run.train.keys
+    if keys is None:
+        return [1] * len(examples.rows)
+    names, place, sizes = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
+    del names
+    return sizes[place[examples.rows]].tolist()
+
+
+def _suspects(run: Run, count: int) -> list[list[Any]]:
+    """`[row, self-influence, loss, predicted class]` of a classifier's suspected labels."""
+    classes = run.model.objective.classes and run.query.labels.ndim == 1
+    if not count or not classes or not run.index.fisher:
+        return []
+    table = self_influence(run.tapped, run.model.params, run.index, run.train).suspects(
+        min(count, len(run.train))
+    )
+    rows = rows_of(run.train.ids, [str(i) for i in table["id"]])
+    columns = (table["id"], table["self_influence"], table["loss"], table["predicted"])
+    return [
+        [int(rows[str(name)]), brief(own), brief(loss), int(predicted)]
+        for name, own, loss, predicted in zip(*columns, strict=True)
+    ]
+
+
+def _about(
+    run: Run, methods: list[str], own: Attribution, settings: ReportSettings
+) -> dict[str, Any]:
+    """What the answers are worth, and where they come from."""
+    told = run.workdir / "summary.json"
+    summary = read_json(told) if told.exists() else {}
+    kept = ("lds", "lds_ci95", "perfect_predictor", "too_small", "methods", "accuracy",
+            "held_out_loss", "explained_variance", "temperature", "recovery", "seconds", "device",
+            "date", "command", "settings")  # fmt: skip
+    labels = run.query.labels
+    return plain({
+        "methods": methods,
+        "kind": kind_of(run),
+        "classes": bool(run.model.objective.classes and labels.ndim == 1),
+        "objective": run.model.objective.name,
+        "scores": words(own.unit),
+        "unit": own.unit is not None and own.unit.is_known,
+        "train": len(run.train),
+        "queries": len(run.query),
+        "top": settings.top,
+        "versions": dict(own.versions),
+        "summary": {name: summary[name] for name in kept if summary.get(name) is not None},
+    })  # fmt: skip
+
+
+def kind_of(run: Run) -> str:
+    """`text`, `image` or `table`: how its examples are drawn."""
+    if run.settings.is_text:
+        return "text"
+    return "image" if run.query.inputs.ndim == 4 else "table"

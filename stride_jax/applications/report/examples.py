@@ -1,0 +1,148 @@
+"""Examples as a page shows them: thumbnails in sheets, rows of tables, texts in tokens.
+
+Letter of its own: U training examples that are shown.
+"""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from stride_jax.data.text_examples import TextExamples
+from stride_jax.run.pipeline import Run
+from stride_jax.runtime.files import plain
+
+SHEET = 256
+"""Thumbnails of a sheet, in rows of 16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """The examples of a report.
+
+    Attributes:
+      rows: of the training set, ascending, `[U]`.
+      columns: `{name: of each example}`, and of images the sheets that hold them.
+      queries: the same of the queries.
+    """
+
+    rows: np.ndarray
+    columns: dict[str, Any]
+    queries: dict[str, Any]
+
+
+def shown(run: Run, row_U: np.ndarray, row_S: np.ndarray) -> Shown:
+    """Training examples and queries of these rows.
+
+    Args:
+      run: whose data they are.
+      row_U: training rows, ascending.
+      row_S: query rows.
+    """
+    if run.settings.is_text:
+        return Shown(
+            row_U,
+            _names(run, "train", row_U) | _texts(run, "train", row_U),
+            _texts(run, "query", row_S),
+        )
+    train, query = (
+        np.asarray(own.inputs) for own in (run.train.take(row_U), run.query.take(row_S))
+    )
+    drawn = _images(train, query) if query.ndim == 4 else _tables(run, train, query)
+    return Shown(row_U, _names(run, "train", row_U) | drawn[0], drawn[1])
+
+
+def _names(run: Run, split: str, rows: np.ndarray) -> dict[str, Any]:
+    own = run.data[0][split].take(rows)
+    names: dict[str, Any] = {"id": [str(i) for i in own.ids], "row": rows.tolist()}
+    labels = np.asarray(own.labels)
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        names["label"] = labels.tolist()
+    elif not run.settings.is_text:
+        names["target"] = np.round(labels.reshape(len(labels), -1), 4).tolist()
+    return names
+
+
+# ── images ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _images(*both: np.ndarray) -> list[dict[str, Any]]:
+    """Sheets of thumbnails of each set, all on one scale of grey."""
+    low = min((float(v.min()) for v in both if v.size), default=0.0)
+    high = max((float(v.max()) for v in both if v.size), default=1.0)
+    scale = 255 / (high - low if high > low else 1.0)
+    return [
+        {"size": list(own.shape[1:3]), "sheets": list(_sheets((own - low) * scale))} for own in both
+    ]
+
+
+def _sheets(images: np.ndarray) -> Iterator[str]:
+    """PNG files in base64, of images of 0 … 255 `[n, H, W, channels]`."""
+    from PIL import Image
+
+    for first in range(0, len(images), SHEET):
+        some = np.rint(images[first : first + SHEET]).astype(np.uint8)
+        count, height, width, channels = some.shape
+        rows = -(-count // 16)
+        sheet = np.zeros((rows * 16, height, width, channels), np.uint8)
+        sheet[:count] = some
+        grid = sheet.reshape(rows, 16, height, width, channels).transpose(0, 2, 1, 3, 4)
+        grid = grid.reshape(rows * height, 16 * width, channels)
+        file = io.BytesIO()
+        Image.fromarray(grid[..., :3] if channels >= 3 else grid[..., 0]).save(file, "PNG")
+        yield base64.b64encode(file.getvalue()).decode()
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tables(run: Run, *both: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of numbers with three digits, and by how much each column varies."""
+    every = np.asarray(run.train.inputs).reshape(len(run.train), -1)
+    spread = [float(f"{v:.3g}") for v in every.std(axis=0)]
+    return [
+        {"values": [[float(f"{v:.3g}") for v in row.ravel()] for row in own], "spread": spread}
+        for own in both
+    ]
+
+
+# ── texts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _texts(run: Run, split: str, rows: np.ndarray) -> dict[str, Any]:
+    """Tokens of each sequence as text, whether each counts, where it comes from, what surrounds it.
+
+    A token's scores are of its prediction, so a sequence is shown from its second token on.
+    """
+    text, tokenizer = getattr(run.corpus, split), run.corpus.tokenizer
+    own, sizes = run.data[0][split].take(rows), text.sizes_N[rows]
+    pieces, counts = [], []
+    for inputs_T, label_T, size in zip(
+        np.asarray(own.inputs), np.asarray(own.labels), sizes.tolist(), strict=True
+    ):
+        tokens = [*inputs_T[1:size].tolist(), max(int(label_T[size - 1]), 0)]
+        pieces.append(tokenizer.pieces(tokens))
+        counts.append("".join("1" if label >= 0 else "0" for label in label_T[:size].tolist()))
+    return {
+        "pieces": pieces,
+        "counts": counts,
+        "source": [text.references(int(row)) for row in rows],
+        "documents": [plain(text.origins_of(int(row))) for row in rows],
+        "around": [_around(text, tokenizer, int(row)) for row in rows],
+    }
+
+
+def _around(text: Any, tokenizer: Any, row: int) -> list[str]:
+    """The sequences of the same document before and after one, empty where there is none."""
+    if not isinstance(text, TextExamples):
+        return ["", ""]
+    own = set(text.spans.of(row).document_P.tolist())
+    said = []
+    for other in (row - 1, row + 1):
+        inside = 0 <= other < len(text)
+        same = inside and own & set(text.spans.of(other).document_P.tolist())
+        said.append(text.take(np.array([other])).texts(tokenizer)[0] if same else "")
+    return said

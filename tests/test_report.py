@@ -1,0 +1,201 @@
+"""The page of a run: what stands in it, that texts stay text, and how it works in a browser.
+
+Tests in a browser want Debian's chromium and `pip install playwright`; `make test-page` has both.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from stride_jax.applications.report import content as contents
+from stride_jax.applications.report.page import page
+from stride_jax.attribution import Attribution
+from tests.report_pages import stored
+
+HOSTILE = "</script><script>alert(1)</script><!-- <b>\u202e\u0007\u0000\u2028 שלום \ud800 &amp;"
+
+
+def small(kind="text", queries=60, long=0):
+    """A report's content made by hand: every query has three proponents and two opponents."""
+    count = 40
+    examples = {
+        "id": [f"t{i}" for i in range(count)], "row": list(range(count)), "copies": [1, 3] * 20,
+    }  # fmt: skip
+    texts = {}
+    if kind == "text":
+        pieces = [["In", " the", " beginning", f" {HOSTILE}", f" word{i}"] for i in range(count)]
+        pieces[1].append(" x" * long)
+        own = {"counts": "00111", "source": [HOSTILE], "documents": [], "around": ["before ", ""]}
+        examples |= {"pieces": pieces} | {n: [v] * count for n, v in own.items()}
+        asked = [["And", " in", " the", " beginning", f" q{i}"] for i in range(queries)]
+        texts = {"pieces": asked} | {n: [v] * queries for n, v in own.items()}
+    else:
+        rng = np.random.default_rng(0)
+        examples |= {"label": [i % 3 for i in range(count)],
+                     "values": rng.normal(size=(count, 15)).round(2).tolist()}  # fmt: skip
+        texts = {"values": rng.normal(size=(queries, 15)).round(2).tolist(), "spread": [1.0] * 15}
+    made = []
+    for q in range(queries):
+        entries = [[(q + i) % count, s, "kept"] for i, s in enumerate((0.5, 0.3, 0.1, -0.1, -0.4))]
+        wrong = q % 4 == 0
+        made.append({
+            "id": f"q{q}", "row": q, "loss": q / 10, "verdict": "found" if q % 5 else "not_found",
+            "worth": {"explained": 0.9}, "histogram": [-0.4, 0.5, [1, 2, 2]],
+            "shares": [[1, 0.4], [5, 1.0]], "lists": [entries, entries[::-1]],
+            "tokens": {"0": "j" * 5 + "jjjsa" * 4} if kind == "text" else {},
+            **({"losses": [None, None, 1.0, 2.0, 0.5], "tokens_right": 0.5} if kind == "text" else
+               {"label": q % 3, "guess": (q + wrong) % 3, "p": 0.5, "p_guess": 0.6,
+                "right": not wrong}),
+        })  # fmt: skip
+    about = {
+        "kind": kind, "methods": ["stride", "other"], "classes": kind != "text", "unit": True,
+        "objective": "cross_entropy", "scores": "nats", "train": count, "queries": queries,
+        "top": 5, "versions": {"jax": "1"}, "summary": {"settings": {"a": HOSTILE}},
+    }  # fmt: skip
+    suspects = [] if kind == "text" else [[3, 1.5, 2.0, 1], [4, 1.0, 0.1, 1]]
+    return {"about": about, "examples": examples, "queries": made, "texts": texts,
+            "suspects": suspects}  # fmt: skip
+
+
+def test_texts_of_data_stay_text():
+    html = page(small(), HOSTILE)
+    assert html.count("<script") == html.count("</script>") == len(stored(html)) + 1
+    assert "<b>" not in html
+    assert html.encode()  # halves of characters are gone
+    told = stored(html)
+    assert told["examples-0"]["pieces"][0][3] == f" {HOSTILE}".replace("\ud800", "?")
+    assert told["about"]["parts"] == {"queries": 25, "examples": 128, "sheet": 256}
+    assert len(told["index"]) == 60
+    assert [len(told[f"queries-{i}"]["own"]) for i in range(3)] == [25, 25, 10]
+    hosts = set(re.findall(r"https?://[^\s\"]+", html))
+    assert hosts == {"http://www.w3.org/2000/svg"}, "it asks no host"
+
+
+def test_histogram_and_shares_are_those_of_all_scores():
+    values = np.random.default_rng(0).standard_t(2, 300)
+    low, high, counts = contents.histogram(values)
+    assert sum(counts) == 300
+    assert (low, high) == (float(f"{values.min():.4g}"), float(f"{values.max():.4g}"))
+    told = dict(contents.shares(values, 300))
+    ordered = np.sort(np.abs(values))[::-1]
+    assert told[10] == pytest.approx(ordered[:10].sum() / ordered.sum(), abs=1e-4)
+    assert told[300] == 1
+    assert contents.histogram(np.zeros(4)) == [0.0, 0.0, []]
+    assert contents.shares(np.zeros(4), 4) == []
+
+
+@contextlib.contextmanager
+def opened(html, tmp_path, **details):
+    """A page in a browser, which may neither complain nor ask anyone for anything."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    file = tmp_path / "report.html"
+    file.write_text(html, encoding="utf-8")
+    said, asked = [], []
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        tab = chromium.new_page(**details)
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(f"file://{file}")
+        yield tab
+        chromium.close()
+    assert not said
+    assert all(url.startswith(("file:", "blob:", "data:")) for url in asked), asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_of_texts_is_used(tmp_path, width):
+    html = page(small(long=5_000_000), "Texts")
+    with opened(html, tmp_path, viewport={"width": width, "height": 800}) as tab:
+        assert tab.locator("#count").inner_text() == "60 of 60 queries"
+        assert tab.locator("#rows .row").count() < 60, "the list is drawn as far as it is seen"
+        # Words of the data are text, a character that turns the line is named.
+        first = tab.locator(".help .text").first
+        assert "</script><script>alert(1)</script>" in first.inner_text()
+        assert "⟨U+202E⟩" in first.inner_text()
+        # What the chosen token says of each token of a proponent; clicked again, of all.
+        shades = lambda: first.locator(".tok").evaluate_all(  # noqa: E731
+            "all => all.map(each => each.style.background)"
+        )
+        assert [bool(v) for v in shades()] == [False, False, False, True, True]
+        tab.locator("#asked button.tok").nth(0).click()
+        assert tab.locator("#asked button.tok[aria-pressed=true]").inner_text().strip() == "the"
+        assert "help" in shades()[3]
+        assert "hurt" in shades()[4]
+        # A word that is clicked is marked wherever it stands.
+        first.locator(".tok").nth(2).click()
+        marked = tab.locator(".tok.marked").all_inner_texts()
+        assert {word.strip() for word in marked} == {"beginning"}
+        assert len(marked) >= 6
+        assert "shared" in first.locator(".tok").nth(2).get_attribute("class")
+        # Ten megabytes of text are cut, and nothing hangs.
+        tab.locator("#search").fill("q59")
+        assert tab.locator("#count").inner_text() == "1 of 60 queries"
+        tab.locator(".row").click()
+        assert tab.url.endswith("#query=q59")
+
+
+@pytest.mark.slow
+def test_a_page_of_classes_is_used(tmp_path):
+    with opened(page(small("table"), "Table"), tmp_path) as tab:
+        tab.locator("#state").select_option("wrong")
+        assert tab.locator("#count").inner_text() == "15 of 60 queries"
+        tab.locator("#class").select_option("0")
+        assert tab.locator("#count").inner_text() == "5 of 60 queries"
+        tab.locator("#order").select_option("loss")
+        tab.locator(".row").first.click()
+        assert tab.url.endswith("#query=q48")
+        assert "column" in tab.locator(".cells .differs").first.inner_text()
+        tab.locator("#list").press("ArrowDown")
+        assert tab.url.endswith("#query=q36")
+        # Another method beside the first.
+        assert tab.locator(".sides").count() == 1
+        tab.get_by_role("button", name="other").click()
+        assert tab.locator(".sides").count() == 2
+        with tab.expect_download() as csv_file:
+            tab.locator("#csv").click()
+        rows = list(csv.DictReader(io.StringIO(csv_file.value.path().read_text())))
+        assert len(rows) == 5 * 2 * 5, "filtered queries, both methods"
+        first = [row for row in rows if row["query_id"] == "q36" and row["method"] == "stride"]
+        assert [row["rank"] for row in first] == ["1", "2", "3", "-1", "-2"]
+        assert [float(row["score"]) for row in first] == [0.5, 0.3, 0.1, -0.4, -0.1]
+        with tab.expect_download() as lines:
+            tab.locator("#jsonl").click()
+        told = [json.loads(line) for line in lines.value.path().read_text().splitlines()]
+        assert [one["query"]["id"] for one in told[::2]] == ["q48", "q36", "q24", "q12", "q0"]
+        assert told[2]["proponents"][0]["id"] == f"t{36 % 40}"
+        # A link opens the query it names, another page too.
+        tab.goto(tab.url.split("#")[0] + "#query=q7")
+        tab.reload()
+        assert tab.locator("#detail h2").inner_text() == "Query 7"
+        tab.locator("[data-page=suspects]").click()
+        assert tab.locator("#suspects tbody tr").count() == 2
+        tab.locator("[data-page=about]").click()
+        assert "No models were retrained" in tab.locator("#about").inner_text()
+
+
+def test_an_attribution_of_other_data_is_refused():
+    class Ran:
+        query = type("Queries", (), {"ids": np.array(["a", "b"])})
+        train = type("Train", (), {"ids": np.array(["x", "y"])})
+
+    scores = scipy.sparse.csr_array(np.array([[1.0, -2.0]], np.float32))
+    good = Attribution(["b"], ["y", "x"], scores)
+    lists = contents._lists(Ran, good, np.array([0, 1]), 3)
+    assert lists == [[], [(1, 1.0, ""), (0, -2.0, "")]]
+    with pytest.raises(ValueError, match="has none of this run's queries"):
+        contents._lists(Ran, Attribution(["q"], ["y", "x"], scores), np.array([0, 1]), 3, "other")
+    with pytest.raises(ValueError, match="other names 'z', which is no training example"):
+        contents._lists(Ran, Attribution(["b"], ["z", "x"], scores), np.array([0, 1]), 3, "other")
