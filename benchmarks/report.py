@@ -16,7 +16,7 @@ from stride_jax.runtime.files import atomic_path
 _INTRO = """# Leaderboard
 
 Every method sees the same checkpoint, the same calibrated logits and the same bank of retrained
-models. Settings are chosen per method (at most six) on one half of the bank's subsets; the figures
+models. Settings are chosen per method (at most ten) on one half of the bank's subsets; the figures
 are from the other half. LDS is the mean over queries of the Spearman correlation between summed
 scores and minus the retrained models' loss, with a bootstrap 95 % interval over queries; "− STRIDE"
 is the paired interval of the difference. Seconds leave compilation out and are medians of the timed

@@ -104,8 +104,12 @@ def test_models_at_once_are_those_alone(kind):
 def test_any_tap_put_back_gives_the_same_logits(kind):
     model, params = tapped(MODELS[kind]), random_params(MODELS[kind])
     logits, seen = model(params, TOKENS_BxT)
-    assert set(seen) == {"embedding", "previous", "block0", "block1", "final", "mlp0", "mlp1"}
-    inner = {name for name in seen if name.startswith("mlp")}
+    layers = {"norm0", "up0", "norm1", "up1", *(("gate0", "gate1") if kind == "llama" else ())}
+    assert set(seen) == layers | {
+        "embedding", "previous", "block0", "block1", "final", "mlp0", "mlp1"
+    }  # fmt: skip
+    assert set(model.layers) == layers, "no basis reads them unasked"
+    inner = {name for name in seen if name.startswith(("mlp", "up", "gate"))}
     assert {seen[name].shape for name in set(seen) - inner} == {(2, 12, 32)}
     assert {seen[name].shape for name in inner} == {(2, 12, HIDDEN[kind])}
     np.testing.assert_array_equal(seen["previous"][:, 1:], seen["embedding"][:, :-1])

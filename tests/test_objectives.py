@@ -1,6 +1,7 @@
 """Losses other than cross-entropy: their pieces, and all that is read through them."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,10 @@ def test_pieces_are_derivatives_of_the_loss(name):
     close(jnp.stack([hessian.entry(0, c) for c in range(C)], 1), whole[:, 0])
     q = jnp.asarray(RNG.normal(size=(C, 2)), jnp.float32)
     close(hessian.along(q), jnp.einsum("co,ncd,do->no", q, whole, q))
+    # The mean product of drawn errors over all signs is the Hessian.
+    signs = jnp.asarray(list(itertools.product((-1.0, 1.0), repeat=C)))
+    mixed = jnp.stack([hessian.mixed(jnp.broadcast_to(s[None], (N, C))) for s in signs])
+    close(jnp.einsum("snc,snd->ncd", mixed, mixed) / len(signs), whole, rtol=1e-4)
     assert own.invariant == bool(np.abs(np.asarray(whole).sum(axis=2)).max() < 1e-5)
 
 

@@ -12,6 +12,7 @@ from stride_jax import asking, fitting
 from stride_jax import operators as ops
 from stride_jax.adapters import from_model
 from stride_jax.design import Design, known_membership, membership, subset_sum
+from stride_jax.draws import signs_of
 from stride_jax.examples import Examples
 from stride_jax.frozen import freeze
 from stride_jax.measure import MeasureSettings
@@ -201,10 +202,14 @@ def test_an_operator_at_the_last_residual_is_the_dense_solution(language):
     p /= p.sum(axis=-1, keepdims=True)
     counted = labels >= 0
     errors = (np.eye(CLASSES)[np.maximum(labels, 0)] - p) * counted[..., None]
-    delta = (errors * (1 - np.tanh(raw / 15) ** 2)) @ head.T
+    through = 1 - np.tanh(raw / 15) ** 2
+    delta = (errors * through) @ head.T
+    roots = np.sqrt(p) * np.asarray(signs_of(examples.inputs, seen.labels_NxT, CLASSES))
+    drawn = (roots - p * roots.sum(axis=-1, keepdims=True)) * counted[..., None]
+    expected_delta = (drawn * through) @ head.T
     tokens = counted.sum()
     left = np.einsum("ntr,nts,nt->rs", b, b, counted) / tokens
-    right = np.einsum("ntd,nte->de", delta, delta) / tokens
+    right = np.einsum("ntd,nte->de", expected_delta, expected_delta) / tokens
     left += how.damping * np.trace(left) / len(left) * np.eye(len(left))
     right += how.output_damping * np.trace(right) / len(right) * np.eye(len(right))
     g = np.einsum("ntr,ntd->nrd", b, delta)
