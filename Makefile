@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: setup quickstart data boards-data books encoder test test-slow test-newest drill plan-chips
-.PHONY: bench-accelerator lint format clean
+.PHONY: test-page bench-accelerator lint format clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,13 @@ test-slow: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -m "slow and not eight"
 	JAX_DISABLE_MOST_OPTIMIZATIONS=false STRIDE_TEST_DEVICES=8 \
 	    $(BIN)/python -m pytest -m "slow and eight" tests
+
+# Reports in headless Chromium (Debian: apt-get install chromium).
+test-page: setup
+	command -v chromium
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.49.0 \
+	    axe-playwright-python==0.1.8
+	$(BIN)/python -m pytest -m slow tests/test_report.py
 
 # The fast tests on another interpreter with the newest packages: make test-newest PYTHON=python3.13
 test-newest:

@@ -50,9 +50,9 @@ class Moments:
     """Sums over examples.
 
     Attributes:
-      features_RxR: `Σ omega b bᵀ`.
+      features_RxR: `Σ omega b bᵀ`, inside the network over the tokens that move any loss.
       outputs_OxO: `Σ omega Uᵀ H U` at the logit site, with the objective's Hessian H in the outputs
-        (`diag p − p pᵀ` of cross-entropy); `Σ omega δ δᵀ` at a residual one.
+        (`diag p − p pᵀ` of cross-entropy); `Σ δ δᵀ` of drawn errors at a residual one.
       fisher_PxRxR: `Σ omega b bᵀ H_{cc'}` for the P pairs `c <= c'`; None for other forms.
       eigenvalues_RxO: the diagonal of the Fisher in the basis `rotation`; None for other forms.
       gradients_KxRxO: `Σ_{i in A_k} g_i`.
