@@ -31,10 +31,9 @@ def steering_gradients(
     context: Context,
     group: int = 0,
 ) -> jax.Array:
-    """`g = Σ_t b_t e_tᵀ` per example, `[B, R, O]`, or per group of tokens, `[B G, R, O]`; the site's
-    errors e have the weights in them.
+    """`g = Σ_t b_t e_tᵀ` per example, `[B, R, O]`, or per group of tokens, `[B G, R, O]`.
 
-    It is minus the gradient of the loss in the steering matrix at `a = 0`, so that an operator
+    The site's errors e have the weights in them. It is minus the gradient of the loss in the steering matrix at `a = 0`, so that an operator
     lowers the loss by `<g, a>` to first order.
     """
     errors_BxTxO = site.errors(params, observed, context)
