@@ -33,8 +33,8 @@ def steering_gradients(
 ) -> jax.Array:
     """`g = Σ_t b_t e_tᵀ` per example, `[B, R, O]`, or per group of tokens, `[B G, R, O]`.
 
-    The site's errors e have the weights in them. It is minus the gradient of the loss in the steering
-    matrix at `a = 0`, so that an operator lowers the loss by `<g, a>` to first order.
+    The site's errors e have the weights in them. It is minus the gradient of the loss in the
+    steering matrix at `a = 0`, so that an operator lowers the loss by `<g, a>` to first order.
     """
     errors_BxTxO = site.errors(params, observed, context)
     return outer(b_BxTxR, errors_BxTxO, group)
