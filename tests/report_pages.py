@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 
+from stride_jax.self_influence import self_influence
+
 
 def stored(html):
     """What stands in the page's script tags."""
@@ -35,6 +37,7 @@ def check_a_report(run, told, attribution):
             int(run.query.labels[row]), own["guess"] == own["label"]
         )  # fmt: skip
     assert len(told["suspects"]) == 7
-    losses = [loss for _, _, loss, _ in told["suspects"]]
-    assert losses[0] > np.median(losses) or min(losses) > 0
+    table = self_influence(run.tapped, run.model.params, run.index, run.train).suspects(7)
+    assert [ids[i] for i, *_ in told["suspects"]] == table["id"].tolist()
+    assert [guess for *_, guess in told["suspects"]] == table["predicted"].tolist()
     assert told["query-sheet-0"].startswith("iVBOR"), "a PNG file"

@@ -26,6 +26,10 @@ _RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 """Ranks at which the share of all influence is told."""
 
 
+Entry = tuple[int, float, str]
+"""A training row, its score, and where that came from."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
     """The size of a report.
@@ -74,17 +78,14 @@ def content(
         "about": _about(run, list(methods), methods["stride"], settings),
         "examples": examples.columns | {"copies": _copies(run, examples)},
         "queries": [
-            _query(run, methods["stride"], s, int(row), made[s], tokens[s])
-            | {"lists": [_placed(own[s], place) for own in lists.values()]}
+            _query(run, methods["stride"], int(row))
+            | made[s]
+            | {"lists": [_placed(own[s], place) for own in lists.values()], "tokens": tokens[s]}
             for s, row in enumerate(row_S)
         ],
         "texts": examples.queries,
         "suspects": [[place[row], *rest] for row, *rest in suspects],
     }
-
-
-Entry = tuple[int, float, str]
-"""A training row, its score, and where that came from."""
 
 
 def _lists(
@@ -130,23 +131,18 @@ def brief(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _query(
-    run: Run, own: Attribution, s: int, row: int, made: dict[str, Any], tokens: dict[int, str]
-) -> dict[str, Any]:
-    """A query, what the model makes of it, and the shape of its scores."""
-    del s
+def _query(run: Run, own: Attribution, row: int) -> dict[str, Any]:
+    """A query, what its answer is worth, and the shape of its scores."""
     values = row_scores(own.scores, row)[1].astype(np.float64)
     diagnostics = {n: float(v[row]) for n, v in own.diagnostics.items()}
     verdict = diagnostics.pop("verdict", None)
     return {
         "id": str(run.query.ids[row]),
         "row": row,
-        **made,
         "verdict": "" if verdict is None else VERDICTS[int(verdict)],
         "worth": {n: brief(v) for n, v in diagnostics.items()},
         "histogram": histogram(values),
         "shares": shares(values, extent(own.scores)[1]),
-        "tokens": tokens,
     }
 
 
