@@ -6,8 +6,8 @@ MLP 30-64-32-2, N = 427, 100 queries, K = 400, d = 10.
     python -m benchmarks.leaderboard --config=configs/breast_cancer.py \\
         --workdir=runs/leaderboard/breast_cancer
 
-LDS .470 [.430, .513] on the scoring half, ahead of Gauss–Newton by .038 [.023, .050]; a perfect predictor
-has .83. On two cores fit and queries take .2 s after compilation.
+LDS .470 [.430, .513] on the scoring half, ahead of Gauss–Newton by .038 [.023, .050]; a perfect
+predictor has .83. On two cores fit and queries take .2 s after compilation.
 """
 
 from ml_collections import ConfigDict

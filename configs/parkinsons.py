@@ -1,7 +1,8 @@
 """STRIDE on Parkinson's speech with a small MLP, against 200 retrained models.
 
 MLP 751-64-32-2, N = 176, 50 queries, K = 200, d = 10. The paper's Parkinsons MLP (arXiv 2606.05165:
-STRIDE .536, LoGRA .405): here .676 [.637, .712], Gauss–Newton .630; `make boards-data` fetches the table.
+STRIDE .536, LoGRA .405): here .676 [.637, .712], Gauss–Newton .630;
+`make boards-data` fetches the table.
 
     python -m benchmarks.leaderboard --config=configs/parkinsons.py \\
         --workdir=runs/leaderboard/parkinsons
