@@ -337,7 +337,7 @@ def _forward(tapped: TappedModel, doubt: float | None, question: ops.Question) -
             # Weights first: a token moves those after it, which may not count.
             gradient = read.weighted(question.gradient(read.logits_NxTxC, read.labels_NxT))
             context["errors"] = pull_back(gradient)
-            if doubt is not None and not layered:
+            if doubt is not None and not layered and read.labels_NxT.shape[1] > 1:
                 context["drawn"] = pull_back(read.drawn_errors(batch["inputs"]))
             if layered:
                 context["errors"] = ops.with_logits(context["errors"], gradient)

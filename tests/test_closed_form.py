@@ -13,7 +13,6 @@ import stride_jax
 from stride_jax import asking, stride, taps
 from stride_jax import operators as ops
 from stride_jax.design import Design, membership, subset_sum
-from stride_jax.draws import signs_of
 from stride_jax.exact import score_rows
 from stride_jax.examples import Examples
 from stride_jax.fitting import store_of
@@ -97,34 +96,15 @@ def test_gradients_are_those_of_the_steered_loss(scene, where):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
-def drawn(site, basis, source):
-    """`Jᵀ e` of drawn errors, `sqrt(p) s − p <sqrt(p), s>`, by reverse mode, `[N, O]` float64."""
-    observed, context = source.data
-    p = np.asarray(jax.nn.softmax(observed.logits_NxTxC), np.float64)
-    roots = np.sqrt(p) * np.asarray(signs_of(context["inputs"], observed.labels_NxT, p.shape[-1]))
-    e = jnp.asarray(roots - p * roots.sum(axis=-1, keepdims=True), jnp.float32)
-    b = ops.example_features(basis, observed.activations)
-
-    def along(a_RxO, i):
-        own = jax.tree.map(lambda v: v[i][None], context)
-        return (site.shift(source.params, a_RxO, b[i][None], own) * e[i][None]).sum()
-
-    zero = jnp.zeros((basis.rank, site.width))
-    g = jax.lax.map(lambda i: jax.grad(along)(zero, i), jnp.arange(len(observed)))
-    return np.asarray(g, np.float64)[:, -1]  # of the constant feature
-
-
-def reference(form, site, basis, source, right):
+def reference(form, site, basis, observed, g, right):
     """`(F + gamma I)^{-1} right` in float64, each form by its definition, at default dampings."""
-    observed = source.data[0]
     b = np.asarray(ops.example_features(basis, observed.activations), np.float64)[:, 0]
     p = np.asarray(jax.nn.softmax(observed.logits_NxTxC), np.float64)[:, 0]
-    (n, r), o = b.shape, site.width
+    n, r, o = g.shape
     if site.name == "logit":
         outputs = np.stack([np.diag(row) - np.outer(row, row) for row in p])
-    else:
-        delta = drawn(site, basis, source)
-        outputs = np.einsum("ni,nj->nij", delta, delta)
+    else:  # g = b deltaᵀ, and the constant feature, the last, shows delta itself
+        outputs = np.einsum("ni,nj->nij", g[:, -1], g[:, -1])
     exact = np.einsum("nr,ns,nop->rosp", b, b, outputs).reshape(r * o, r * o) / n
     if form == "exact":
         matrix = exact + 0.2 * (b**2).sum(axis=1).mean() / n * np.eye(r * o)
@@ -177,7 +157,7 @@ def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form, 
     outer = np.asarray(made.kept.b_HxR)[:, :, None] * np.asarray(made.kept.e_HxO)[:, None]
     np.testing.assert_allclose(outer, g[made.kept.row_H], rtol=1e-3, atol=1e-5 * norms.max())
     sums = np.asarray(subset_sum(subsets, jnp.asarray(g, jnp.float32), 16), np.float64)
-    expected = reference(form, site, basis, source, sums / 400)
+    expected = reference(form, site, basis, observed, g, sums / 400)
     fitted = ops.closed_form(basis, made.moments, how)
     found = np.asarray(fitted.a_KxRxO) * np.asarray(fitted.size_K)[:, None, None]
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
@@ -185,7 +165,7 @@ def test_operators_and_direct_scores_are_the_dense_solution(scene, where, form, 
     v = ops.directions(ops.fisher_of(made.moments), basis, site, source, how)
     parts = score_rows({where: (site, basis, v)}, source, np.arange(400), small)
     scores = np.concatenate([own for _, own in parts], axis=1)
-    dense = reference(form, site, basis, source, g[:5])
+    dense = reference(form, site, basis, observed, g, g[:5])
     expected = dense.reshape(5, -1) @ g.reshape(400, -1).T / 400
     np.testing.assert_allclose(scores[:5], expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
     y = measure(site, fitted, source, MeasureSettings("first_order"))

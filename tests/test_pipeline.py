@@ -103,7 +103,7 @@ def test_a_report_shows_a_run_beside_another_method(run, call, tmp_path):
         (f"--out={tmp_path / 'page.pdf'}", "give a name that ends in .html"),
         (f"--out={tmp_path / 'no' / 'page.html'}", "there is no folder"),
         (f"--compare={tmp_path / 'nothing'}", "no attribution.parquet is there"),
-        (f"--workdir={tmp_path}", "settings.json"),
+        (f"--workdir={tmp_path}", "holds no run"),
     ):
         done = call(*words, wrong)
         assert done.returncode == 2

@@ -89,8 +89,10 @@ class ResidualSite:
 
     def token_weights(self, observed: Observed, e_BxTxO: jax.Array) -> jax.Array:
         """1 where a shift of the token's activation moves the loss of any, itself or later; 0
-        elsewhere, `[B, T]`. So a prompt counts, whose own loss does not, and padding does not."""
-        del observed
+        elsewhere, `[B, T]`. So a prompt counts, whose own loss does not, and padding does not.
+        omega where an example is one token."""
+        if observed.weights_NxT.shape[1] == 1:
+            return observed.weights_NxT
         return (e_BxTxO != 0).any(axis=-1).astype(jnp.float32)
 
     def pulled(self, params: Params, v_BxTxC: jax.Array, context: Context) -> jax.Array:
@@ -100,7 +102,13 @@ class ResidualSite:
 
     def drawn(self, params: Params, observed: Observed, context: Context) -> jax.Array:
         """`δ = Jᵀ e` of drawn errors (`Observed.drawn_errors`), `[B, T, O]`: the context's `drawn`,
-        or a vjp through the suffix. What `fisher` and `variances` read."""
+        or a vjp through the suffix. What `fisher` and `variances` read.
+
+        Where an example is one token, its errors as they are: there are too few to draw for."""
+        omega_BxTx1 = observed.weights_NxT[..., None]
+        if omega_BxTx1.shape[1] == 1:
+            errors = self.errors(params, observed, context)
+            return jnp.where(omega_BxTx1 > 0, errors / jnp.maximum(omega_BxTx1, 1e-30), 0.0)
         if "drawn" in context:
             return context["drawn"]
         return self.pulled(params, observed.drawn_errors(context["inputs"]), context)
