@@ -42,7 +42,8 @@ def agreements(
     if not run.settings.is_text or not run.index.fisher or not count:
         return [{} for _ in row_S]
     told = []
-    for row, entries in zip(row_S.tolist(), lists, strict=True):
+    pairs = list(zip(row_S.tolist(), lists, strict=True))
+    for row, entries in run.progress(pairs, desc="tokens"):
         helping = [i for i, one in enumerate(entries) if one[1] > 0][:count]
         hurting = [i for i, one in enumerate(entries) if one[1] < 0][-count:]
         places = [*helping, *hurting]
