@@ -16,8 +16,9 @@ from stride_jax.runtime.files import atomic_path
 _INTRO = """# Leaderboard
 
 Every method sees the same checkpoint, the same calibrated logits and the same bank of retrained
-models. Settings are chosen per method (at most ten) on one half of the bank's subsets; the figures
-are from the other half. LDS is the mean over queries of the Spearman correlation between summed
+models. Settings are chosen per method on one half of the bank's subsets (at most ten; on mnist5k,
+bible_gpt and digits_resnet at most six); the figures are from the other half.
+LDS is the mean over queries of the Spearman correlation between summed
 scores and minus the retrained models' loss, with a bootstrap 95 % interval over queries; "− STRIDE"
 is the paired interval of the difference. Seconds leave compilation out and are medians of the timed
 rounds; absolute times depend on the machine, the ratio to gradient dot is taken round by round.

@@ -83,9 +83,7 @@ class ResidualSite:
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
         """`δ = Jᵀ (omega e)`: the context's `errors`, or a vjp through the suffix, `[B, T, O]`."""
-        if "errors" in context:
-            return context["errors"]
-        return self.pulled(params, observed.weighted_errors(), context)
+        return _errors(self, params, observed, context)
 
     def token_weights(self, observed: Observed, e_BxTxO: jax.Array) -> jax.Array:
         """1 where a shift of the token's activation moves the loss of any, itself or later; 0
@@ -173,9 +171,7 @@ class LayerSite:
 
     def errors(self, params: Params, observed: Observed, context: Context) -> jax.Array:
         """`omega [Jᵀ e, e]`: the context's `errors`, or a vjp through the rest, `[B, T, O]`."""
-        if "errors" in context:
-            return context["errors"]
-        return self.pulled(params, observed.weighted_errors(), context)
+        return _errors(self, params, observed, context)
 
     def token_weights(self, observed: Observed, e_BxTxO: jax.Array) -> jax.Array:
         """omega, `[B, T]`; an example is one token."""
@@ -213,6 +209,14 @@ class LayerSite:
         scale = jnp.where(layer > 0, jnp.sqrt(logits / jnp.where(layer > 0, layer, 1.0)), 1.0)
         own = jnp.where(jnp.arange(self.width) < self.layer.width, scale, 1.0)
         return own / jnp.sqrt(2.0)
+
+
+def _errors(
+    site: ResidualSite | LayerSite, params: Params, observed: Observed, context: Context
+) -> jax.Array:
+    if "errors" in context:
+        return context["errors"]
+    return site.pulled(params, observed.weighted_errors(), context)
 
 
 def with_logits(layer: jax.Array, logits: jax.Array) -> jax.Array:

@@ -109,9 +109,9 @@ def _lists(
             f"{name} names {missing[0]!r}, which is no training example of this run: compare runs "
             "of the same data"
         )
-    found = table["found_by"] if "found_by" in table else ["" for _ in trains]
+    sources = table["found_by"] if "found_by" in table else [""] * len(trains)
     by_query: dict[int, list[Entry]] = {}
-    columns = (table["query_row"].tolist(), trains, table["score"].tolist(), list(found))
+    columns = (table["query_row"].tolist(), trains, table["score"].tolist(), list(sources))
     for query, train, score, source in zip(*columns, strict=True):
         by_query.setdefault(query, []).append((int(known[train]), float(score), str(source)))
     wanted = [at.get(str(i), -1) for i in run.query.ids[row_S]]
