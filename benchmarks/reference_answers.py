@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks.corpus import POD
 from benchmarks.house import Row, command, record
-from stride_jax.applications.answer import Answer, AskSettings, ask
+from stride_jax.applications.answer import Answer, ask
+from stride_jax.applications.inquiry import AskSettings
 from stride_jax.cli.doors import Parser
 from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from stride_jax import direct, reading
-from stride_jax.applications.answer import question
+from stride_jax.applications.inquiry import inquire
+from stride_jax.applications.live.answers import answering
+from stride_jax.applications.live.bodies import question_of
+from stride_jax.applications.question import question
+from stride_jax.applications.report.queries import of_questions, of_run
 from stride_jax.applications.report.tokens import token_scores
 from stride_jax.attribution import Attribution
 from stride_jax.data.tokens import train_tokenizer
+from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime.files import read_arrays, write_arrays
@@ -52,6 +57,7 @@ def test_a_language_model_from_text_to_an_answer(tmp_path, call):
     assert answer["scores"] == summary["scores"]
     _check_unit(tmp_path, summary, answer, ask)
     _check_report(tmp_path, call)
+    _check_asked_pages(tmp_path, answer, ask)
     done = ask("--prompt=And God", "--contrast= said")
     assert done.returncode == 0, done.stderr
     assert "rather than:  said" in done.stdout
@@ -110,7 +116,8 @@ def _check_report(folder, call):
     run = Run(read_run_settings(folder), folder)
     own = told["queries-0"]
     row = own["own"][0]["row"]
-    scores = token_scores(run, row, np.array([3, 50]))
+    asked = of_run(run, np.array([row])).asked[0]
+    scores = token_scores(run, asked, np.array([3, 50]))
     exact = direct(
         run.tapped, run.model.params, run.index, run.train, run.query.take(np.array([row]))
     ).scores_QxN  # fmt: skip
@@ -124,3 +131,39 @@ def _check_report(folder, call):
         assert len(letters) == len(own["texts"]["pieces"][0]) * len(pieces)
         assert {"s", "a"} & set(letters)
         assert ids[example] in run.train.ids
+
+
+def _check_asked_pages(folder, answer, ask):
+    """A server's answer is `ask`'s; a page of questions has the same examples and scores."""
+    run = open_run(folder)
+    reply = answering(run)
+    asked = {"prompt": "And God", "completion": " said"}
+    told = reply(question_of(run, asked))
+    assert json.loads(json.dumps(told)).keys() == answer.keys()
+    for name in ("proponents", "opponents"):
+        assert [one["id"] for one in told[name]] == [one["id"] for one in answer[name]]
+        scores = [[one["score"] for one in given[name]] for given in (told, answer)]
+        np.testing.assert_allclose(*scores, rtol=1e-5)
+    shown = reply(question_of(run, asked | {"form": "page"}))
+    ids = [shown["examples"]["id"][i] for i, *_ in shown["queries"][0]["lists"][0]]
+    expected = [one["id"] for one in [*answer["proponents"], *answer["opponents"][::-1]]]
+    assert ids == expected
+    assert "".join(shown["texts"]["pieces"][0]) == "And God said"
+    assert shown["texts"]["counts"][0].endswith("1")
+    assert list(shown["queries"][0]["tokens"]) == list(range(len(ids)))
+    # Held against another one, and of two prompts at once.
+    against = inquire(run, ["And God", "In the"], " said", " was")
+    parts = of_questions(run, [against]).asked[0]
+    scores = token_scores(run, parts, np.array([3, 50])).sum(axis=(1, 2))
+    own = [direct(run.tapped, run.model.params, run.index, run.train, one).scores_QxN.mean(axis=0)
+           for one in against.examples]  # fmt: skip
+    np.testing.assert_allclose(scores, (own[0] - own[1])[[3, 50]], rtol=1e-3, atol=1e-6)
+    page = folder / "asked.html"
+    done = ask("--prompt=And God", "--completion= said", "--contrast= was", f"--html={page}")
+    assert done.returncode == 0, done.stderr
+    told = stored(page.read_text())
+    assert told["queries-0"]["own"][0]["against"] == " was"
+    assert told["index"][0]["text"] == "And God said"
+    done = ask("--prompt=And", "--html=none/asked.html")
+    assert done.returncode == 2
+    assert "there is no folder none: make it first" in done.stderr

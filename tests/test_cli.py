@@ -192,7 +192,7 @@ def test_help_says_what_a_command_does_and_its_flags(command, capsys):
     out = capsys.readouterr().out
     assert f"stride-jax {command}" in out
     assert "--workdir VALUE" in out or command in ("plan", "prepare")
-    closed = ("ask", "audit", "prepare", "report", "select", "verify")
+    closed = ("ask", "audit", "prepare", "report", "select", "serve", "verify")
     assert "--config.KEY=VALUE" in out or command in closed
     assert main(["--help"]) == 0
     assert COMMANDS[command].about in capsys.readouterr().out

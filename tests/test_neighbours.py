@@ -12,7 +12,8 @@ import scipy.sparse
 import stride_jax
 from configs import bible_gpt
 from stride_jax import ExactSettings, Examples, ReadSettings, neighbours
-from stride_jax.applications.answer import AskSettings, ask
+from stride_jax.applications.answer import ask
+from stride_jax.applications.inquiry import AskSettings
 from stride_jax.candidates import as_one
 from stride_jax.cli.ask import _parser
 from stride_jax.near_copies import NearCopySettings, near_copy_keys

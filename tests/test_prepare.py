@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from array_record.python import array_record_module
 
-from stride_jax.applications.answer import AskSettings, ask
+from stride_jax.applications.answer import ask
+from stride_jax.applications.inquiry import AskSettings
 from stride_jax.cli import prepare as command
 from stride_jax.cli.doors import read_settings
 from stride_jax.data import ShardSettings, load_shards

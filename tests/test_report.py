@@ -9,15 +9,18 @@ import io
 import json
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import scipy.sparse
 
+from stride_jax.applications.live.desk import Desk
 from stride_jax.applications.report import content as contents
 from stride_jax.applications.report.page import page
 from stride_jax.attribution import Attribution
 from tests.report_pages import stored
+from tests.serving import serving
 
 HOSTILE = "</script><script>alert(1)</script><!-- <b>\u202e\u0007\u0000\u2028 שלום \ud800 &amp;"
 
@@ -92,26 +95,33 @@ def test_histogram_and_shares_are_those_of_all_scores():
 
 
 @contextlib.contextmanager
-def opened(html, tmp_path, **details):
-    """A page in a browser, which may neither complain nor ask anyone for anything."""
+def browser(address, **details):
+    """A page in a browser, what it complains of, and whom it asks."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    browser = shutil.which("chromium")
-    if browser is None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
         pytest.skip("no chromium: apt-get install chromium")
-    file = tmp_path / "report.html"
-    file.write_text(html, encoding="utf-8")
-    said, asked = [], []
+    said = []
     with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        tab = chromium.new_page(**details)
+        own = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = own.new_page(**details)
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(f"file://{file}")
+        tab.on("request", lambda request: said.append(f"asks {request.url}")
+               if not request.url.startswith((address, "blob:", "data:")) else None)  # fmt: skip
+        tab.goto(address)
+        yield tab, said
+        own.close()
+
+
+@contextlib.contextmanager
+def opened(html, tmp_path, **details):
+    """A page from disk, which may neither complain nor ask anyone for anything."""
+    file = tmp_path / "report.html"
+    file.write_text(html, encoding="utf-8")
+    with browser(f"file://{file}", **details) as (tab, said):
         yield tab
-        chromium.close()
-    assert not said
-    assert all(url.startswith(("file:", "blob:", "data:")) for url in asked), asked
+        assert not said
 
 
 @pytest.mark.slow
@@ -186,16 +196,67 @@ def test_a_page_of_classes_is_used(tmp_path):
         assert "No models were retrained" in tab.locator("#about").inner_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_takes_questions(width):
+    """The page of a server: a question joins the queries; one that fails or is given up says so."""
+    asked, go = [], threading.Event()
+    one = small(queries=1) | {"suspects": []}
+    one["queries"][0] |= {"id": "asked", "row": -1, "said_of": "by how much", "against": " war"}
+    one["queries"][0]["lists"] = one["queries"][0]["lists"][:1]
+
+    def answer(body):
+        asked.append(body)
+        if body["prompt"] == "fail":
+            raise ValueError("shorten the prompt")
+        for _ in desk.progress(range(1000), desc="thinking"):
+            if go.wait(0.02):
+                break
+        return one
+
+    desk, details = Desk(answer, str), {"viewport": {"width": width, "height": 800}}
+    with (
+        serving(desk, html=page(small(), "Live", live=True)) as call,
+        browser(call.address, **details) as (tab, said),
+    ):
+        tab.locator("#prompt").fill("fail")
+        tab.locator("#send").click()
+        tab.locator("#progress").filter(has_text="shorten the prompt").wait_for()
+        tab.locator("#prompt").fill("And <b>God")
+        tab.locator("#against").fill(" war")
+        tab.locator("#send").click()
+        tab.locator("#progress").filter(has_text="thinking").wait_for()
+        tab.locator("#cancel").click()
+        tab.locator("#progress").filter(has_text="given up").wait_for()
+        go.set()
+        tab.locator("#send").click()
+        tab.locator("#progress").filter(has_text="answered in").wait_for()
+        assert asked[-1] == {
+            "form": "page",
+            "top": 5,
+            "prompt": "And <b>God",
+            "against": " war",
+        }
+        assert tab.locator("#count").inner_text() == "61 of 61 queries"
+        assert tab.url.endswith("#query=asked")
+        assert tab.locator("#detail h2").inner_text() == "Question"
+        assert "rather than: war" in tab.locator("#detail").inner_text()
+        assert tab.locator(".card.help").count() == 3
+        first = tab.locator(".help .text").first.locator(".tok")
+        assert "help" in first.nth(3).evaluate("each => each.style.background")
+        tab.locator(".row").nth(1).click()
+        assert tab.url.endswith("#query=q0"), "the run's own queries are still there"
+        assert not said
+
+
 def test_an_attribution_of_other_data_is_refused():
     class Ran:
-        query = type("Queries", (), {"ids": np.array(["a", "b"])})
         train = type("Train", (), {"ids": np.array(["x", "y"])})
 
     scores = scipy.sparse.csr_array(np.array([[1.0, -2.0]], np.float32))
-    good = Attribution(["b"], ["y", "x"], scores)
-    lists = contents._lists(Ran, good, np.array([0, 1]), 3)
+    lists = contents._lists(Ran, Attribution(["b"], ["y", "x"], scores), ["a", "b"], 3, "other")
     assert lists == [[], [(1, 1.0, ""), (0, -2.0, "")]]
-    with pytest.raises(ValueError, match="has none of this run's queries"):
-        contents._lists(Ran, Attribution(["q"], ["y", "x"], scores), np.array([0, 1]), 3, "other")
+    with pytest.raises(ValueError, match="other has none of this run's queries"):
+        contents._lists(Ran, Attribution(["q"], ["y", "x"], scores), ["a", "b"], 3, "other")
     with pytest.raises(ValueError, match="other names 'z', which is no training example"):
-        contents._lists(Ran, Attribution(["b"], ["z", "x"], scores), np.array([0, 1]), 3, "other")
+        contents._lists(Ran, Attribution(["b"], ["z", "x"], scores), ["a", "b"], 3, "other")

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stride_jax.applications.answer import AskSettings, ask
+from stride_jax.applications.answer import ask
+from stride_jax.applications.inquiry import AskSettings
 from stride_jax.applications.question import question
 from stride_jax.baselines.model import Model
 from stride_jax.data import TuningSettings, load_tuning, template_of

@@ -2,6 +2,7 @@
 
     stride-jax ask --workdir=runs/bible_gpt --prompt="And God said, Let there be"
     echo "And God said" | stride-jax ask --workdir=runs/bible_gpt --json
+    stride-jax ask --workdir=runs/bible_gpt --html=answers.html < prompts.txt
     stride-jax ask --workdir=runs/bible_gpt --prompt="Let there be" --completion=" light" \\
         --against=" war"
 
@@ -19,12 +20,15 @@ from absl import logging
 from rich.console import Console
 from rich.text import Text
 
-from stride_jax.applications.answer import Answer, AskSettings, Passage, ask
-from stride_jax.cli.doors import Parser, at_least
+from stride_jax.applications.answer import Answer, Passage, answered
+from stride_jax.applications.inquiry import AskSettings, Inquiry, inquire
+from stride_jax.applications.report import content as contents
+from stride_jax.applications.report.page import page
+from stride_jax.cli.doors import PAGES, Parser, at_least, out_file
 from stride_jax.cli.streams import as_utf8
 from stride_jax.operators.questions import QUESTIONS
 from stride_jax.run.opened import open_run
-from stride_jax.runtime.files import plain
+from stride_jax.runtime.files import plain, without_nan, write_text
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.screen import json_text, visible
 
@@ -56,6 +60,7 @@ def _parser() -> Parser:
         type=_names,
     )  # fmt: skip
     parser.switch("json", "Print JSON, one line per prompt.")
+    parser.flag("html", "File of a page with all answers, as stride-jax report writes it.")
     return parser
 
 
@@ -160,6 +165,7 @@ def main(words: Sequence[str]) -> int:
         raise ValueError("--contrast is another name of --against: give one of them")
     logging.set_verbosity(logging.WARNING)
     given = _as_text(given)
+    out = None if given.html is None else out_file(given.html, "html", PAGES)
     workdir = local_folder(given.workdir, writable=False)
     run = open_run(workdir)
     console = Console(highlight=False)
@@ -170,17 +176,23 @@ def main(words: Sequence[str]) -> int:
     against = given.contrast if given.against is None else given.against
     questions = prompts(given.prompt, console)
     asked = [list(questions)] if given.together else questions
+    read: list[Inquiry] = []
     keeps_asking = given.prompt is None and sys.stdin.isatty() and not given.together
     for prompt in asked:
         try:
-            answer = ask(run, prompt, given.completion, against, settings)
+            own = inquire(run, prompt, given.completion, against, settings)
         except ValueError as error:
             if not keeps_asking:
                 raise
             console.print(Text(visible(str(error), kept=""), style="red"))
             continue
+        answer = answered(run, own, settings.top)
+        read.append(own)
         if given.json:
-            print(json_text(plain(answer)), flush=True)
+            print(json_text(without_nan(plain(answer))), flush=True)
         else:
             show(answer, console)
+    if out is not None:
+        told = contents.questions(run, read, contents.ReportSettings(top=given.top))
+        write_text(out, page(told, f"Questions to {workdir.resolve().name}"))
     return 0

@@ -20,11 +20,11 @@ from stride_jax.applications.audit import AuditSettings, judge, null_of
 from stride_jax.applications.audit_page import page
 from stride_jax.applications.audit_report import report
 from stride_jax.applications.replicas import gather, read_problems
-from stride_jax.cli.doors import Parser, at_least
+from stride_jax.cli.doors import Parser, at_least, out_file
 from stride_jax.data.text_examples import TextExamples
 from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run
-from stride_jax.runtime.files import atomic_path, write_json
+from stride_jax.runtime.files import write_json, write_text
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.screen import visible
@@ -54,9 +54,7 @@ def main(words: Sequence[str]) -> int:
     given, _ = _parser().read(words)
     logging.set_verbosity(logging.WARNING)
     settings = AuditSettings(given.rate, given.shingle, given.control)
-    out = pathlib.Path(given.out)
-    if out.suffix not in (".html", ".json"):
-        raise ValueError(f"--out={given.out}: give a name that ends in .html or .json")
+    out = out_file(given.out, "out", (".html", ".json"))
     run = open_run(local_folder(given.workdir))
     run.progress = bars
     problems = read_problems(run, given.benchmark)
@@ -85,8 +83,7 @@ def main(words: Sequence[str]) -> int:
         )
     write_json(out.with_suffix(".json"), told)
     if out.suffix == ".html":
-        with atomic_path(out) as temporary:
-            temporary.write_text(page(told), encoding="utf-8")
+        write_text(out, page(told))
     print(visible(_said(told, out), kept="\n"))
     return 0
 

@@ -10,6 +10,7 @@ import difflib
 import dis
 import errno
 import importlib.metadata
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from stride_jax.runtime.memory import is_about_memory
 
 USAGE = 2
 """Exit code of a command that was given something it can't work with."""
+
+PAGES = (".html", ".htm")
+"""What names of pages end in."""
 
 # What a file system says, and what to do about it.
 _DISK = {
@@ -151,6 +155,27 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def out_file(given: str, flag: str, endings: Sequence[str]) -> pathlib.Path:
+    """A file to be written, before the work that fills it.
+
+    Args:
+      given: its path.
+      flag: name of the flag.
+      endings: what its name may end in.
+
+    Raises:
+      ValueError: another ending, or a folder that is not there.
+    """
+    out = pathlib.Path(given)
+    if out.suffix not in endings:
+        raise ValueError(f"--{flag}={given}: give a name that ends in {' or '.join(endings)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"--{flag}={given}: there is no folder {out.parent}: make it first")
+    if out.is_dir():
+        raise ValueError(f"--{flag}={given} is a folder: give another name")
+    return out
 
 
 def one_line(error: BaseException, extras: Sequence[str] = ()) -> str | None:

@@ -32,7 +32,7 @@ from stride_jax.run.launching.settings import ELSEWHERE, TARGETS, LaunchSettings
 from stride_jax.run.launching.shell import quoted
 from stride_jax.run.launching.supervise import PREEMPTED, supervise
 from stride_jax.run.launching.sweeps import expand
-from stride_jax.runtime.files import atomic_path
+from stride_jax.runtime.files import write_text
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.screen import visible
 
@@ -154,8 +154,7 @@ def _submit(settings: LaunchSettings, script: str) -> int:
         if code := subprocess.run(["bash", folder / "install.sh"], check=False).returncode:
             return code
     (workdir / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
-    with atomic_path(workdir / "launch.sbatch") as temporary:
-        temporary.write_text(script, encoding="utf-8")
+    write_text(workdir / "launch.sbatch", script)
     return subprocess.run(["sbatch"], input=script, encoding="utf-8", check=False).returncode
 
 

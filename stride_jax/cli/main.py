@@ -58,6 +58,9 @@ COMMANDS = {
     "report": Command(
         "Write a run's answers as one page to open, search and share.", ("run",), imports=False
     ),
+    "serve": Command(
+        "Open a run in a browser, with a box for new questions.", ("run", "serve"), imports=False
+    ),
     "verify": Command(
         "Whether a run's files are what was written, or two runs agree.",
         ("run",),

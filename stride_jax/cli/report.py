@@ -17,11 +17,11 @@ from absl import logging
 from stride_jax.applications.report.content import ReportSettings, content
 from stride_jax.applications.report.page import page
 from stride_jax.attribution import Attribution
-from stride_jax.cli.doors import Parser, at_least
+from stride_jax.cli.doors import PAGES, Parser, at_least, out_file
 from stride_jax.run import summary
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
-from stride_jax.runtime.files import atomic_path
+from stride_jax.runtime.files import write_text
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import bars
 from stride_jax.runtime.screen import visible
@@ -52,11 +52,7 @@ def main(words: Sequence[str]) -> int:
     given, _ = _parser().read(words)
     logging.set_verbosity(logging.WARNING)
     folder = local_folder(given.workdir, writable=False)
-    out = pathlib.Path(given.out) if given.out else folder / "report.html"
-    if out.suffix not in (".html", ".htm"):
-        raise ValueError(f"--out={given.out}: give a name that ends in .html")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out={given.out}: there is no folder {out.parent}: make it first")
+    out = out_file(given.out or str(folder / "report.html"), "out", PAGES)
     others = {name: Attribution.load(path) for name, path in _others(given.compare).items()}
     run = Run(read_run_settings(folder), folder, bars)
     if summary.read(run, "attribution") is None:
@@ -65,8 +61,7 @@ def main(words: Sequence[str]) -> int:
         )
     settings = ReportSettings(given.top, given.queries, given.tokens, given.suspects)
     told = content(run, others, settings)
-    with atomic_path(out) as temporary:
-        temporary.write_text(page(told, given.title or folder.resolve().name), encoding="utf-8")
+    write_text(out, page(told, given.title or folder.resolve().name))
     size = out.stat().st_size / 2**20
     shown = f"{len(told['queries'])} queries, {len(told['examples']['id'])} training examples"
     print(visible(f"{shown}, {size:.1f} MiB: {out}", kept=""))

@@ -27,7 +27,7 @@ from stride_jax.applications.selection import (
     table,
 )
 from stride_jax.applications.targets import relative, targets_of, task_scores
-from stride_jax.cli.doors import Parser, at_least
+from stride_jax.cli.doors import Parser, at_least, out_file
 from stride_jax.data.dialogues import as_row, read_dialogues
 from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run
@@ -106,9 +106,7 @@ def main(words: Sequence[str]) -> int:
     given, _ = _parser().read(words)
     logging.set_verbosity(logging.WARNING)
     settings = SelectSettings(given.examples, given.tokens, given.pool, given.cap, given.copies)
-    out = pathlib.Path(given.out)
-    if out.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"--out={given.out}: give a name that ends in .jsonl or .parquet")
+    out = out_file(given.out, "out", (".jsonl", ".parquet"))
     if settings.cap < 1 and not given.source:
         raise ValueError(f"--cap={given.cap} bounds sources: name their column by --source")
     run = open_run(local_folder(given.workdir))

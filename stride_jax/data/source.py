@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,28 +113,45 @@ def _read(builder: Any, split: str, column: str) -> Examples:
     return Examples(inputs, labels.astype(np.int32) if labels.dtype.kind in "iu" else labels)
 
 
-def _scaled(splits: dict[str, Examples]) -> dict[str, Examples]:
-    """Bytes to [0, 1]; columns and numbers to mean 0 and deviation 1 over the training split.
+class Scaling(NamedTuple):
+    """How a data set's numbers become a model's: `(x − shift) / scale`, shift and scale of each.
 
-    Labels that are all 0 or 1 are there or not, and stay as they are.
+    Attributes:
+      inputs: bytes to [0, 1]; columns to mean 0 and deviation 1 over the training split.
+      labels: numbers likewise; those that are all 0 or 1 are there or not, and stay as they are.
+        None for classes.
     """
-    train = splits["train"]
-    inputs = (0.0, 255.0) if train.inputs.dtype == np.uint8 else _moments(train.inputs)
-    classes, labels = train.labels.dtype.kind in "iu", (0.0, 1.0)
-    if not classes and not np.isin(train.labels, (0, 1)).all():
-        labels = _moments(train.labels)
 
-    def scaled(values: np.ndarray, shift: Any, scale: Any) -> np.ndarray:
-        return ((values - np.float32(shift)) / np.float32(scale)).astype(np.float32)
+    inputs: tuple[Any, Any]
+    labels: tuple[Any, Any] | None
 
-    return {
-        role: dataclasses.replace(
-            e,
-            inputs=scaled(e.inputs, *inputs),
-            labels=e.labels if classes else scaled(e.labels, *labels),
+    @classmethod
+    def of(cls, train: Examples) -> "Scaling":
+        """That of a training split as it was read."""
+        inputs = (0.0, 255.0) if train.inputs.dtype == np.uint8 else _moments(train.inputs)
+        if train.labels.dtype.kind in "iu":
+            return cls(inputs, None)
+        there = np.isin(train.labels, (0, 1)).all()
+        return cls(inputs, (0.0, 1.0) if there else _moments(train.labels))
+
+    def apply(self, examples: Examples) -> Examples:
+        """Examples as the model takes them."""
+        labels = examples.labels
+        return dataclasses.replace(
+            examples,
+            inputs=scaled(examples.inputs, self.inputs),
+            labels=labels if self.labels is None else scaled(labels, self.labels),
         )
-        for role, e in splits.items()
-    }
+
+
+def scaled(values: np.ndarray, by: tuple[Any, Any]) -> np.ndarray:
+    """`(values − shift) / scale`, float32.
+
+    >>> scaled(np.array([0, 255], np.uint8), (0.0, 255.0)).tolist()
+    [0.0, 1.0]
+    """
+    shift, scale = by
+    return ((values - np.float32(shift)) / np.float32(scale)).astype(np.float32)
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,6 +180,30 @@ def load_splits(
       ValueError: unknown dataset or split, or without `label` and `image` or `features`; files of
         a dataset's package that are missing or not the package's.
     """
+    builder, column, label = _opened(settings, data_dir)
+    with quiet():
+        splits = {
+            role: _read(builder, getattr(settings, role), column)
+            for role in ("train", "calibration", "query")
+        }
+    scaling = Scaling.of(splits["train"])
+    return {role: scaling.apply(own) for role, own in splits.items()}, _width(label)
+
+
+def load_scaling(settings: DataSettings, data_dir: str | os.PathLike[str]) -> Scaling:
+    """How `load_splits` scales these data: for examples that come later.
+
+    Args:
+      settings: dataset and splits.
+      data_dir: folder of prepared datasets.
+    """
+    builder, column, _ = _opened(settings, data_dir)
+    with quiet():
+        return Scaling.of(_read(builder, settings.train, column))
+
+
+def _opened(settings: DataSettings, data_dir: str | os.PathLike[str]) -> tuple[Any, str, Any]:
+    """A dataset's builder, prepared, the name of its inputs, and the feature of its labels."""
     builder = _builder(settings.name, os.fspath(data_dir))
     features = builder.info.features
     column = "image" if "image" in features else "features"
@@ -174,8 +215,4 @@ def load_splits(
     with quiet():
         with preparing(builder.data_dir):
             builder.download_and_prepare(file_format="array_record")
-        splits = {
-            role: _read(builder, getattr(settings, role), column)
-            for role in ("train", "calibration", "query")
-        }
-    return _scaled(splits), _width(features["label"])
+    return builder, column, features["label"]

@@ -1,4 +1,4 @@
-"""A run of text that was made before, opened to be asked."""
+"""A run that was made before, opened to be asked."""
 
 import pathlib
 import shlex
@@ -6,21 +6,30 @@ import shlex
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import read_run_settings
 from stride_jax.runtime import checkpoint
+from stride_jax.runtime.progress import Progress, silent
 
 _NEEDED = ("model", "operators")
 """Stages whose checkpoints an answer reads."""
 
 
-def open_run(workdir: pathlib.Path) -> Run:
+def open_run(workdir: pathlib.Path, text: bool = True, progress: Progress = silent) -> Run:
     """The run that wrote a folder, ready to be asked.
 
+    Args:
+      workdir: its folder.
+      text: whether it must be of text.
+      progress: bars of its loops.
+
     Raises:
-      ValueError: no run of text was made there, or its model or operators are not there yet.
+      ValueError: no such run was made there, or its model or operators are not there yet.
     """
     settings = read_run_settings(workdir)
-    if not settings.is_text:
-        raise ValueError(f"the run in {workdir} is not of text: there is nothing to ask it")
-    run = Run(settings, workdir)
+    if text and not settings.is_text:
+        raise ValueError(
+            f"the run in {workdir} is not of text: there is nothing to ask it; stride-jax serve "
+            "takes questions to runs of images and tables"
+        )
+    run = Run(settings, workdir, progress)
     if missing := missing_stages(run):
         config = workdir / "settings.json"
         words = ["stride-jax", "run", f"--config={config}", f"--workdir={workdir}"]

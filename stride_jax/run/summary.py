@@ -1,7 +1,6 @@
 """A run's summary and attribution, as far as the run went."""
 
 import datetime
-import math
 import pathlib
 import shlex
 import sys
@@ -19,7 +18,7 @@ from stride_jax.run.room import refuse_too_large
 from stride_jax.run.settings import used
 from stride_jax.run.stages import BASELINES, STAGES, through
 from stride_jax.runtime import processes
-from stride_jax.runtime.files import plain, read_json, write_json
+from stride_jax.runtime.files import plain, read_json, without_nan, write_json
 from stride_jax.runtime.machine import device_name, rounding
 from stride_jax.unit import words
 
@@ -46,7 +45,7 @@ def write(run: Run, until: str | None = None) -> dict[str, Any]:
     if processes.leads():
         with named_stage(wanted[-1]):
             made = _summary(run, wanted)
-        write_json(run.workdir / "summary.json", _without_nan(plain(made)))
+        write_json(run.workdir / "summary.json", without_nan(plain(made)))
     processes.wait("summary written")
     return read_json(run.workdir / "summary.json")
 
@@ -73,15 +72,6 @@ def read(run: Run, until: str | None = None) -> dict[str, Any] | None:
         for stage, path in products.items()
     )
     return told if there and told["until"] in STAGES[len(wanted) - 1 :] else None
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON values, null in place of figures that could not be computed."""
-    if isinstance(value, dict):
-        return {name: _without_nan(v) for name, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _work(run: Run, wanted: tuple[str, ...]) -> None:

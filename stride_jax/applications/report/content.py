@@ -1,18 +1,16 @@
-"""What a report shows, as JSON values: queries, their examples, and what the answers are worth.
-
-Letter of its own: S queries that are shown.
-"""
+"""What a report shows, as JSON values: queries, their examples, and what the answers are worth."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from stride_jax.applications.inquiry import Inquiry, attribution
 from stride_jax.applications.report.examples import Shown, shown
-from stride_jax.applications.report.predictions import predictions
+from stride_jax.applications.report.queries import Queries, of_questions, of_run
 from stride_jax.applications.report.tokens import agreements
-from stride_jax.attribution import Attribution
+from stride_jax.attribution import Attribution, versions
 from stride_jax.ids import rows_of
 from stride_jax.reading import VERDICTS
 from stride_jax.run.pipeline import Run
@@ -50,7 +48,7 @@ class ReportSettings:
 def content(
     run: Run, others: Mapping[str, Attribution] = {}, settings: ReportSettings = ReportSettings()
 ) -> dict[str, Any]:
-    """All that the page shows.
+    """All that the page of a run shows.
 
     Args:
       run: a finished run.
@@ -63,25 +61,47 @@ def content(
     """
     count = len(run.query)
     row_S = np.unique(np.linspace(0, count - 1, min(count, settings.queries)).astype(int))
-    methods = {"stride": run.attribution()}
-    lists = {"stride": _lists(run, methods["stride"], row_S, settings.top)}
-    for name, other in others.items():
-        methods[name] = other
-        lists[name] = _lists(run, other, row_S, settings.top, name)
+    methods = {"stride": run.attribution(), **others}
+    return _content(run, methods, of_run(run, row_S), settings)
+
+
+def questions(
+    run: Run, inquiries: Sequence[Inquiry], settings: ReportSettings = ReportSettings()
+) -> dict[str, Any]:
+    """What the page shows of questions that were put to a run; the last of equal ones.
+
+    Args:
+      run: a run with its model and operators.
+      inquiries: what was read of each; none for a page without queries.
+      settings: how much of it.
+    """
+    own = list({str(one.ids[0]): one for one in inquiries}.values())
+    methods = {"stride": attribution(run, own)} if own else {}
+    return _content(run, methods, of_questions(run, own), dataclasses.replace(settings, suspects=0))
+
+
+def _content(
+    run: Run, methods: Mapping[str, Attribution], queries: Queries, settings: ReportSettings
+) -> dict[str, Any]:
+    lists = {name: _lists(run, own, queries.ids, settings.top, name) for name, own in
+             methods.items()}  # fmt: skip
     suspects = _suspects(run, settings.suspects)
     wanted = [train for own in lists.values() for one in own for train, *_ in one]
-    examples = shown(run, np.unique([*wanted, *(row for row, *_ in suspects)]).astype(int), row_S)
+    rows = np.unique([*wanted, *(row for row, *_ in suspects)]).astype(int)
+    examples = shown(run, rows, queries)
     place = {int(row): i for i, row in enumerate(examples.rows)}
-    tokens = agreements(run, row_S, lists["stride"], settings.tokens)
-    made = predictions(run, row_S)
+    own, strongest = methods.get("stride"), lists.get("stride", [])
+    tokens = agreements(run, queries.asked, strongest, settings.tokens)
+    at = {} if own is None else rows_of(own.query_ids, queries.ids)
     return {
-        "about": _about(run, list(methods), methods["stride"], settings),
+        "about": _about(run, list(methods), settings),
         "examples": examples.columns | {"copies": _copies(run, examples)},
         "queries": [
-            _query(run, methods["stride"], int(row))
-            | made[s]
-            | {"lists": [_placed(own[s], place) for own in lists.values()], "tokens": tokens[s]}
-            for s, row in enumerate(row_S)
+            {"id": name, "row": int(queries.row_S[s])}
+            | ({} if own is None else _worth(own, at[name]))
+            | queries.told[s]
+            | {"lists": [_placed(one[s], place) for one in lists.values()], "tokens": tokens[s]}
+            for s, name in enumerate(queries.ids)
         ],
         "texts": examples.queries,
         "suspects": [[place[row], *rest] for row, *rest in suspects],
@@ -89,14 +109,14 @@ def content(
 
 
 def _lists(
-    run: Run, own: Attribution, row_S: np.ndarray, top: int, name: str = ""
+    run: Run, own: Attribution, ids: Sequence[str], top: int, name: str
 ) -> list[list[Entry]]:
     """Each query's strongest examples by their rows in the run, largest score first.
 
     Raises:
       ValueError: no query in common, or examples that the run has not.
     """
-    at = rows_of(own.query_ids, [str(i) for i in run.query.ids[row_S]])
+    at = rows_of(own.query_ids, ids)
     if not at:
         raise ValueError(
             f"{name} has none of this run's queries: compare attributions of the same queries"
@@ -114,8 +134,7 @@ def _lists(
     columns = (table["query_row"].tolist(), trains, table["score"].tolist(), list(sources))
     for query, train, score, source in zip(*columns, strict=True):
         by_query.setdefault(query, []).append((int(known[train]), float(score), str(source)))
-    wanted = [at.get(str(i), -1) for i in run.query.ids[row_S]]
-    return [sorted(by_query.get(q, []), key=lambda e: -e[1]) for q in wanted]
+    return [sorted(by_query.get(at.get(q, -1), []), key=lambda e: -e[1]) for q in ids]
 
 
 def _placed(entries: list[Entry], place: Mapping[int, int]) -> list[list[Any]]:
@@ -131,14 +150,12 @@ def brief(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _query(run: Run, own: Attribution, row: int) -> dict[str, Any]:
-    """A query, what its answer is worth, and the shape of its scores."""
+def _worth(own: Attribution, row: int) -> dict[str, Any]:
+    """What a query's answer is worth, and the shape of its scores."""
     values = row_scores(own.scores, row)[1].astype(np.float64)
     diagnostics = {n: float(v[row]) for n, v in own.diagnostics.items()}
     verdict = diagnostics.pop("verdict", None)
     return {
-        "id": str(run.query.ids[row]),
-        "row": row,
         "verdict": "" if verdict is None else VERDICTS[int(verdict)],
         "worth": {n: brief(v) for n, v in diagnostics.items()},
         "histogram": histogram(values),
@@ -198,27 +215,25 @@ def _suspects(run: Run, count: int) -> list[list[Any]]:
     ]
 
 
-def _about(
-    run: Run, methods: list[str], own: Attribution, settings: ReportSettings
-) -> dict[str, Any]:
+def _about(run: Run, methods: list[str], settings: ReportSettings) -> dict[str, Any]:
     """What the answers are worth, and where they come from."""
     told = run.workdir / "summary.json"
     summary = read_json(told) if told.exists() else {}
     kept = ("lds", "lds_ci95", "perfect_predictor", "too_small", "methods", "accuracy",
             "held_out_loss", "explained_variance", "temperature", "recovery", "seconds", "device",
             "date", "command", "settings")  # fmt: skip
-    labels = run.query.labels
+    labels, unit = run.query.labels, run.measured_unit
     return plain({
-        "methods": methods,
+        "methods": methods or ["stride"],
         "kind": kind_of(run),
         "classes": bool(run.model.objective.classes and labels.ndim == 1),
         "objective": run.model.objective.name,
-        "scores": words(own.unit),
-        "unit": own.unit is not None and own.unit.is_known,
+        "scores": words(unit),
+        "unit": unit is not None and unit.is_known,
         "train": len(run.train),
         "queries": len(run.query),
         "top": settings.top,
-        "versions": dict(own.versions),
+        "versions": versions(),
         "summary": {name: summary[name] for name in kept if summary.get(name) is not None},
     })  # fmt: skip
 

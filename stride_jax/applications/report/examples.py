@@ -1,4 +1,4 @@
-"""Examples as a page shows them: thumbnails in sheets, rows of tables, texts in tokens.
+"""Examples as a page shows them: thumbnails in sheets, rows of tables, texts.
 
 Letter of its own: U training examples that are shown.
 """
@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from stride_jax.data.text_examples import TextExamples
+from stride_jax.applications.report.queries import Queries, split_texts
 from stride_jax.run.pipeline import Run
-from stride_jax.runtime.files import plain
 
 SHEET = 256
 """Thumbnails of a sheet, in rows of 16."""
@@ -34,29 +33,27 @@ class Shown:
     queries: dict[str, Any]
 
 
-def shown(run: Run, row_U: np.ndarray, row_S: np.ndarray) -> Shown:
-    """Training examples and queries of these rows.
+def shown(run: Run, row_U: np.ndarray, queries: Queries) -> Shown:
+    """Training examples of these rows, and queries.
 
     Args:
       run: whose data they are.
       row_U: training rows, ascending.
-      row_S: query rows.
+      queries: of the page.
     """
     if run.settings.is_text:
-        return Shown(
-            row_U,
-            _names(run, "train", row_U) | _texts(run, "train", row_U),
-            _texts(run, "query", row_S),
-        )
-    train, query = (
-        np.asarray(own.inputs) for own in (run.train.take(row_U), run.query.take(row_S))
-    )
+        return Shown(row_U, _names(run, row_U) | split_texts(run, "train", row_U), queries.texts)
+    train = np.asarray(run.train.take(row_U).inputs) if len(row_U) else run.train.inputs[:0]
+    asked = [np.asarray(own.examples[0].inputs) for own in queries.asked]
+    query = np.concatenate(asked) if asked else run.query.inputs[:0]
     drawn = _images(train, query) if query.ndim == 4 else _tables(run, train, query)
-    return Shown(row_U, _names(run, "train", row_U) | drawn[0], drawn[1])
+    return Shown(row_U, _names(run, row_U) | drawn[0], drawn[1])
 
 
-def _names(run: Run, split: str, rows: np.ndarray) -> dict[str, Any]:
-    own = run.data[0][split].take(rows)
+def _names(run: Run, rows: np.ndarray) -> dict[str, Any]:
+    if not len(rows):
+        return {"id": [], "row": []}
+    own = run.train.take(rows)
     names: dict[str, Any] = {"id": [str(i) for i in own.ids], "row": rows.tolist()}
     labels = np.asarray(own.labels)
     if labels.ndim == 1 and labels.dtype.kind in "iu":
@@ -107,42 +104,3 @@ def _tables(run: Run, *both: np.ndarray) -> list[dict[str, Any]]:
         {"values": [[float(f"{v:.3g}") for v in row.ravel()] for row in own], "spread": spread}
         for own in both
     ]
-
-
-# ── texts ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _texts(run: Run, split: str, rows: np.ndarray) -> dict[str, Any]:
-    """Tokens of each sequence as text, whether each counts, where it comes from, what surrounds it.
-
-    A token's scores are of its prediction, so a sequence is shown from its second token on.
-    """
-    text, tokenizer = getattr(run.corpus, split), run.corpus.tokenizer
-    own, sizes = run.data[0][split].take(rows), text.sizes_N[rows]
-    pieces, counts = [], []
-    for inputs_T, label_T, size in zip(
-        np.asarray(own.inputs), np.asarray(own.labels), sizes.tolist(), strict=True
-    ):
-        tokens = [*inputs_T[1:size].tolist(), max(int(label_T[size - 1]), 0)]
-        pieces.append(tokenizer.pieces(tokens))
-        counts.append("".join("1" if label >= 0 else "0" for label in label_T[:size].tolist()))
-    return {
-        "pieces": pieces,
-        "counts": counts,
-        "source": [text.references(int(row)) for row in rows],
-        "documents": [plain(text.origins_of(int(row))) for row in rows],
-        "around": [_around(text, tokenizer, int(row)) for row in rows],
-    }
-
-
-def _around(text: Any, tokenizer: Any, row: int) -> list[str]:
-    """The sequences of the same document before and after one, empty where there is none."""
-    if not isinstance(text, TextExamples):
-        return ["", ""]
-    own = set(text.spans.of(row).document_P.tolist())
-    said = []
-    for other in (row - 1, row + 1):
-        inside = 0 <= other < len(text)
-        same = inside and own & set(text.spans.of(other).document_P.tolist())
-        said.append(text.take(np.array([other])).texts(tokenizer)[0] if same else "")
-    return said

@@ -43,11 +43,16 @@
 
   // ── what the parts hold ───────────────────────────────────────────────────────────────────────
 
+  // Questions that were asked since the page was opened, and their examples, stand behind its own.
+  const asked = { queries: [], examples: [], sheets: new Map() };
+  const OWN = index.length;
+
   const query = (i) => {
+    if (i >= OWN) return { ...asked.queries[i - OWN], place: i };
     const own = part(`queries-${Math.floor(i / PARTS.queries)}`), at = i % PARTS.queries;
     return { ...own.own[at], item: column(own.texts, at), place: i };
   };
-  const example = (i) => ({ ...column(part(`examples-${Math.floor(i / PARTS.examples)}`), i % PARTS.examples), place: i });
+  const example = (i) => i >= about.shown ? { ...asked.examples[i - about.shown], place: i } : ({ ...column(part(`examples-${Math.floor(i / PARTS.examples)}`), i % PARTS.examples), place: i });
   const column = (columns, at) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[at]]));
 
   const urls = new Map();
@@ -58,14 +63,16 @@
     }
     return urls.get(id);
   };
+  /** The sheet that holds an image, and its place there. */
+  const place = (set, i) => asked.sheets.get(`${set}-${i}`) || [`${set}-sheet-${Math.floor(i / PARTS.sheet)}`, i % PARTS.sheet];
   const thumb = (set, i, said, pixels, zooms = true) => {
-    const [height, width] = about.size, within = i % PARTS.sheet;
+    const [height, width] = about.size, [from, within] = place(set, i);
     const made = el(zooms ? "button" : "div", zooms ? { type: "button", class: "thumb", "aria-label": `${said}; enlarge`, "aria-pressed": "false" }
       : { class: "thumb", role: "img", "aria-label": said });
     const draw = (size) => {
       const scale = size / Math.max(height, width), w = width * scale, h = height * scale;
       Object.assign(made.style, {
-        width: `${w}px`, height: `${h}px`, backgroundImage: `url(${sheet(`${set}-sheet-${Math.floor(i / PARTS.sheet)}`)})`,
+        width: `${w}px`, height: `${h}px`, backgroundImage: `url(${sheet(from)})`,
         backgroundSize: `${16 * w}px auto`, backgroundPosition: `${-(within % 16) * w}px ${-Math.floor(within / 16) * h}px`,
         boxSizing: "content-box",
       });
@@ -81,7 +88,9 @@
 
   // ── the list ──────────────────────────────────────────────────────────────────────────────────
 
-  const needles = index.map((q) => [q.id, `row ${q.row}`, q.text, q.label].filter((v) => v !== undefined).join(" ").toLowerCase());
+  const titled = (q) => q.row < 0 ? "question" : `row ${q.row}`;
+  const needle = (q) => [q.id, titled(q), q.text, q.label].filter((v) => v !== undefined).join(" ").toLowerCase();
+  const needles = index.map(needle);
   const flagged = (q) => q.verdict && q.verdict !== "found";
   const STATES = {
     all: ["all", () => true],
@@ -94,7 +103,7 @@
     loss: ["largest loss first", (a, b) => index[b].loss - index[a].loss],
     sure: ["smallest loss first", (a, b) => index[a].loss - index[b].loss],
   };
-  const named = (q) => about.classes ? `class ${q.label}${q.right ? "" : `, taken for ${q.guess}`}` : q.text !== undefined ? visible(q.text) : `row ${q.row}`;
+  const named = (q) => about.classes ? `class ${q.label}${q.right ? "" : `, taken for ${q.guess}`}` : q.text !== undefined ? visible(q.text) : titled(q);
 
   const filter = () => {
     const words = byId("search").value.toLowerCase().trim(), wanted = byId("class").value;
@@ -118,7 +127,7 @@
     return el("div", {
       class: "row", role: "option", id: `query-${i}`, "aria-selected": String(i === state.at), "aria-posinset": at + 1,
       "aria-setsize": state.rows.length, style: `top:${ROW * at}px`, on: { click: () => open(i) },
-    }, about.kind === "image" ? thumb("query", i, `query ${q.row}`, 36, false) : null,
+    }, about.kind === "image" ? thumb("query", i, titled(q), 36, false) : null,
     el("div", {}, el("b", { dir: "auto" }, named(q) + mark), el("small", {}, `${q.id.slice(0, 12)} · loss ${number(q.loss, 3)}${flagged(q) ? ` · ${q.verdict}` : ""}`)));
   };
   const open = (i, quietly = false) => {
@@ -139,7 +148,7 @@
   const detail = () => {
     const q = query(state.at), page = byId("detail");
     page.replaceChildren(...present([
-      el("h2", { dir: "auto" }, about.kind === "text" ? (q.item.source || []).join("; ") || q.id : `Query ${q.row}`),
+      el("h2", { dir: "auto" }, q.row < 0 ? "Question" : about.kind === "text" ? (q.item.source || []).join("; ") || q.id : `Query ${q.row}`),
       el("div", { class: "bar-row" },
         el("button", { type: "button", on: { click: () => step(-1) } }, "Previous"),
         el("button", { type: "button", on: { click: () => step(1) } }, "Next"),
@@ -147,18 +156,22 @@
         el("button", { type: "button", id: "jsonl", on: { click: () => save("jsonl") } }, "Save JSONL"),
         el("button", { type: "button", id: "csv", on: { click: () => save("csv") } }, "Save CSV"),
         q.verdict ? el("span", { class: `tag ${q.verdict === "found" ? "right" : "warn"}` }, q.verdict.replaceAll("_", " ")) : null),
-      el("div", { class: "asked" }, about.kind === "image" ? thumb("query", state.at, `query ${q.row}`, 112) : null,
-        el("div", { style: "min-width:0" }, said(q), el("small", {}, `id ${q.id}, row ${q.row}`))),
-      about.kind === "text" ? asked(q) : about.kind === "table" ? cells(q.item.values, null) : "",
+      el("div", { class: "asked" }, about.kind === "image" ? thumb("query", state.at, titled(q), 112) : null,
+        el("div", { style: "min-width:0" }, said(q), el("small", {}, `id ${q.id}, ${titled(q)}`))),
+      q.against ? el("p", { class: "dim", dir: "auto" }, `rather than: ${visible(q.against)}`) : null,
+      about.kind === "text" ? tokensOf(q) : about.kind === "table" ? cells(q.item.values, null) : "",
       about.methods.length > 1 ? el("div", { class: "bar-row", role: "group", "aria-label": "Methods" }, about.methods.map((name, m) =>
         el("button", { type: "button", "aria-pressed": String(state.methods.has(m)), on: { click: () => { toggle(m); detail(); } } }, `${state.methods.has(m) ? "✓ " : ""}${name}`))) : null,
-      ...[...state.methods].sort((a, b) => a - b).map((m) => answers(q, m)),
+      q.said_of ? el("p", { class: "dim" }, `A score says ${visible(q.said_of)}.`) : null,
+      ...methodsOf(q).map((m) => answers(q, m)),
       el("h3", {}, "How its scores spread"),
       el("div", { class: "plots" }, histogram(q.histogram), cumulative(q.shares)),
       el("h3", {}, "What this answer is worth"),
       figures(Object.entries(q.worth).map(([name, value]) => [name.replaceAll("_", " "), number(value, 3)]))]));
     if (about.kind === "text") shade();
   };
+  /** Methods that are shown; a question that was asked has the run's own alone. */
+  const methodsOf = (q) => [...state.methods].filter((m) => q.lists[m]).sort((a, b) => a - b);
   const toggle = (m) => {
     if (!state.methods.delete(m)) state.methods.add(m);
     if (!state.methods.size) state.methods.add(m);
@@ -200,9 +213,9 @@
   // ── rows of tables ────────────────────────────────────────────────────────────────────────────
 
   /** Columns and their values; beside a query's those that lie more than a deviation apart come first. */
-  const cells = (values, asked) => {
-    const apart = (c) => asked === null ? 0 : Math.abs(values[c] - asked[c]) / (about.spread[c] || 1);
-    const order = values.map((_, c) => c).sort((a, b) => asked === null ? a - b : apart(b) - apart(a));
+  const cells = (values, beside) => {
+    const apart = (c) => beside === null ? 0 : Math.abs(values[c] - beside[c]) / (about.spread[c] || 1);
+    const order = values.map((_, c) => c).sort((a, b) => beside === null ? a - b : apart(b) - apart(a));
     const shown = order.slice(0, 12), rest = order.slice(12);
     const cell = (c) => el("span", { class: apart(c) > 1 ? "differs" : "" }, `${apart(c) > 1 ? "≠ " : ""}column ${c}: ${number(values[c], 3)}`);
     const box = el("div", { class: "cells" }, shown.map(cell));
@@ -212,7 +225,7 @@
 
   // ── texts ─────────────────────────────────────────────────────────────────────────────────────
 
-  const asked = (q) => el("p", { class: "text open", dir: "auto", id: "asked" }, q.item.pieces.map((piece, t) => {
+  const tokensOf = (q) => el("p", { class: "text open", dir: "auto", id: "asked" }, q.item.pieces.map((piece, t) => {
     const counts = q.item.counts[t] === "1", loss = (q.losses || [])[t];
     return counts ? el("button", { type: "button", class: "tok", "data-t": t, "aria-pressed": "false", title: loss === undefined || loss === null ? "" : `loss ${loss} nats`,
       on: { click: () => { state.token = state.token === t ? null : t; shade(); } } }, visible(piece)) : el("span", { class: "tok" }, visible(piece));
@@ -287,7 +300,7 @@
     const others = own.filter(([, score]) => score < 0).map(([i]) => new Set(wordsOf(example(i).pieces).map((each) => each.word)));
     const count = new Map();
     sets.forEach((set) => set.forEach((word) => count.set(word, (count.get(word) || 0) + 1)));
-    const usual = part("examples-0").pieces.map((pieces) => pieces.join("").toLowerCase());
+    const usual = (about.shown ? part("examples-0").pieces : asked.examples.map((x) => x.pieces)).map((pieces) => pieces.join("").toLowerCase());
     const common = (word) => usual.filter((said) => said.includes(word)).length > usual.length / 2;
     const rate = (word) => count.get(word) / sets.length - others.filter((set) => set.has(word)).length / Math.max(1, others.length);
     const top = [...count.keys()].filter((word) => count.get(word) > 1 && word.length > 2 && !common(word)).sort((a, b) => rate(b) - rate(a) || count.get(b) - count.get(a)).slice(0, 12);
@@ -328,16 +341,16 @@
   };
   const exported = (i, m) => {
     const q = query(i), entry = ([at, score, source]) => ({ ...told(at), score, ...(source ? { found_by: source } : {}) });
-    const asked = { id: q.id, row: q.row, loss: q.loss, ...(q.label === undefined ? {} : { label: q.label, prediction: q.guess }), ...(q.item.pieces ? { text: q.item.pieces.join("") } : {}) };
-    return { query: asked, method: about.methods[m], scores: about.scores,
+    const own = { id: q.id, row: q.row < 0 ? null : q.row, loss: q.loss, ...(q.label === undefined ? {} : { label: q.label, prediction: q.guess }), ...(q.item.pieces ? { text: q.item.pieces.join("") } : {}) };
+    return { query: own, method: about.methods[m], scores: about.scores,
       proponents: q.lists[m].filter(([, s]) => s > 0).map(entry), opponents: q.lists[m].filter(([, s]) => s < 0).reverse().map(entry) };
   };
   const COLUMNS = ["query_id", "query_row", "method", "rank", "train_id", "train_row", "score", "found_by"];
   const field = (value) => /[",\n\r]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value);
   /** The queries of the list, as filtered, with the methods that are shown. */
   const save = (kind) => {
-    const methods = [...state.methods].sort((a, b) => a - b), lines = kind === "csv" ? [COLUMNS.join(",")] : [];
-    for (const i of state.rows) for (const m of methods) {
+    const lines = kind === "csv" ? [COLUMNS.join(",")] : [];
+    for (const i of state.rows) for (const m of methodsOf(query(i))) {
       const own = exported(i, m);
       if (kind === "jsonl") { lines.push(JSON.stringify(own)); continue; }
       own.proponents.forEach((x, n) => lines.push([own.query.id, own.query.row, own.method, n + 1, x.id, x.row, x.score, x.found_by || ""].map(field).join(",")));
@@ -391,6 +404,80 @@
     if (name === "queries") draw();
   };
 
+  // ── questions to a server ─────────────────────────────────────────────────────────────────────
+
+  /** An answer's query and examples, behind those that are there. */
+  const add = (told) => {
+    const first = about.shown + asked.examples.length, at = index.length;
+    const sheets = (set, columns, base, count) => {
+      (columns.sheets || []).forEach((own, n) => held.set(`${set}-sheet-${base}-${n}`, own));
+      if (columns.sheets) for (let i = 0; i < count; i++) asked.sheets.set(`${set}-${base + i}`, [`${set}-sheet-${base}-${Math.floor(i / PARTS.sheet)}`, i % PARTS.sheet]);
+    };
+    const count = told.examples.id.length, whole = ["sheets", "size", "spread"];
+    const columns = (of) => Object.fromEntries(Object.entries(of).filter(([name]) => !whole.includes(name)));
+    sheets("example", told.examples, first, count);
+    sheets("query", told.texts, at, 1);
+    about.spread = about.spread || told.texts.spread;
+    about.size = about.size || told.texts.size;
+    for (let i = 0; i < count; i++) asked.examples.push(column(columns(told.examples), i));
+    const own = { ...told.queries[0], item: column(columns(told.texts), 0) };
+    own.lists = own.lists.map((list) => list.map(([i, ...rest]) => [first + i, ...rest]));
+    asked.queries.push(own);
+    const brief = { ...own, text: own.item.pieces && own.item.pieces.join("").slice(0, 160) };
+    index.push(brief);
+    needles.push(needle(brief));
+    for (const id of ["search", "class", "state"]) byId(id).value = id === "state" ? "all" : "";
+    filter();
+    show("queries");
+    open(at);
+  };
+  const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+  const call = async (path, options = {}) => {
+    const answer = await fetch(path, { cache: "no-store", ...options });
+    const told = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(told.error || `the server said ${answer.status}`);
+    return told;
+  };
+  const encoded = (file) => new Promise((done, fail) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => fail(new Error("the file can't be read"));
+    reader.readAsDataURL(file);
+  });
+  const body = async () => {
+    const own = { form: "page", top: about.top }, value = (id) => byId(id).value;
+    if (about.kind === "text") return { ...own, prompt: value("prompt"), ...(value("completion") ? { completion: value("completion") } : {}), ...(value("against") ? { against: value("against") } : {}) };
+    const label = value("label").trim();
+    if (label && !label.split(",").every((one) => one.trim() && Number.isFinite(Number(one)))) throw new Error("the label must be a number, or numbers with commas between them");
+    if (label) { const numbers = label.split(",").map(Number); own.label = numbers.length === 1 ? numbers[0] : numbers; }
+    return about.kind === "image" ? { ...own, image: await encoded(byId("image").files[0]) } : { ...own, row: value("values").trim().replace(/[\s,;]+/g, ",") };
+  };
+  let waiting = null;
+  const ask = async () => {
+    const tell = (said) => { byId("progress").textContent = said; };
+    byId("send").disabled = true;
+    try {
+      let told = await call("/questions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(await body()) });
+      waiting = told.id;
+      byId("cancel").hidden = false;
+      while (["waiting", "working"].includes(told.state)) {
+        const far = told.total ? ` ${Math.round(100 * told.done / told.total)} %` : "";
+        tell(told.state === "waiting" ? `${told.ahead} before it, ${Math.round(told.seconds)} s` : `${told.stage || "thinking"}${far}, ${Math.round(told.seconds)} s`);
+        await sleep(250);
+        told = await call(`/questions/${encodeURIComponent(waiting)}`);
+      }
+      tell(told.state === "done" ? `answered in ${number(told.seconds, 2)} s` : told.state === "failed" ? told.error : "given up");
+      if (told.state === "done") add(told.answer);
+    } catch (error) { tell(error instanceof TypeError ? "the server can't be reached" : error.message); }
+    waiting = null;
+    byId("send").disabled = false;
+    byId("cancel").hidden = true;
+  };
+  if (byId("ask")) {
+    byId("ask").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
+    byId("cancel").addEventListener("click", () => { if (waiting) call(`/questions/${encodeURIComponent(waiting)}`, { method: "DELETE" }).catch(() => {}); });
+  }
+
   // ── beginning ─────────────────────────────────────────────────────────────────────────────────
 
   const follow = () => {
@@ -398,8 +485,9 @@
     if (page && byId(page) && document.querySelector(`nav [data-page="${CSS.escape(page)}"]`)) { show(page); return; }
     const at = index.findIndex((q) => q.id === wanted.get("query"));
     show("queries");
+    if (wanted.get("query") && at < 0) byId("count").textContent = "The query of this link is not on this page.";
     if (at >= 0) open(at, true); else if (state.rows.length) open(state.rows[0], true);
-    else byId("detail").replaceChildren(el("p", {}, "No query."));
+    else byId("detail").replaceChildren(el("p", {}, byId("ask") ? "Ask something." : "No query."));
   };
   const options = (select, choices) => byId(select).append(...Object.entries(choices).map(([value, [said]]) => el("option", { value }, said)));
   options("state", Object.fromEntries(Object.entries(STATES).filter(([name]) => about.classes || !["right", "wrong"].includes(name))));

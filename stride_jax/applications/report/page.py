@@ -19,12 +19,13 @@ _INDEX = ("id", "row", "label", "guess", "p", "loss", "right", "verdict", "said"
 """What the list of queries needs of each."""
 
 
-def page(content: Mapping[str, Any], title: str) -> str:
+def page(content: Mapping[str, Any], title: str, live: bool = False) -> str:
     """The page of a report.
 
     Args:
-      content: from `content.content`.
+      content: from `content.content` or `content.questions`.
       title: of the page.
+      live: whether a server is there to take questions.
 
     >>> about = {"kind": "table", "methods": ["stride"]}
     >>> content = {"about": about, "queries": [], "texts": {}, "examples": {}, "suspects": []}
@@ -37,6 +38,8 @@ def page(content: Mapping[str, Any], title: str) -> str:
     own = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html = own.from_string(_file("page.html")).render(
         title=title,
+        live=live,
+        kind=content["about"]["kind"],
         style=Markup(_file("page.css")),
         script=Markup(_file("page.js")),
         parts=[(name, Markup(in_script(value))) for name, value in _parts(content)],

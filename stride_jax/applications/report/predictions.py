@@ -5,26 +5,26 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from stride_jax.examples import Examples
 from stride_jax.run.outputs import outputs
 from stride_jax.run.pipeline import Run
 
 
-def predictions(run: Run, row_S: np.ndarray) -> list[dict[str, Any]]:
-    """For each of some queries what was right, what the model said and at what loss, nats.
+def predictions(run: Run, queries: Examples) -> list[dict[str, Any]]:
+    """For each query what was right, what the model said and at what loss, nats.
 
     Of a classifier `label`, `guess` and the probabilities of both; of numbers `target` and `said`;
     of text the loss of each token that counts (null for others), and their sum.
 
     Args:
       run: with its base model.
-      row_S: rows of queries.
+      queries: of its kind.
     """
     made: list[dict[str, Any]] = []
     classes = run.model.objective.classes
-    for some, logits, loss in outputs(run, run.query.take(row_S)):
-        rows = row_S[some]
-        labels = run.query.labels[rows]
-        for i in range(len(rows)):
+    for some, logits, loss in outputs(run, queries):
+        labels = queries.labels[some]
+        for i in range(len(labels)):
             if classes and labels.ndim == 2:
                 made.append(_of_tokens(logits[i], labels[i], loss[i]))
             elif classes:

@@ -1,0 +1,1 @@
+"""A run that answers questions over HTTP: the line of questions, what they say, the server."""
