@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: setup quickstart data boards-data books encoder test test-slow test-newest drill plan-chips
-.PHONY: test-page bench-accelerator lint format clean
+.PHONY: docs test-page bench-accelerator lint format clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,11 @@ test-slow: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=false STRIDE_TEST_DEVICES=8 \
 	    $(BIN)/python -m pytest -m "slow and eight" tests
 
+# The site with its tutorials executed, strictly: site/index.html opens from disk.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,text,docs]'
+	NO_MKDOCS_2_WARNING=1 PYTHONUNBUFFERED=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # Reports in headless Chromium (Debian: apt-get install chromium).
 test-page: setup
 	command -v chromium
@@ -91,4 +96,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-accelerator runs dist build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-accelerator runs dist build site .cache *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -133,10 +133,14 @@ def append(
     Sums of the new examples are added to the old sums; the basis stays as it was fitted.
 
     Args:
-      tapped, params: the model the index was fitted on.
+      tapped: the model the index was fitted on.
+      params: its parameters.
       index: from `fit` with `keep_moments`, or from `append`.
-      inputs, labels, ids, weights, keys: the new examples, as in `fit`; an old key joins the old
-        examples that have it.
+      inputs: the new examples, as in `fit`.
+      labels: of each.
+      ids: of each.
+      weights: of each label.
+      keys: of each; an old key joins the old examples that have it.
       groups: the groups of the new examples, as in `fit`; old names grow, new ones are added.
       execution: as in `fit`.
 
@@ -277,10 +281,13 @@ def attribute(
     rest, and their sum over token groups (docs/method.md §6 – 8).
 
     Args:
-      tapped, params: the model the index was fitted on.
+      tapped: the model the index was fitted on.
+      params: its parameters.
       index: from `fit`.
-      inputs, labels, weights, ids: the queries, as in `fit`; a token of weight 0 or label −1 is not
-        asked about.
+      inputs: the queries, as in `fit`.
+      labels: of each; a token of weight 0 or label −1 is not asked about.
+      weights: of each label.
+      ids: of each.
       settings: what reads the index.
       question: what is asked: `loss`, `margin` (the log odds of the label, which may be any class),
         or a function of the outputs (`question_of`); `settings.measure.question` by default.
@@ -378,9 +385,13 @@ def attribute_groups(
     """By how much each query's loss would rise without each named group: measured, not recovered.
 
     Args:
-      tapped, params: the model the index was fitted on.
+      tapped: the model the index was fitted on.
+      params: its parameters.
       index: from `fit` with `groups`.
-      inputs, labels, weights, ids: the queries, as in `fit`.
+      inputs: the queries, as in `fit`.
+      labels: of each.
+      weights: of each label.
+      ids: of each.
       settings: how a query is measured; token groups are added up.
       execution: as in `fit`.
 
@@ -431,7 +442,8 @@ def direct(
     scores are without the index' unit, which is measured on answers, thresholds and all.
 
     Args:
-      tapped, params: the model the index was fitted on.
+      tapped: the model the index was fitted on.
+      params: its parameters.
       index: from `fit` in closed form.
       train: inputs and labels of the examples the index was fitted on, in order; with their ids or
         as `Examples` the order is checked.
