@@ -92,12 +92,29 @@ def looked_at(file: pathlib.Path, pictures: pathlib.Path, repeats: int) -> dict[
     }  # fmt: skip
 
 
+def picture(file: pathlib.Path, out: pathlib.Path) -> None:
+    """The page at the first prediction that was wrong, as README shows it."""
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        tab = chromium.new_page(viewport={"width": 1280, "height": 740})
+        tab.goto(f"file://{file.resolve()}")
+        tab.locator("#state").select_option("wrong")
+        tab.locator(".row").first.click()
+        tab.screenshot(path=out)
+        chromium.close()
+
+
 def main(words: Sequence[str]) -> None:
     """Make the page of a run, look at it, write the rows down."""
     parser = Parser("report_page", __doc__)
     parser.flag("workdir", "Folder of a finished run.", required=True)
     parser.flag("name", "What its rows are called.", required=True)
     parser.flag("queries", "Most queries.", type=at_least(1), default=1000)
+    parser.flag("picture", "File of a picture of the first wrong prediction.", default="")
     parser.flag("repeats", "Openings that are timed.", type=at_least(1), default=7)
     given, _ = parser.read(words)
     folder = pathlib.Path(given.workdir)
@@ -108,6 +125,8 @@ def main(words: Sequence[str]) -> None:
     file = folder / "page.html"
     file.write_text(html, encoding="utf-8")
     told = looked_at(file, folder, given.repeats)
+    if given.picture:
+        picture(file, pathlib.Path(given.picture))
     print(*told["said"], *told["asked"], *told["violations"], sep="\n")
     name = f"report of {given.name}"
     record([

@@ -150,7 +150,7 @@ def lora_tree():
 
 # ── Texts of several lengths ─────────────────────────────────────────────────────────────────────
 
-FILES = ("README.md", "docs/method.md", "docs/lab.md")
+FILES = ("docs/leaderboard.md", "docs/method.md", "docs/lab.md")
 VOCABULARY, FEW, LENGTH, WIDTH = 128, 24, 8, 12
 
 
@@ -385,16 +385,16 @@ class CausalLM:
         return output if output_hidden_states else output.replace(hidden_states=None)
 
 
-def test_the_readmes_example_of_a_model_called_as_transformers_are():
+def test_the_example_of_a_model_called_as_transformers_are():
     batch, _ = texts()
     ids, mask = batch["tokens"] % FEW, batch["mask"].astype(np.int32)
     following = np.where(batch["mask"][:, 1:], ids[:, 1:], -1)
     labels = np.append(following, np.full((len(ids), 1), -1), axis=1)
     model = CausalLM(Decoder(), Decoder().init(jax.random.key(0), ids, mask)["params"])
-    (block,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs/features.md").read_text(), re.DOTALL)
     space = {"stride_jax": stride_jax, "model": model, "settings": SETTINGS,
              "ids": ids, "mask": mask, "labels": labels}  # fmt: skip
-    exec(compile(block, "README.md", "exec"), space)
+    exec(compile(block, "features.md", "exec"), space)
     tapped, index = space["tapped"], space["index"]
     logits, activations = tapped(model.params, space["batch"])
     np.testing.assert_allclose(logits, model(ids, mask).logits, rtol=1e-5, atol=1e-6)
