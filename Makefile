@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: setup quickstart data boards-data books encoder test test-slow test-newest drill plan-chips
-.PHONY: docs test-page bench-accelerator lint format clean
+.PHONY: docs docs-serve test-page bench-accelerator lint format clean
 
 setup: $(STAMP)
 
@@ -55,10 +55,13 @@ test-slow: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=false STRIDE_TEST_DEVICES=8 \
 	    $(BIN)/python -m pytest -m "slow and eight" tests
 
-# The site with its tutorials executed, strictly: site/index.html opens from disk.
+# The site with its tutorials executed, strictly: site/index.html opens from disk, but for its search.
 docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,text,docs]'
 	NO_MKDOCS_2_WARNING=1 PYTHONUNBUFFERED=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 # Reports in headless Chromium (Debian: apt-get install chromium).
 test-page: setup
