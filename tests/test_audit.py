@@ -29,6 +29,7 @@ from stride_jax.cli.main import main
 from stride_jax.data.bible import packaged_verses
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import check_workdir, read_run_settings, run_settings
+from tests.report_pages import stored
 
 
 def evidence(scores_QxG: np.ndarray, overlaps_QxG: np.ndarray) -> Evidence:
@@ -187,15 +188,22 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     log_p_TxC = logits_TxC - np.log(np.exp(logits_TxC).sum(axis=1, keepdims=True))
     loss = -log_p_TxC[counted, text.labels_NxT[row, counted]].mean()
     assert own["loss_per_token"] == pytest.approx(loss, rel=1e-4)
-    html = out.read_text()
-    assert html.count("<details") >= len(flagged)
-    assert "<pre>" in html
-    stored = sorted((folder / "run/audit").rglob("*.npz"))
-    times = [path.stat().st_mtime_ns for path in stored]
+    shown = stored(out.read_text())
+    assert [one["verdict"] for one in shown["index"]] == [
+        one["verdict"] for one in told["problems"]
+    ]
+    place, times, words_held = shown["queries-0"]["own"][0]["lists"][0][0]
+    group = told["problems"][0]["replicas"][0]
+    assert shown["examples-0"]["copies"][place] == group["copies"]
+    assert times == pytest.approx(group["times"], rel=1e-3)
+    assert words_held == "words 100 %"
+    assert "".join(shown["examples-0"]["pieces"][place]) == group["text"]
+    files = sorted((folder / "run/audit").rglob("*.npz"))
+    times = [path.stat().st_mtime_ns for path in files]
     again = folder / "again.json"
     assert audit(folder, *words[:-1], f"--out={again}") == 0
     assert json.loads(again.read_text()) == told
-    assert [path.stat().st_mtime_ns for path in stored] == times
+    assert [path.stat().st_mtime_ns for path in files] == times
 
 
 def test_a_weak_audit_says_so() -> None:
@@ -212,16 +220,17 @@ def test_a_weak_audit_says_so() -> None:
 
 def test_texts_can_not_change_the_page() -> None:
     problem = {"id": "<i>", "text": "<script>alert(1)</script>", "verdict": LEARNT, "p": 0.01,
-               "overlap": 1.0, "loss_per_token": 1.0, "times": 9.0, "replicas": [
-                   {"copies": 2, "rows": [["a<b"]], "text": "</pre><b>", "overlap": 1.0,
-                    "times": 9.0}]}  # fmt: skip
+               "overlap": 1.0, "loss_per_token": 1.0, "times": 9.0, "groups": 1, "replicas": [
+                   {"copies": 2, "rows": [["a<b"]], "ids": ["x"], "text": "</pre><b>",
+                    "overlap": 1.0, "times": 9.0}]}  # fmt: skip
     benchmark = {"verdict": "", "flagged": 1, "problems": 1, "learnt": 1, "present": 0,
                  "leaked_share": 1.0, "leaked_share_ci95": (0.5, 1.0),
                  "expected_false_alarms": 0.0}  # fmt: skip
     html = page({"benchmark": benchmark, "control": {"rows": 0}, "warnings": ["<w>"],
                  "problems": [problem],
                  "settings": {"train": 1, "clean": 1, "rate": 0.02}})  # fmt: skip
-    for text in ("<script>", "<i>", "<w>", "</pre><b>", "a<b"):
+    assert html.count("<script") == html.count("</script>") == len(stored(html)) + 1
+    for text in ("<i>", "<w>", "</pre><b>", "a<b"):
         assert text not in html
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from stride_jax.applications.audit_page import page as audit_page
 from stride_jax.applications.live.desk import Desk
 from stride_jax.applications.report import content as contents
 from stride_jax.applications.report.page import page
@@ -58,7 +59,8 @@ def small(kind="text", queries=60, long=0):
                 "right": not wrong}),
         })  # fmt: skip
     about = {
-        "kind": kind, "methods": ["stride", "other"], "classes": kind != "text", "unit": True,
+        "kind": kind, "methods": ["stride", "other"], "classes": kind != "text", "unit": "nats",
+        "fine": ["found"],
         "objective": "cross_entropy", "scores": "nats", "train": count, "queries": queries,
         "top": 5, "versions": {"jax": "1"}, "summary": {"settings": {"a": HOSTILE}},
     }  # fmt: skip
@@ -247,6 +249,56 @@ def test_a_page_takes_questions(width):
         tab.locator(".row").nth(1).click()
         assert tab.url.endswith("#query=q0"), "the run's own queries are still there"
         assert not said
+
+
+@pytest.mark.slow
+def test_pages_of_runs_and_of_an_audit_are_used(tmp_path, call):
+    """A table's run, a language model's and an audit, by their commands, with nobody shut out."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install it")
+    for name in ("breast_cancer", "bible_gpt"):
+        words = (f"--workdir={tmp_path / name}", "--config.bank=None")
+        assert call("run", f"--config=configs/{name}.py:runlocal", *words).returncode == 0
+        done = call("report", words[0])
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "audit").mkdir()
+    told = {
+        "benchmark": {"verdict": "no leak found", "flagged": 1, "problems": 2, "learnt": 1,
+                      "present": 0, "leaked_share": 0.1, "leaked_share_ci95": (0.0, 0.2),
+                      "expected_false_alarms": 0.0},
+        "control": {"rows": 0}, "warnings": ["no control was asked"],
+        "settings": {"train": 9, "clean": 50, "rate": 0.02},
+        "problems": [
+            {"id": f"p{i}", "text": f"what is {i} and {HOSTILE}", "verdict": verdict, "p": 0.01,
+             "overlap": 1.0, "loss_per_token": 1.0, "times": 9.0, "groups": 1, "replicas": [
+                 {"copies": 12, "rows": [["row 4"]], "ids": ["x"], "overlap": 1.0, "times": 9.0,
+                  "text": f"what is {i} and so on"}]}
+            for i, verdict in enumerate(("learnt", "clean"))
+        ],
+    }  # fmt: skip
+    (tmp_path / "audit/report.html").write_text(
+        audit_page(told).encode("utf-8", "replace").decode()
+    )
+    for name in ("breast_cancer", "bible_gpt", "audit"):
+        html = (tmp_path / name / "report.html").read_text()
+        for width, scheme in ((1280, "light"), (390, "dark")):
+            details = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+            with opened(html, tmp_path, bypass_csp=True, **details) as tab:
+                tab.locator("#list").press("ArrowDown")
+                assert "#query=" in tab.url
+                assert tab.locator(".card").count() > 0
+                if name == "bible_gpt":
+                    tab.locator("button.tok").first.click()
+                    assert tab.locator("button.tok[aria-pressed=true]").count() == 1
+                if name == "audit":
+                    tab.locator("#state").select_option("verdict-learnt")
+                    assert tab.locator("#count").inner_text() == "1 of 2 problems"
+                    tab.locator(".row").click()
+                    assert "12 copies act as one" in tab.locator(".card").inner_text()
+                    assert tab.locator(".shared").count() > 0
+                for button in tab.locator("nav button:visible").all():
+                    button.click()
+                    found = axe.Axe().run(tab).response["violations"]
+                    assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")]
 
 
 def test_an_attribution_of_other_data_is_refused():

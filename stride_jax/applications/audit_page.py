@@ -1,81 +1,119 @@
-"""The report of an audit as one page of HTML that needs nothing else."""
+"""The report of an audit as a page: problems in place of queries, beside them the rows found."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Contamination audit</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1d2330; background: #fff }
-h1 { font-size: 1.5rem } h1 small { color: #5b6472; font-weight: normal; font-size: 1rem }
-.figures { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0 }
-.figures div { border: 1px solid #d8dce3; border-radius: .5rem; padding: .5rem 1rem;
-  min-width: 8rem }
-.figures b { display: block; font-size: 1.4rem }
-.warning { border-left: 4px solid #c77700; background: #fff6e5; padding: .5rem 1rem;
-  margin: .5rem 0 }
-details { border: 1px solid #d8dce3; border-radius: .5rem; margin: .5rem 0; padding: .4rem .8rem }
-summary { cursor: pointer } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0;
-  padding: .5rem; background: #f5f6f8; border-radius: .3rem;
-  font: 13px/1.45 ui-monospace, monospace }
-.tag { display: inline-block; min-width: 4.2rem; text-align: center; border-radius: 1rem;
-  color: #fff; padding: 0 .6rem; margin-right: .6rem }
-.learnt { background: #b3261e } .present { background: #9a6700 } .clean { background: #4f6f52 }
-.dim { color: #5b6472; font-size: .9rem }
-</style>
-<h1>Contamination audit <small>{{ benchmark.verdict }}</small></h1>
-<div class="figures">
-<div><b>{{ benchmark.flagged }} / {{ benchmark.problems }}</b>problems flagged</div>
-<div><b>{{ benchmark.learnt }}</b>learnt</div>
-<div><b>{{ benchmark.present }}</b>merely present</div>
-<div><b>{{ "%.1f" | format(100 * benchmark.leaked_share) }} %</b>leaked, 95 %:
- {{ "%.1f" | format(100 * benchmark.leaked_share_ci95[0]) }} to
- {{ "%.1f" | format(100 * benchmark.leaked_share_ci95[1]) }}</div>
-<div><b>{{ "%.1f" | format(benchmark.expected_false_alarms) }}</b>false alarms at most, on
- average</div>
-</div>
-<p class="dim">{{ settings.train }} training rows; {{ settings.clean }} clean problems for
-comparison; a clean problem is flagged with a chance of {{ settings.rate }} at most.
-{% if control.rows %}Of {{ control.rows }} training rows that were asked as if they were problems,
-{{ "%.0f" | format(100 * control.flagged) }} % are flagged, and
-{{ "%.0f" | format(100 * control.by_effect) }} % are told by their effect alone.{% endif +%}
-An effect is by how much the answer's loss would rise without the rows, in units of what the
-problem's typical group of rows does to it.</p>
-{% for warning in warnings %}<p class="warning">{{ warning }}</p>
-{% endfor %}
-{% for own in problems %}{% if own.verdict != "clean" or loop.index <= 10 %}
-<details{% if own.verdict != "clean" and loop.index <= 3 %} open{% endif %}>
-<summary><span class="tag {{ own.verdict }}">{{ own.verdict }}</span>{{ own.id }}
- <span class="dim">p {{ "%.3f" | format(own.p) }} · words {{ "%.0f" | format(100 * own.overlap) }} %
- · loss {{ "%.2f" | format(own.loss_per_token) }} nats a token · effect
- {{ "%.1f" | format(own.times) }} ×</span></summary>
-<pre>{{ own.text }}</pre>
-{% for one in own.replicas %}
-<div class="dim">{{ one.copies }} {{ "row" if one.copies == 1 else "copies" }}
- ({{ one.rows | map("join", "; ") | join(", ") }}), words
- {{ "%.0f" | format(100 * one.overlap) }} %, effect
- {{ "%.1f" | format(one.times) }} ×</div>
-<pre>{{ one.text }}</pre>
-{% endfor %}</details>
-{% endif %}{% endfor %}
-<p class="dim">Of problems without any sign, those among the ten most suspicious of all are shown;
-the JSON report has every one.</p>
-</html>
-"""
+from stride_jax.applications.report.page import page as drawn
+
+_WORDS = re.compile(r"\s*\S+|\s+$")
 
 
 def page(report: Mapping[str, Any]) -> str:
     """A report (`audit_report.report`) as a page; texts of data can't change it.
 
-    >>> none = {"verdict": "<b>", "flagged": 0, "problems": 1, "learnt": 0, "present": 0,
-    ...     "leaked_share": 0.0, "leaked_share_ci95": (0.0, 0.1), "expected_false_alarms": 0.0}
-    >>> rest = {"control": {"rows": 0}, "warnings": [], "problems": []}
-    >>> settings = {"train": 5, "clean": 99, "rate": 0.02}
-    >>> "<small>&lt;b&gt;</small>" in page({"benchmark": none, "settings": settings, **rest})
-    True
-    """
-    from jinja2 import Environment, StrictUndefined
+    Args:
+      report: of an audit.
 
-    own = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return own.from_string(_PAGE).render(**report)
+    >>> told = {"verdict": "<b>", "flagged": 0, "problems": 0, "learnt": 0, "present": 0,
+    ...     "leaked_share": 0.0, "leaked_share_ci95": (0.0, 0.1), "expected_false_alarms": 0.0}
+    >>> settings = {"train": 5, "clean": 99, "rate": 0.02}
+    >>> rest = {"control": {"rows": 0}, "warnings": [], "problems": [], "settings": settings}
+    >>> "<b>" in page({"benchmark": told, **rest})
+    False
+    """
+    return drawn(content(report), f"Contamination audit: {report['benchmark']['verdict']}")
+
+
+def content(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows: of each problem the groups of rows, by their effect on its answer."""
+    problems, groups = report["problems"], []
+    queries = []
+    for row, own in enumerate(problems):
+        entries = []
+        for one in own["replicas"]:
+            found = f"words {100 * one['overlap']:.0f} %"
+            entries.append([len(groups), float(f"{one['times']:.4g}"), found])
+            groups.append(one)
+        queries.append(_problem(row, own, sorted(entries, key=lambda entry: -entry[1])))
+    return {
+        "about": _about(report),
+        "queries": queries,
+        "texts": _columns([own["text"] for own in problems], [[] for _ in problems]),
+        "examples": {
+            "id": [one["ids"][0] for one in groups],
+            "row": [None] * len(groups),
+            "copies": [one["copies"] for one in groups],
+            **_columns([one["text"] for one in groups], [_rows(one) for one in groups]),
+        },
+        "suspects": [],
+    }
+
+
+def _rows(group: Mapping[str, Any]) -> list[str]:
+    return [name for row in group["rows"] for name in row]
+
+
+def _problem(row: int, own: Mapping[str, Any], entries: list[list[Any]]) -> dict[str, Any]:
+    worth = {
+        "chance that a clean problem looks as leaked": own["p"],
+        "share of its words in one row": own["overlap"],
+        "effect of its rows, times that of typical ones": own["times"],
+        "groups of rows that act": own["groups"],
+    }
+    return {
+        "id": str(own["id"]), "row": row, "verdict": own["verdict"],
+        "loss": float(f"{own['loss_per_token']:.4g}"),
+        "worth": {name: float(f"{value:.4g}") for name, value in worth.items()},
+        "histogram": [0.0, 0.0, []], "shares": [], "lists": [entries], "tokens": {},
+    }  # fmt: skip
+
+
+def _columns(texts: list[str], sources: list[list[str]]) -> dict[str, Any]:
+    """Texts in words, which the page marks where both have them."""
+    pieces = [_WORDS.findall(text) or [""] for text in texts]
+    return {
+        "pieces": pieces,
+        "counts": ["0" * len(own) for own in pieces],
+        "source": sources,
+        "documents": [[] for _ in texts],
+        "around": [["", ""] for _ in texts],
+    }
+
+
+def _about(report: Mapping[str, Any]) -> dict[str, Any]:
+    whole, control, settings = report["benchmark"], report["control"], report["settings"]
+    low, high = whole["leaked_share_ci95"]
+    notes = [
+        ["problems", whole["problems"]],
+        ["flagged", whole["flagged"]],
+        ["of them by chance, at most", f"{whole['expected_false_alarms']:.1f}"],
+        ["learnt", whole["learnt"]],
+        ["merely present", whole["present"]],
+        ["leaked, 95 %", f"{100 * low:.1f} to {100 * high:.1f} %"],
+        ["training rows", settings["train"]],
+        ["clean problems for comparison", settings["clean"]],
+        ["rate of false alarms, stated", settings["rate"]],
+    ]
+    if control["rows"]:
+        notes += [
+            ["training rows asked as if they were problems", control["rows"]],
+            ["of them flagged", f"{100 * control['flagged']:.0f} %"],
+            ["told by their effect alone", f"{100 * control['by_effect']:.0f} %"],
+        ]
+    return {
+        "kind": "text", "methods": ["audit"], "classes": False, "objective": "",
+        "unit": "× typical",
+        "scores": "by how much the answer's loss would rise without the rows, in units of what the "
+                  "problem's typical group of rows does to it",
+        "train": settings["train"], "queries": whole["problems"], "top": 0, "versions": {},
+        "summary": {"settings": dict(settings)},
+        "fine": ["clean"],
+        "words": {
+            "queries": "problems", "doubt": "flagged problems", "loss": "loss, nats a token",
+            "help": "Rows found: without them its loss would rise",
+            "hurt": "Rows found: without them it would fall",
+            "worth": f"The benchmark: {whole['verdict']}", "answer": "Why it is judged so",
+        },
+        "notes": {"figures": notes, "warnings": list(report["warnings"])},
+    }  # fmt: skip

@@ -91,12 +91,17 @@
   const titled = (q) => q.row < 0 ? "question" : `row ${q.row}`;
   const needle = (q) => [q.id, titled(q), q.text, q.label].filter((v) => v !== undefined).join(" ").toLowerCase();
   const needles = index.map(needle);
-  const flagged = (q) => q.verdict && q.verdict !== "found";
+  const fine = (q) => about.fine.includes(q.verdict);
+  const flagged = (q) => q.verdict && !fine(q);
+  // What a page calls things; an audit's queries are problems.
+  const WORDS = { queries: "queries", doubt: "answers in doubt", loss: "loss, nats", help: "Proponents: without them its loss would rise",
+    hurt: "Opponents: without them it would fall", worth: "What these answers are worth", answer: "What this answer is worth", ...about.words };
   const STATES = {
     all: ["all", () => true],
     wrong: ["wrong predictions", (q) => q.right === false],
     right: ["right predictions", (q) => q.right === true],
-    flagged: ["answers in doubt", flagged],
+    flagged: [WORDS.doubt, flagged],
+    ...Object.fromEntries([...new Set(index.map((q) => q.verdict).filter(Boolean))].map((own) => [`verdict-${own}`, [own.replaceAll("_", " "), (q) => q.verdict === own]])),
   };
   const ORDERS = {
     row: ["as they come", (a, b) => index[a].row - index[b].row],
@@ -111,7 +116,7 @@
     state.rows = index.keys().toArray ? [...index.keys()] : index.map((_, i) => i);
     state.rows = state.rows.filter((i) => (!words || needles[i].includes(words)) && (wanted === "" || String(index[i].label) === wanted) && test(index[i]));
     state.rows.sort(ORDERS[byId("order").value][1]);
-    byId("count").textContent = `${state.rows.length} of ${index.length} queries`;
+    byId("count").textContent = `${state.rows.length} of ${index.length} ${WORDS.queries}`;
     byId("rows").style.height = `${ROW * state.rows.length}px`;
     draw();
   };
@@ -155,7 +160,7 @@
         el("button", { type: "button", id: "link", on: { click: copy } }, "Copy link"),
         el("button", { type: "button", id: "jsonl", on: { click: () => save("jsonl") } }, "Save JSONL"),
         el("button", { type: "button", id: "csv", on: { click: () => save("csv") } }, "Save CSV"),
-        q.verdict ? el("span", { class: `tag ${q.verdict === "found" ? "right" : "warn"}` }, q.verdict.replaceAll("_", " ")) : null),
+        q.verdict ? el("span", { class: `tag ${fine(q) ? "right" : "warn"}` }, q.verdict.replaceAll("_", " ")) : null),
       el("div", { class: "asked" }, about.kind === "image" ? thumb("query", state.at, titled(q), 112) : null,
         el("div", { style: "min-width:0" }, said(q), el("small", {}, `id ${q.id}, ${titled(q)}`))),
       q.against ? el("p", { class: "dim", dir: "auto" }, `rather than: ${visible(q.against)}`) : null,
@@ -164,9 +169,8 @@
         el("button", { type: "button", "aria-pressed": String(state.methods.has(m)), on: { click: () => { toggle(m); detail(); } } }, `${state.methods.has(m) ? "✓ " : ""}${name}`))) : null,
       q.said_of ? el("p", { class: "dim" }, `A score says ${visible(q.said_of)}.`) : null,
       ...methodsOf(q).map((m) => answers(q, m)),
-      el("h3", {}, "How its scores spread"),
-      el("div", { class: "plots" }, histogram(q.histogram), cumulative(q.shares)),
-      el("h3", {}, "What this answer is worth"),
+      q.shares.length ? [el("h3", {}, "How its scores spread"), el("div", { class: "plots" }, histogram(q.histogram), cumulative(q.shares))] : null,
+      el("h3", {}, WORDS.answer),
       figures(Object.entries(q.worth).map(([name, value]) => [name.replaceAll("_", " "), number(value, 3)]))]));
     if (about.kind === "text") shade();
   };
@@ -182,7 +186,7 @@
     ["of the prediction", q.p_guess === undefined || q.right ? null : number(q.p_guess, 3)],
     ["target", q.target && q.target.map((v) => number(v)).join(", ")], ["said", q.said && q.said.map((v) => number(v)).join(", ")],
     ["tokens right", q.tokens_right === undefined ? null : `${Math.round(100 * q.tokens_right)} %`],
-    ["loss, nats", number(q.loss)],
+    [WORDS.loss, number(q.loss)],
   ]);
   const answers = (q, m) => {
     const own = q.lists[m], largest = Math.max(...own.map(([, score]) => Math.abs(score)), 1e-30);
@@ -193,19 +197,19 @@
         el("ol", {}, entries.map(([i, score, source, at], rank) => card(q, m, i, score, source, at, rank + 1, kind, largest))) : el("p", { class: "dim" }, "none"));
     };
     return el("div", {}, about.methods.length > 1 ? el("h3", {}, about.methods[m]) : null,
-      el("div", { class: "sides" }, side("▲ Proponents: without them its loss would rise", 1, "help"), side("▼ Opponents: without them it would fall", -1, "hurt")),
+      el("div", { class: "sides" }, side(`▲ ${WORDS.help}`, 1, "help"), side(`▼ ${WORDS.hurt}`, -1, "hurt")),
       about.kind === "text" && m === 0 ? sharedWords(own) : null);
   };
   const card = (q, m, i, score, source, at, rank, kind, largest) => {
     const x = example(i), exact = source && source !== "estimate";
     const label = x.label === undefined ? null : el("span", { class: q.label !== undefined && x.label !== q.label ? "wrong" : "" }, `class ${x.label}`);
     return el("li", { class: `card ${kind}` }, about.kind === "image" ? thumb("example", i, `training example ${x.row}, class ${x.label}`, 56) : null, el("div", { class: "words" },
-      el("div", { class: "head" }, el("span", { class: "dim" }, `#${rank}`), el("span", { class: "score" }, `${kind === "help" ? "▲" : "▼"} ${signed(score)}${about.unit ? " nats" : ""}`), label,
-        el("small", {}, [source ? (exact ? `exact (${source})` : "estimated") : "", x.copies > 1 ? `${x.copies} copies act as one` : ""].filter(Boolean).join(" · "))),
+      el("div", { class: "head" }, el("span", { class: "dim" }, `#${rank}`), el("span", { class: "score" }, `${kind === "help" ? "▲" : "▼"} ${signed(score)}${about.unit ? ` ${about.unit}` : ""}`), label,
+        el("small", {}, [source ? (about.notes ? source : exact ? `exact (${source})` : "estimated") : "", x.copies > 1 ? `${x.copies} copies act as one` : ""].filter(Boolean).join(" · "))),
       el("div", { class: "meter" }, el("i", { style: `width:${(100 * Math.abs(score) / largest).toFixed(1)}%` })),
       el("div", { class: "body" }, about.kind === "text" ? passage(x, m, at) : about.kind === "table" ? cells(x.values, q.item.values) : null,
         x.target ? el("span", {}, `target ${x.target.map((v) => number(v)).join(", ")}`) : null),
-      el("small", {}, [(x.source || []).join("; "), `row ${x.row}`, x.id].filter(Boolean).join(" · ")), metadata(x)));
+      el("small", {}, [(x.source || []).join("; "), x.row === null ? "" : `row ${x.row}`, x.id].filter(Boolean).join(" · ")), metadata(x)));
   };
   const metadata = (x) => (x.documents || []).filter((d) => Object.keys(d.metadata || {}).length).slice(0, 3).map((d) =>
     el("small", { dir: "auto" }, ` · ${Object.entries(d.metadata).map(([name, value]) => visible(`${name}: ${String(value).slice(0, 80)}`)).join(", ")}`));
@@ -233,7 +237,7 @@
   const passage = (x, m, at) => {
     const whole = x.pieces.join(""), long = whole.length > LONGEST;
     const tokens = long ? [visible(whole.slice(0, LONGEST)), " …"] : x.pieces.map((piece, t) => el("span", { class: "tok", "data-t": t }, visible(piece)));
-    const box = el("div", { class: "text", dir: "auto", "data-m": m, "data-at": at, tabindex: "0", role: "group", "aria-label": `text of training row ${x.row}` }, tokens);
+    const box = el("div", { class: "text", dir: "auto", "data-m": m, "data-at": at, tabindex: "0", role: "group", "aria-label": x.row === null ? "text of training rows" : `text of training row ${x.row}` }, tokens);
     box.addEventListener("click", (event) => pick(event.target));
     if (!x.around[0] && !x.around[1] && whole.length < 600) return box;
     const more = el("button", { type: "button", "aria-expanded": "false", on: { click: () => {
@@ -369,7 +373,7 @@
     byId("suspects").replaceChildren(...present([el("h2", {}, "Suspected labels"),
       rows.length ? el("p", { class: "dim" }, "Training examples that the model would lose most on if they alone were left out: labels that only they speak for. Look at them first where a label may be wrong.") :
         el("p", {}, "Labels of this run can't be suspected: it has no classes, or its index no curvature."),
-      rows.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["", "example", "label", "prediction", "self-influence", "loss"].map((name) => el("th", { scope: "col" }, name)))),
+      rows.length ? el("div", { class: "scroll", tabindex: "0" }, el("table", {}, el("thead", {}, el("tr", {}, ["", "example", "label", "prediction", "self-influence", "loss"].map((name) => el("th", { scope: "col" }, name)))),
         el("tbody", {}, rows.map(([i, own, loss, guess], n) => {
           const x = example(i);
           return el("tr", {}, el("td", {}, `#${n + 1}`), el("td", {}, about.kind === "image" ? [thumb("example", i, `training example ${x.row}`, 56), el("br")] : null, el("small", {}, `row ${x.row} · ${x.id}`)),
@@ -379,11 +383,16 @@
   const interval = (pair) => pair ? `[${pair.map((v) => number(v, 3)).join(", ")}]` : "";
   const worth = () => {
     const s = about.summary, recovery = Object.entries(s.recovery || {}).map(([name, value]) => [name.replaceAll("_", " "), number(value, 3)]);
-    byId("about").replaceChildren(...present([el("h2", {}, "What these answers are worth"),
+    if (about.notes) {
+      byId("about").replaceChildren(...present([el("h2", {}, WORDS.worth), figures(about.notes.figures), about.notes.warnings.map((said) => el("p", { class: "warn" }, said)),
+        el("p", { class: "dim" }, `A score says ${about.scores}.`), el("details", {}, el("summary", {}, "All settings"), el("pre", { tabindex: "0" }, JSON.stringify(s.settings || {}, null, 1)))]));
+      return;
+    }
+    byId("about").replaceChildren(...present([el("h2", {}, WORDS.worth),
       figures([["training examples", about.train], ["queries", about.queries], ["scores", about.scores], ["objective", about.objective], ["accuracy", s.accuracy && number(s.accuracy, 3)],
         ["held-out loss, nats", s.held_out_loss && number(s.held_out_loss, 3)], ["temperature", s.temperature && number(s.temperature, 3)]]),
       el("h3", {}, "Against retrained models"),
-      s.methods && Object.keys(s.methods).length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["method", "LDS", "95 % interval", "seconds"].map((n) => el("th", { scope: "col" }, n)))),
+      s.methods && Object.keys(s.methods).length ? el("div", { class: "scroll", tabindex: "0" }, el("table", {}, el("thead", {}, el("tr", {}, ["method", "LDS", "95 % interval", "seconds"].map((n) => el("th", { scope: "col" }, n)))),
         el("tbody", {}, Object.entries(s.methods).sort((a, b) => b[1].lds - a[1].lds).map(([name, own]) => el("tr", {}, el("td", {}, name), el("td", { class: "number" }, number(own.lds, 3)), el("td", { class: "number" }, interval(own.lds_ci95)), el("td", { class: "number" }, number(own.seconds, 3)))),
           s.perfect_predictor ? el("tr", {}, el("td", {}, "a perfect predictor"), el("td", { class: "number" }, number(s.perfect_predictor, 3)), el("td"), el("td")) : null))) :
         el("p", { class: "warn" }, "No models were retrained for this run, so that nothing here was compared with the truth: give the config a bank."),
@@ -391,8 +400,8 @@
       recovery.length ? [el("h3", {}, "Recovery, over all queries"), figures(recovery)] : null,
       el("h3", {}, "Where it comes from"),
       figures([["made", s.date], ["on", s.device], ["seconds", s.seconds && number(s.seconds, 3)], ...Object.entries(about.versions)]),
-      s.command ? el("pre", {}, s.command) : null,
-      el("details", {}, el("summary", {}, "All settings"), el("pre", {}, JSON.stringify(s.settings || {}, null, 1)))]));
+      s.command ? el("pre", { tabindex: "0" }, s.command) : null,
+      el("details", {}, el("summary", {}, "All settings"), el("pre", { tabindex: "0" }, JSON.stringify(s.settings || {}, null, 1)))]));
   };
   const show = (name) => {
     for (const button of document.querySelectorAll("nav button")) {
@@ -496,6 +505,7 @@
   else byId("by-class").hidden = true;
   byId("by-class").style.display = about.classes ? "" : "none";
   document.querySelector("[data-page=suspects]").hidden = !about.classes;
+  document.querySelector("[data-page=queries]").textContent = WORDS.queries[0].toUpperCase() + WORDS.queries.slice(1);
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["search", "class", "state", "order"]) byId(id).addEventListener("input", () => { byId("list").scrollTop = 0; filter(); });
   byId("list").addEventListener("scroll", draw);
