@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: setup quickstart data boards-data books encoder test test-slow test-newest drill plan-chips
-.PHONY: docs docs-serve test-page bench-accelerator lint format clean
+.PHONY: dist docs docs-serve test-page bench-accelerator lint format clean
 
 setup: $(STAMP)
 
@@ -62,6 +62,16 @@ docs: setup
 
 docs-serve: docs
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
+# Wheel and sdist of the commit in DIST: the same bytes wherever and whenever they are built.
+DIST := dist
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+dist: setup
+	rm -rf $(DIST) build && $(BIN)/python -m build --outdir $(DIST) .
+	cd $(DIST) && name=$$(basename *.tar.gz .tar.gz) && tar -xzf $$name.tar.gz \
+	    && tar --format=gnu --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 \
+	        --numeric-owner --mode=u=rwX,go=rX -cf - $$name | gzip -n9 > $$name.tar.gz \
+	    && rm -rf $$name && sha256sum *
 
 # Reports in headless Chromium (Debian: apt-get install chromium).
 test-page: setup

@@ -83,6 +83,20 @@ def test_wheel_and_sdist_hold_what_they_should(built):
     assert {"setup.cfg", "configs/mnist5k.py", "tests/test_packaging.py", *ours} <= packed
 
 
+@pytest.mark.slow
+def test_a_release_is_the_same_bytes_each_time(tmp_path):
+    """`make dist` in two clones, of which one was touched since."""
+    made = []
+    for name in ("one", "two"):
+        call("git", "clone", "--quiet", ROOT, tmp_path / name)
+        (tmp_path / name / ".venv").symlink_to(pathlib.Path(sys.prefix))
+        (tmp_path / name / "setup.cfg").touch()
+        call("make", "-o", "setup", "dist", cwd=tmp_path / name)
+        made.append({path.name: path.read_bytes() for path in (tmp_path / name / "dist").iterdir()})
+    assert len(made[0]) == 2
+    assert made[0] == made[1]
+
+
 CONFIG = """
 from ml_collections import ConfigDict
 
