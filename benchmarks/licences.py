@@ -10,7 +10,6 @@ import importlib.metadata
 import re
 from collections.abc import Iterator, Sequence
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 from benchmarks.house import ROOT, command
@@ -44,20 +43,19 @@ def brought_by(extra: str) -> dict[str, importlib.metadata.Distribution]:
 def _requirements(name: str, extras: set[str]) -> Iterator[Requirement]:
     for line in importlib.metadata.requires(name) or []:
         one = Requirement(line)
-        environment = {key: str(value) for key, value in default_environment().items()}
-        wanted = (one.marker.evaluate(environment | {"extra": extra}) for extra in extras)
-        if one.marker is None or any(wanted):
+        marker = one.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
             yield one
 
 
 def licence_of(own: importlib.metadata.Distribution) -> str:
     """What a package's metadata say of its licence, in a few words."""
-    told = own.metadata
-    if "License-Expression" in told:
-        return told["License-Expression"]
-    named = [line.rpartition(" :: ")[2] for line in told.get_all("Classifier") or []
+    told = own.metadata.json
+    if expression := told.get("license_expression"):
+        return str(expression)
+    named = [line.rpartition(" :: ")[2] for line in told.get("classifier", [])
              if line.startswith("License ::") and not line.endswith("OSI Approved")]  # fmt: skip
-    text = (told["License"] if "License" in told else "").strip().partition("\n")[0]
+    text = str(told.get("license", "")).strip().partition("\n")[0]
     return ", ".join(named) or text[:_LONG] or "not said"
 
 
