@@ -5,13 +5,13 @@ import pathlib
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox, BboxBase
 
 from benchmarks import standing
+from benchmarks.drawing import BOUND, OTHERS, OURS, blank, save
 from benchmarks.house import Row
 from benchmarks.standing import opponents
-from stride_jax.runtime.files import atomic_path
+from stride_jax.runtime.files import write_text
 
 _INTRO = """# Leaderboard
 
@@ -129,25 +129,26 @@ def _label(
 
 def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
     """LDS against seconds (log scale), with intervals and the ceiling."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = blank(title, (8, 5))
     points = []
     for row in board["rows"]:
         seconds = max(row["train_seconds"] + row["query_seconds"], 1e-3)
         low, high = row["lds_ci95"]
-        colour = "#1b7837" if row["method"].startswith("stride") else "#555555"
+        ours = row["method"].startswith("stride")
+        colour = OURS if ours else OTHERS
         axes.errorbar(
             seconds,
             row["lds"],
             yerr=[[row["lds"] - low], [high - row["lds"]]],
-            fmt="o",
+            fmt="D" if ours else "o",
             markersize=4,
             color=colour,
+            mfc=colour if ours else "none",
             capsize=2,
         )
         points.append((row["method"], (seconds, row["lds"]), colour))
     top = board["ceiling"]["perfect_predictor"]
-    axes.axhline(top, color="#b2182b", linewidth=0.8, linestyle="--")
+    axes.axhline(top, color=BOUND, linewidth=0.8, linestyle="--")
     axes.annotate(
         "perfect predictor",
         (0.01, top),
@@ -155,14 +156,12 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
         xytext=(0, 3),
         textcoords="offset points",
         fontsize=8,
-        color="#b2182b",
+        color=BOUND,
     )
     axes.set_xscale("log")
     axes.margins(x=0.14, y=0.08)
     axes.set_xlabel("seconds: fit + all queries, compilation excluded (log scale)")
     axes.set_ylabel("LDS")
-    axes.set_title(title)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.draw_without_rendering()  # fixes the layout that labels are placed in
     taken: list[BboxBase] = []
     for _, xy, _ in points:
@@ -171,8 +170,7 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
     for name, xy, colour in points:
         weight = "bold" if name.startswith("stride") else "normal"
         _label(axes, taken, name, xy, color=colour, weight=weight)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save(figure, path)
 
 
 def write(docs: pathlib.Path) -> pathlib.Path:
@@ -205,6 +203,5 @@ def write(docs: pathlib.Path) -> pathlib.Path:
         )
     sections += [file.read_text() for file in sorted(docs.glob("boards/*.md"))]
     page = docs / "leaderboard.md"
-    with atomic_path(page) as temporary:
-        temporary.write_text("\n".join(sections))
+    write_text(page, "\n".join(sections))
     return page

@@ -4,14 +4,16 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.linear_model import Lasso
 
-from benchmarks import retrieval, standing
+from benchmarks import plots, retrieval, standing
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
 from stride_jax.data import relevant
@@ -125,3 +127,19 @@ def test_the_standing_ranks_one_checkpoint_methods_alone():
     table = standing.table(boards)
     assert standing.ranks(boards).endswith("| less | 2.5 | 2.0 – 3.0 |")
     assert "| [two](#two) | 1,234 | 100 | 0.900 | **0.300** [0.200, 0.400] | new 0.600 |" in table
+
+
+def test_pictures_are_of_the_results_files_and_have_words(tmp_path):
+    """The page says what the files say today; no picture is empty."""
+    for name in ("boards", "results"):
+        (tmp_path / name).symlink_to(ROOT / "docs" / name)
+    plots.main([f"--docs={tmp_path}"])
+    page = (tmp_path / "figures.md").read_text()
+    assert page == (ROOT / "docs/figures.md").read_text(), "run python -m benchmarks.plots"
+    drawn = re.findall(r"!\[(.*)\]\((figures/.*)\)", page)
+    assert len(drawn) == 5
+    for words, file in drawn:
+        assert len(words) > 60
+        pixels = np.asarray(Image.open(tmp_path / file).convert("L"))
+        assert pixels.shape == (675, 1200)
+        assert 0.01 < (pixels < 200).mean() < 0.5
