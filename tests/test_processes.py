@@ -66,7 +66,7 @@ def finish(running):
 
 
 def products(workdir, overrides=SMALL, config=mnist5k, arg="runlocal"):
-    """Operators, measurements and scores of a finished run, by name."""
+    """Operators, measurements and scores of a finished run by name, and which are exact."""
     values = config.get_config(arg)
     for override in overrides:
         name, _, value = override.partition("=")
@@ -75,12 +75,14 @@ def products(workdir, overrides=SMALL, config=mnist5k, arg="runlocal"):
     operators = run.index.operators["logit"]
     steering = np.asarray(operators.a_KxRxO) * np.asarray(operators.size_K)[:, None, None]
     return {
-        "operators": steering, "measurements": run.measurements, "scores": as_dense(run.influences)
+        "operators": steering, "measurements": run.measurements,
+        "scores": np.array(as_dense(run.influences)), "exact": run.reading.exact_QxN.toarray() > 0,
     }  # fmt: skip
 
 
 def differences(found, wanted):
-    return {n: np.linalg.norm(found[n] - wanted[n]) / np.linalg.norm(wanted[n]) for n in wanted}
+    names = [name for name in wanted if name != "exact"]
+    return {n: np.linalg.norm(found[n] - wanted[n]) / np.linalg.norm(wanted[n]) for n in names}
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,17 @@ def test_the_quickstart_is_the_same_everywhere(tmp_path_factory, tmp_path, devic
     if not (reference / "summary.json").exists():
         finish(start(reference, less, config="mnist5k.py"))
     finish(start(tmp_path, less, devices=devices, processes=processes, config="mnist5k.py"))
-    found = differences(products(tmp_path, less, arg=""), products(reference, less, arg=""))
-    print(devices, processes, found)
+    own, wanted = (products(folder, less, arg="") for folder in (tmp_path, reference))
+    # Of examples that are nearly tied at the end of a shortlist, rounding decides who is scored
+    # exactly, and estimates are of what the exact ones leave: where that happened, scores are
+    # compared that are exact in both.
+    exact, asked = own.pop("exact"), wanted.pop("exact")
+    same_Q = (exact == asked).all(axis=1)
+    assert same_Q.mean() > 0.5
+    assert (exact != asked).sum() < 1e-3 * asked.sum()
+    for scores in (own["scores"], wanted["scores"]):
+        scores[~(same_Q[:, None] | (exact & asked))] = 0.0
+    found = differences(own, wanted)
     assert max(found.values()) < 1e-5, found
 
 

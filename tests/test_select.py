@@ -19,6 +19,7 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import check_workdir, read_run_settings, run_settings
 from stride_jax.self_influence import self_influence
 from stride_jax.stride import direct
+from tests.report_pages import stored
 
 
 def pool_of(scores, keys=None, sources=None, sizes=None) -> Pool:
@@ -164,7 +165,19 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     assert select(folder, *words, "--examples=30", "--pool=turns", f"--out={table_out}") == 0
     assert "task 1" not in capsys.readouterr().out
     assert pd.read_parquet(table_out)["id"].tolist() == [row["id"] for row in chosen]
-    assert select(folder, *words, "--examples=30", "--cap=.5", f"--out={out}") == 0
+    html = folder / "chosen.html"
+    capped = ("--examples=30", "--cap=.5", f"--out={out}", f"--html={html}")
+    assert select(folder, *words, *capped) == 0
+    shown, lines = stored(html.read_text()), out.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    lists = {own["id"]: own["lists"][0] for own in shown["queries-0"]["own"]}
+    for task, entries in lists.items():
+        own = [row for row in rows if row["task_chosen_for"] == task]
+        assert [score for _, score, _ in entries] == pytest.approx(
+            sorted((row["score"] for row in own), reverse=True), rel=1e-3
+        )
+        texts = {"".join(shown["examples-0"]["pieces"][i]).strip() for i, *_ in entries}
+        assert texts == {(row["prompt"] + row["completion"]).strip() for row in own}
     told = json.loads(out.with_suffix(".report.json").read_text())
     assert [own["examples"] for own in told["sources"]] == [15, 15]
     assert told["examples"] == len(out.read_text().splitlines()) == 30

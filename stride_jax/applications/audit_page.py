@@ -1,12 +1,10 @@
 """The report of an audit as a page: problems in place of queries, beside them the rows found."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from stride_jax.applications.report.page import page as drawn
-
-_WORDS = re.compile(r"\s*\S+|\s+$")
+from stride_jax.applications.report.texts import columns
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -39,12 +37,12 @@ def content(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "about": _about(report),
         "queries": queries,
-        "texts": _columns([own["text"] for own in problems], [[] for _ in problems]),
+        "texts": columns([own["text"] for own in problems], [[] for _ in problems]),
         "examples": {
             "id": [one["ids"][0] for one in groups],
             "row": [None] * len(groups),
             "copies": [one["copies"] for one in groups],
-            **_columns([one["text"] for one in groups], [_rows(one) for one in groups]),
+            **columns([one["text"] for one in groups], [_rows(one) for one in groups]),
         },
         "suspects": [],
     }
@@ -67,18 +65,6 @@ def _problem(row: int, own: Mapping[str, Any], entries: list[list[Any]]) -> dict
         "worth": {name: float(f"{value:.4g}") for name, value in worth.items()},
         "histogram": [0.0, 0.0, []], "shares": [], "lists": [entries], "tokens": {},
     }  # fmt: skip
-
-
-def _columns(texts: list[str], sources: list[list[str]]) -> dict[str, Any]:
-    """Texts in words, which the page marks where both have them."""
-    pieces = [_WORDS.findall(text) or [""] for text in texts]
-    return {
-        "pieces": pieces,
-        "counts": ["0" * len(own) for own in pieces],
-        "source": sources,
-        "documents": [[] for _ in texts],
-        "around": [["", ""] for _ in texts],
-    }
 
 
 def _about(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,13 @@ from stride_jax.applications.selection import (
     choose,
     table,
 )
+from stride_jax.applications.selection_page import page
 from stride_jax.applications.targets import relative, targets_of, task_scores
-from stride_jax.cli.doors import Parser, at_least, out_file
+from stride_jax.cli.doors import PAGES, Parser, at_least, out_file
 from stride_jax.data.dialogues import as_row, read_dialogues
 from stride_jax.run.opened import open_run
 from stride_jax.run.pipeline import Run
-from stride_jax.runtime.files import atomic_path, write_json
+from stride_jax.runtime.files import atomic_path, write_json, write_text
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.screen import visible
 
@@ -41,6 +42,7 @@ def _parser() -> Parser:
     parser = Parser("select", __doc__)
     parser.flag("workdir", "Folder of a run of fine-tuning.", required=True)
     parser.flag("out", "File of the chosen rows, .jsonl or .parquet.", required=True)
+    parser.flag("html", "File of a page that shows the choice, task by task.")
     parser.flag("targets", "File of the target examples; the run's queries without it.", default="")
     parser.flag("by", "Column of the targets that names their task.", default="")
     parser.flag("examples", "Number of rows; 0 for no bound.", type=at_least(0),
@@ -107,6 +109,7 @@ def main(words: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     settings = SelectSettings(given.examples, given.tokens, given.pool, given.cap, given.copies)
     out = out_file(given.out, "out", (".jsonl", ".parquet"))
+    html = None if given.html is None else out_file(given.html, "html", PAGES)
     if settings.cap < 1 and not given.source:
         raise ValueError(f"--cap={given.cap} bounds sources: name their column by --source")
     run = open_run(local_folder(given.workdir))
@@ -128,6 +131,8 @@ def main(words: Sequence[str]) -> int:
         "verdicts": dict(zip(targets.tasks, verdicts, strict=True)),
     }  # fmt: skip
     write_json(out.with_suffix(".report.json"), told)
+    if html is not None:
+        write_text(html, page(run, targets, pool, selection, told))
     print(visible(_said(told, len(pool.keys_N), out), kept="\n"))
     return 0
 

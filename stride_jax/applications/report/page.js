@@ -133,7 +133,7 @@
       class: "row", role: "option", id: `query-${i}`, "aria-selected": String(i === state.at), "aria-posinset": at + 1,
       "aria-setsize": state.rows.length, style: `top:${ROW * at}px`, on: { click: () => open(i) },
     }, about.kind === "image" ? thumb("query", i, titled(q), 36, false) : null,
-    el("div", {}, el("b", { dir: "auto" }, named(q) + mark), el("small", {}, `${q.id.slice(0, 12)} · loss ${number(q.loss, 3)}${flagged(q) ? ` · ${q.verdict}` : ""}`)));
+    el("div", {}, el("b", { dir: "auto" }, named(q) + mark), el("small", {}, `${q.id.slice(0, 12)}${q.loss === null ? "" : ` · loss ${number(q.loss, 3)}`}${flagged(q) ? ` · ${q.verdict}` : ""}`)));
   };
   const open = (i, quietly = false) => {
     state.at = i; state.token = null; state.word = "";
@@ -186,7 +186,7 @@
     ["of the prediction", q.p_guess === undefined || q.right ? null : number(q.p_guess, 3)],
     ["target", q.target && q.target.map((v) => number(v)).join(", ")], ["said", q.said && q.said.map((v) => number(v)).join(", ")],
     ["tokens right", q.tokens_right === undefined ? null : `${Math.round(100 * q.tokens_right)} %`],
-    [WORDS.loss, number(q.loss)],
+    [WORDS.loss, q.loss === null ? null : number(q.loss)],
   ]);
   const answers = (q, m) => {
     const own = q.lists[m], largest = Math.max(...own.map(([, score]) => Math.abs(score)), 1e-30);
