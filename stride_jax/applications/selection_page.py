@@ -75,7 +75,8 @@ def _said(run: Run, targets: Targets, task: int) -> str:
     own, shown = targets.of(task), []
     for inputs, labels in zip(own.inputs[:_TARGETS], own.labels[:_TARGETS], strict=True):
         size = len(labels) - int((labels[::-1] >= 0).argmax())
-        shown.append(run.corpus.tokenizer.decode([*inputs[1:size], labels[size - 1]]))
+        said = run.corpus.tokenizer.decode([*inputs[1:size], labels[size - 1]])
+        shown.append(said.strip())
     rest = len(own) - len(shown)
     return "\n\n".join([*shown, *([f"… and {rest} more"] if rest else [])])
 

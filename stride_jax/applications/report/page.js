@@ -108,7 +108,7 @@
     loss: ["largest loss first", (a, b) => index[b].loss - index[a].loss],
     sure: ["smallest loss first", (a, b) => index[a].loss - index[b].loss],
   };
-  const named = (q) => about.classes ? `class ${q.label}${q.right ? "" : `, taken for ${q.guess}`}` : q.text !== undefined ? visible(q.text) : titled(q);
+  const named = (q) => about.notes ? visible(q.id) : about.classes ? `class ${q.label}${q.right ? "" : `, taken for ${q.guess}`}` : q.text !== undefined ? visible(q.text) : titled(q);
 
   const filter = () => {
     const words = byId("search").value.toLowerCase().trim(), wanted = byId("class").value;
@@ -133,7 +133,7 @@
       class: "row", role: "option", id: `query-${i}`, "aria-selected": String(i === state.at), "aria-posinset": at + 1,
       "aria-setsize": state.rows.length, style: `top:${ROW * at}px`, on: { click: () => open(i) },
     }, about.kind === "image" ? thumb("query", i, titled(q), 36, false) : null,
-    el("div", {}, el("b", { dir: "auto" }, named(q) + mark), el("small", {}, `${q.id.slice(0, 12)}${q.loss === null ? "" : ` · loss ${number(q.loss, 3)}`}${flagged(q) ? ` · ${q.verdict}` : ""}`)));
+    el("div", {}, el("b", { dir: "auto" }, named(q) + mark), el("small", { dir: "auto" }, `${about.notes ? visible(q.text.slice(0, 60)) : q.id.slice(0, 12)}${q.loss === null ? "" : ` · loss ${number(q.loss, 3)}`}${flagged(q) ? ` · ${q.verdict}` : ""}`)));
   };
   const open = (i, quietly = false) => {
     state.at = i; state.token = null; state.word = "";
