@@ -7,10 +7,13 @@ import json
 import pathlib
 import re
 import shlex
+import types
 
+import numpy as np
 import pytest
 
 from stride_jax.cli.main import COMMANDS
+from stride_jax.examples import Examples
 from stride_jax.run.settings import run_settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -90,6 +93,30 @@ def test_code_of_a_page_runs(name):
     for text in blocks(ROOT / "docs" / name, "python"):
         exec(compile(text, name, "exec"), space)
     assert space["attribution"].scores.shape[1] in (200, 1000)
+
+
+def test_the_method_that_a_page_adds_keeps_the_conventions():
+    (block,), space = blocks(ROOT / "docs/add_a_method.md", "python"), {}
+    exec(compile(block, "add_a_method.md", "exec"), space)
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 3)).astype(np.float32)
+    model = types.SimpleNamespace(
+        tapped=lambda params, inputs: (inputs @ params, {}), params=weights
+    )
+    train = Examples(rng.normal(size=(9, 4)).astype(np.float32), np.arange(9) % 3)
+    settings = space["MySettings"]()
+    state = space["fit"](model, train, settings)
+    scores = space["score"](state, model, train, train.take([4, 2]), settings)
+    assert scores.shape == (2, 9)
+    assert (scores[[0, 1], [4, 2]] > 0).all(), "an example is a proponent of itself"
+
+
+def test_no_page_has_code_that_no_test_runs():
+    """README's is run in test_pipeline, that of features.md in test_five_lines."""
+    known = {*_RUNS, "README.md", "features.md", "add_a_method.md"}
+    for path in PAGES:
+        for text in blocks(path, "python", "py"):
+            assert path.name in known or "def get_config():" in text, path.name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
