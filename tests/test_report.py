@@ -286,6 +286,10 @@ def test_pages_of_runs_and_of_an_audit_are_used(tmp_path, call):
                 tab.locator("#list").press("ArrowDown")
                 assert "#query=" in tab.url
                 assert tab.locator(".card").count() > 0
+                if name == "breast_cancer":
+                    assert re.search(
+                        r"(mean|worst) radius: 1\d", tab.locator("#detail").inner_text()
+                    )
                 if name == "bible_gpt":
                     tab.locator("button.tok").first.click()
                     assert tab.locator("button.tok[aria-pressed=true]").count() == 1

@@ -83,6 +83,11 @@ class Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise AssertionError("each builder below defines this method")
 
     @staticmethod
+    def names() -> list[str] | None:
+        """Names of a table's columns, where the package has them."""
+        return None
+
+    @staticmethod
     def strata(labels: np.ndarray) -> np.ndarray:
         """Groups that each split holds in the same proportion, `[N]` int."""
         return labels
@@ -160,3 +165,11 @@ class BreastCancer(Packaged):
 
         rows, labels = load_breast_cancer(return_X_y=True)
         return np.asarray(rows, np.float32), np.asarray(labels)
+
+    @staticmethod
+    def names() -> list[str]:
+        """Such as `mean radius`."""
+        from sklearn.datasets import load_breast_cancer
+
+        own: Any = load_breast_cancer()
+        return [str(name) for name in own.feature_names]

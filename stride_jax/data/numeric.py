@@ -1,5 +1,7 @@
 """TFDS builders of data whose labels are numbers, or several at once."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -29,6 +31,14 @@ class Diabetes(Packaged):
 
         rows, labels = load_diabetes(return_X_y=True, scaled=False)
         return np.asarray(rows, np.float32), np.asarray(labels, np.float32)
+
+    @staticmethod
+    def names() -> list[str]:
+        """Such as `bmi`."""
+        from sklearn.datasets import load_diabetes
+
+        own: Any = load_diabetes()
+        return [str(name) for name in own.feature_names]
 
 
 class LinearNumbers(Packaged):

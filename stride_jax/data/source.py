@@ -134,6 +134,11 @@ class Scaling(NamedTuple):
         there = np.isin(train.labels, (0, 1)).all()
         return cls(inputs, (0.0, 1.0) if there else _moments(train.labels))
 
+    def undo(self, inputs: np.ndarray) -> np.ndarray:
+        """Inputs of a model as the data set has them."""
+        shift, scale = self.inputs
+        return inputs * np.float32(scale) + np.float32(shift)
+
     def apply(self, examples: Examples) -> Examples:
         """Examples as the model takes them."""
         labels = examples.labels
@@ -200,6 +205,15 @@ def load_scaling(settings: DataSettings, data_dir: str | os.PathLike[str]) -> Sc
     builder, column, _ = _opened(settings, data_dir)
     with quiet():
         return Scaling.of(_read(builder, settings.train, column))
+
+
+def column_names(settings: DataSettings) -> list[str] | None:
+    """Names of a table's columns; None where its package has none, and of other data sets."""
+    if settings.name not in _OURS:
+        return None
+    module, builder = _OURS[settings.name]
+    ours = importlib.import_module(f"stride_jax.data.{module}")
+    return getattr(ours, builder).names()
 
 
 def _opened(settings: DataSettings, data_dir: str | os.PathLike[str]) -> tuple[Any, str, Any]:

@@ -11,6 +11,7 @@ from stride_jax.applications.report.examples import Shown, shown
 from stride_jax.applications.report.queries import Queries, of_questions, of_run
 from stride_jax.applications.report.tokens import agreements
 from stride_jax.attribution import Attribution, versions
+from stride_jax.data.source import column_names
 from stride_jax.ids import rows_of
 from stride_jax.reading import VERDICTS
 from stride_jax.run.pipeline import Run
@@ -226,6 +227,7 @@ def _about(run: Run, methods: list[str], settings: ReportSettings) -> dict[str, 
     return plain({
         "methods": methods or ["stride"],
         "kind": kind_of(run),
+        "columns": column_names(run.settings.data) if kind_of(run) == "table" else None,
         "classes": bool(run.model.objective.classes and labels.ndim == 1),
         "objective": run.model.objective.name,
         "scores": words(unit),

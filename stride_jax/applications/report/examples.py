@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stride_jax.applications.report.queries import Queries, split_texts
+from stride_jax.data.source import load_scaling
 from stride_jax.run.pipeline import Run
 
 SHEET = 256
@@ -97,10 +98,14 @@ def _sheets(images: np.ndarray) -> Iterator[str]:
 
 
 def _tables(run: Run, *both: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of numbers with three digits, and by how much each column varies."""
-    every = np.asarray(run.train.inputs).reshape(len(run.train), -1)
-    spread = [float(f"{v:.3g}") for v in every.std(axis=0)]
+    """Rows of numbers with three digits, in the data set's own units; each column's deviation."""
+    scaling = load_scaling(run.settings.data, run.workdir / "data")
+
+    def own_units(rows: np.ndarray) -> np.ndarray:
+        return scaling.undo(rows).reshape(len(rows), -1)
+
+    spread = [float(f"{v:.3g}") for v in own_units(np.asarray(run.train.inputs)).std(axis=0)]
     return [
-        {"values": [[float(f"{v:.3g}") for v in row.ravel()] for row in own], "spread": spread}
+        {"values": [[float(f"{v:.4g}") for v in row] for row in own_units(own)], "spread": spread}
         for own in both
     ]

@@ -221,7 +221,7 @@
     const apart = (c) => beside === null ? 0 : Math.abs(values[c] - beside[c]) / (about.spread[c] || 1);
     const order = values.map((_, c) => c).sort((a, b) => beside === null ? a - b : apart(b) - apart(a));
     const shown = order.slice(0, 12), rest = order.slice(12);
-    const cell = (c) => el("span", { class: apart(c) > 1 ? "differs" : "" }, `${apart(c) > 1 ? "≠ " : ""}column ${c}: ${number(values[c], 3)}`);
+    const cell = (c) => el("span", { class: apart(c) > 1 ? "differs" : "" }, `${apart(c) > 1 ? "≠ " : ""}${about.columns ? about.columns[c] : `column ${c}`}: ${number(values[c], 3)}`);
     const box = el("div", { class: "cells" }, shown.map(cell));
     if (rest.length) box.append(el("button", { type: "button", on: { click: (e) => e.target.replaceWith(...rest.map(cell)) } }, `${rest.length} more`));
     return box;
