@@ -51,7 +51,7 @@ def small(kind="text", queries=60, long=0):
         wrong = q % 4 == 0
         made.append({
             "id": f"q{q}", "row": q, "loss": q / 10, "verdict": "found" if q % 5 else "not_found",
-            "worth": {"explained": 0.9, "exact": 300}, "histogram": [-0.4, 0.5, [1, 2, 2]],
+            "worth": {"explained": 0.9, "exact": 4183}, "histogram": [-0.4, 0.5, [1, 2, 2]],
             "shares": [[1, 0.4], [5, 1.0]], "lists": [entries, entries[::-1]],
             "tokens": {"0": "j" * 5 + "jjjsa" * 4} if kind == "text" else {},
             **({"losses": [None, None, 1.0, 2.0, 0.5], "tokens_right": 0.5} if kind == "text" else
@@ -171,7 +171,7 @@ def test_a_page_of_classes_is_used(tmp_path):
         assert tab.url.endswith("#query=q48")
         assert "column" in tab.locator(".cells .differs").first.inner_text()
         worth = tab.locator("#detail .figures").last.inner_text().split("\n")
-        assert worth == ["explained", "0.9", "exact", "300"]
+        assert worth == ["explained", "0.9", "exact", "4183"]
         tab.locator("#list").press("ArrowDown")
         assert tab.url.endswith("#query=q36")
         # Another method beside the first.

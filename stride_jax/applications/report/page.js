@@ -36,7 +36,7 @@
     .replace(/[\u202a-\u202e\u2066-\u2069\u200e\u200f]/g, (c) => `⟨U+${c.charCodeAt(0).toString(16).toUpperCase()}⟩`)
     .replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
     .replace(/[\u007f-\u009f]/g, "\u2421");
-  const number = (value, digits = 4) => value === null || value === undefined ? "–" : String(Number(Number(value).toPrecision(digits)));
+  const number = (value, digits = 4) => value === null || value === undefined ? "–" : String(Number.isInteger(value) ? value : Number(Number(value).toPrecision(digits)));
   const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + number(Math.abs(value));
   const figures = (pairs) => el("dl", { class: "figures" }, pairs.filter(([, v]) => v !== undefined && v !== null && v !== "")
     .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)))));
