@@ -1,4 +1,4 @@
-"""Licences of everything that the package brings along, as a page.
+"""Licences and sizes of everything that the package brings along, as a page.
 
     python -m benchmarks.licences
 
@@ -7,6 +7,7 @@ writes `docs/licences.md`: what their own metadata say. A package that says noth
 """
 
 import importlib.metadata
+import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
@@ -59,23 +60,32 @@ def licence_of(own: importlib.metadata.Distribution) -> str:
     return ", ".join(named) or text[:_LONG] or "not said"
 
 
+def size_of(own: importlib.metadata.Distribution) -> float:
+    """Megabytes of a package's files."""
+    paths = (pathlib.Path(str(file.locate())) for file in own.files or [])
+    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+
+
 def main(words: Sequence[str]) -> None:
     """Write the page."""
     Parser("licences", __doc__).read(words)
-    lines, seen = [], set[str]()
+    lines, seen, sizes = [], set[str](), dict.fromkeys(EXTRAS, 0.0)
     for extra in EXTRAS:
         for name, own in sorted(brought_by(extra).items()):
-            if name not in seen:
-                seen.add(name)
-                lines.append(
-                    f"| {name} | {own.version} | {licence_of(own)} | {extra or 'always'} |"
-                )
+            if name in seen:
+                continue
+            seen.add(name)
+            size = size_of(own)
+            sizes[extra] += size
+            cells = (name, own.version, licence_of(own), extra or "always", f"{size:.1f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    total = ", ".join(f"`{name or 'stride-jax'}` {size:.0f} MB" for name, size in sizes.items())
     write_text(
         ROOT / "docs/licences.md",
-        "# Licences of dependencies\n\nAs the packages' own metadata say; written by `python -m "
-        "benchmarks.licences`. stride_jax itself is under\nApache-2.0.\n\n"
-        "| package | version here | licence | comes with |\n|---|---|---|---|\n"
-        + "\n".join(lines) + "\n",
+        "# Licences and sizes of dependencies\n\nAs the packages' own metadata say; written by "
+        "`python -m benchmarks.licences`. stride_jax itself is under\nApache-2.0. What each extra "
+        f"adds on disk: {total}.\n\n| package | version here | licence | comes with | MB |\n"
+        "|---|---|---|---|---|\n" + "\n".join(lines) + "\n",
     )  # fmt: skip
 
 
