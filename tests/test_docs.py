@@ -12,6 +12,7 @@ import types
 import numpy as np
 import pytest
 
+import stride_jax
 from stride_jax.cli.main import COMMANDS
 from stride_jax.examples import Examples
 from stride_jax.run.settings import run_settings
@@ -109,6 +110,27 @@ def test_the_method_that_a_page_adds_keeps_the_conventions():
     scores = space["score"](state, model, train, train.take([4, 2]), settings)
     assert scores.shape == (2, 9)
     assert (scores[[0, 1], [4, 2]] > 0).all(), "an example is a proponent of itself"
+
+
+def test_names_of_the_library_on_pages_exist():
+    """`stride_jax.name` and `Class.name` in the text are what they say."""
+    for path in PAGES:
+        if path.name == "lab.md":  # which tells of names that are gone
+            continue
+        for name in re.findall(r"`stride_jax\.([a-zA-Z_.]+)", path.read_text()):
+            own, *rest = name.rstrip(".").split(".")
+            found = getattr(stride_jax, own, None)
+            if found is None:
+                found = importlib.import_module(f"stride_jax.{own}")
+            for part in rest:
+                inside = getattr(found, part, None)
+                if inside is None:
+                    inside = importlib.import_module(f"{found.__name__}.{part}")
+                found = inside
+        for owner, name in re.findall(r"`([A-Z]\w+)\.(\w+)", path.read_text()):
+            if own := getattr(stride_jax, owner, None):
+                fields = getattr(own, "__dataclass_fields__", {})
+                assert hasattr(own, name) or name in fields, f"{path.name}: {owner}.{name}"
 
 
 def test_no_page_has_code_that_no_test_runs():
