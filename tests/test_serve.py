@@ -16,9 +16,17 @@ import pytest
 from PIL import Image
 
 from stride_jax.applications.live import bodies
+from stride_jax.applications.live.answers import answering
 from stride_jax.applications.live.desk import Desk, LineFullError
 from stride_jax.applications.live.server import LARGEST
+from stride_jax.applications.report.content import questions
+from stride_jax.applications.report.page import page
+from stride_jax.attribution import Attribution
 from stride_jax.cli import serve
+from stride_jax.data.source import load_scaling
+from stride_jax.run.opened import open_run
+from stride_jax.stride import direct
+from tests.report_pages import stored
 from tests.serving import send, serving
 
 
@@ -227,9 +235,6 @@ def test_answers_are_those_of_the_run(tmp_path, call):
         f"--workdir={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    from stride_jax.attribution import Attribution
-    from stride_jax.run.opened import open_run
-
     run, given = open_run(tmp_path, text=False), Attribution.load(tmp_path / "attribution.parquet")
     file = io.BytesIO()
     pixels = np.rint(255 * run.query.inputs[5, :, :, 0]).astype(np.uint8)
@@ -257,3 +262,33 @@ def test_answers_are_those_of_the_run(tmp_path, call):
         np.testing.assert_allclose(
             [one["score"] for one in answer[side]], [score for _, score in expected], rtol=2e-3
         )
+
+
+def test_a_run_without_answers_takes_questions(tmp_path, call):
+    """Of a table, by its operators alone: the page is empty, and a row in the data's own units has
+    the scores of the training example that it copies."""
+    done = call(
+        "run", "--config=configs/breast_cancer.py:runlocal", "--config.bank=None",
+        f"--workdir={tmp_path}", "--until=operators",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = open_run(tmp_path, text=False)
+    empty = questions(run, [])
+    assert (empty["queries"], empty["examples"]["id"], empty["texts"]["values"]) == ([], [], [])
+    assert stored(page(empty, "Empty", live=True))["index"] == []
+    scaling = load_scaling(run.settings.data, tmp_path / "data")
+    given = scaling.undo(run.train.inputs[7])
+    body = {"row": [float(v) for v in given], "label": int(run.train.labels[7]), "form": "page"}
+    told = answering(run)(bodies.question_of(run, body))
+    np.testing.assert_allclose(told["texts"]["values"][0], given, rtol=1e-3)
+    body["form"] = "answer"
+    answer = answering(run)(bodies.question_of(run, body))
+    exact = direct(run.tapped, run.model.params, run.index, run.train, run.train.take([7]))
+    scores = np.asarray(exact)[0]
+    found = [scores[run.train.ids.tolist().index(one["id"])] for one in answer["proponents"]]
+    np.testing.assert_allclose([one["score"] for one in answer["proponents"]], found, rtol=1e-2)
+    np.testing.assert_allclose(found, np.sort(scores)[::-1][:3], rtol=1e-2)
+    np.testing.assert_allclose(
+        [score for _, score, _ in told["queries"][0]["lists"][0][:3]],
+        [one["score"] for one in answer["proponents"]], rtol=1e-3,
+    )  # fmt: skip

@@ -226,7 +226,6 @@ def _opened(settings: DataSettings, data_dir: str | os.PathLike[str]) -> tuple[A
             f"dataset {settings.name!r} lacks {sorted(missing)} and has {sorted(features)}: use "
             "one with 'label' and 'image' or 'features'"
         )
-    with quiet():
-        with preparing(builder.data_dir):
-            builder.download_and_prepare(file_format="array_record")
+    with quiet(), preparing(builder.data_dir):
+        builder.download_and_prepare(file_format="array_record")
     return builder, column, features["label"]

@@ -6,6 +6,7 @@ Letter of its own: U training examples that are shown.
 import base64
 import dataclasses
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,7 +103,7 @@ def _tables(run: Run, *both: np.ndarray) -> list[dict[str, Any]]:
     scaling = load_scaling(run.settings.data, run.workdir / "data")
 
     def own_units(rows: np.ndarray) -> np.ndarray:
-        return scaling.undo(rows).reshape(len(rows), -1)
+        return scaling.undo(rows).reshape(len(rows), math.prod(rows.shape[1:]))
 
     spread = [float(f"{v:.3g}") for v in own_units(np.asarray(run.train.inputs)).std(axis=0)]
     return [
