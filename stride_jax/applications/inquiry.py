@@ -268,6 +268,8 @@ def _rather(asked: asking.Asked, than: asking.Asked) -> asking.Asked:
 def _spoken(asked: asking.Asked) -> asking.Asked:
     """A question without its groups of the prompt alone, which measure nothing."""
     spoken_G, aim = np.abs(asked.y_YxK).max(axis=1) > 0, asked.aim
+    if not spoken_G.any():  # nor does anything else: a prediction without a doubt
+        return asked
     if aim is None:
         return asking.Asked(asked.y_YxK[spoken_G], None, 1)
 
