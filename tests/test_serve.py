@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import dataclasses
 import io
 import json
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stride_jax.applications import inquiry
 from stride_jax.applications.live import bodies
 from stride_jax.applications.live.answers import answering
 from stride_jax.applications.live.desk import Desk, LineFullError
@@ -281,11 +283,10 @@ def test_a_run_without_answers_takes_questions(tmp_path, call):
     body = {"row": [float(v) for v in given], "label": int(run.train.labels[7]), "form": "page"}
     told = answering(run)(bodies.question_of(run, body))
     np.testing.assert_allclose(told["texts"]["values"][0], given, rtol=1e-3)
-    # Where the model has no doubt in float32, nothing is measured, and nothing is a proponent.
-    far = given + 1e3 * (scaling.inputs[1] if int(run.train.labels[7]) else -scaling.inputs[1])
-    sure = answering(run)(bodies.question_of(run, {"row": [float(v) for v in far]}))
-    assert sure["loss"] == 0
-    assert sure["proponents"] == sure["opponents"] == []
+    # A question that measures nothing at all, as of a prediction without a doubt, is still one.
+    asked = inquiry._measure(run, run.train.take([7]), "loss")
+    silent = dataclasses.replace(asked, y_YxK=np.zeros_like(asked.y_YxK))
+    assert inquiry._spoken(silent) is silent
     body["form"] = "answer"
     answer = answering(run)(bodies.question_of(run, body))
     exact = direct(run.tapped, run.model.params, run.index, run.train, run.train.take([7]))
