@@ -1,6 +1,7 @@
 """What a report shows, as JSON values: queries, their examples, and what the answers are worth."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -192,12 +193,18 @@ def shares(values: np.ndarray, count: int) -> list[list[float]]:
 
 def _copies(run: Run, examples: Shown) -> list[int]:
     """How many training examples act as one with each that is shown, itself among them."""
-    keys = run.train.keys
-    if keys is None:
-        return [1] * len(examples.rows)
-    names, place, sizes = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
-    del names
-    return sizes[place[examples.rows]].tolist()
+    sizes_N = _sizes(run)
+    return [1] * len(examples.rows) if sizes_N is None else sizes_N[examples.rows].tolist()
+
+
+@functools.lru_cache(maxsize=1)
+def _sizes(run: Run) -> np.ndarray | None:
+    """Held, as every question to a server needs it: examples of each one's key, `[N]`."""
+    if run.train.keys is None:
+        return None
+    keys = np.asarray(run.train.keys)
+    _, place, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    return sizes[place]
 
 
 def _suspects(run: Run, count: int) -> list[list[Any]]:

@@ -5,6 +5,7 @@ Letter of its own: U training examples that are shown.
 
 import base64
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stride_jax.applications.report.queries import Queries, split_texts
-from stride_jax.data.source import load_scaling
+from stride_jax.data.source import Scaling, load_scaling
 from stride_jax.run.pipeline import Run
 
 SHEET = 256
@@ -100,13 +101,17 @@ def _sheets(images: np.ndarray) -> Iterator[str]:
 
 def _tables(run: Run, *both: np.ndarray) -> list[dict[str, Any]]:
     """Rows of numbers with three digits, in the data set's own units; each column's deviation."""
-    scaling = load_scaling(run.settings.data, run.workdir / "data")
-
-    def own_units(rows: np.ndarray) -> np.ndarray:
-        return scaling.undo(rows).reshape(len(rows), math.prod(rows.shape[1:]))
-
-    spread = [float(f"{v:.3g}") for v in own_units(np.asarray(run.train.inputs)).std(axis=0)]
+    scaling, spread = _units(run)
+    rows = [own.reshape(len(own), math.prod(own.shape[1:])) for own in map(scaling.undo, both)]
     return [
-        {"values": [[float(f"{v:.4g}") for v in row] for row in own_units(own)], "spread": spread}
-        for own in both
+        {"values": [[float(f"{v:.4g}") for v in row] for row in own], "spread": spread}
+        for own in rows
     ]
+
+
+@functools.lru_cache(maxsize=1)
+def _units(run: Run) -> tuple[Scaling, list[float]]:
+    """Held, as every question to a server needs them: the scaling, and each column's deviation."""
+    scaling = load_scaling(run.settings.data, run.workdir / "data")
+    rows = scaling.undo(np.asarray(run.train.inputs)).reshape(len(run.train), -1)
+    return scaling, [float(f"{v:.3g}") for v in rows.std(axis=0)]
