@@ -261,8 +261,8 @@ VOCABULARY, LENGTH, WIDTH = 32, 8, 12
 
 @pytest.fixture(scope="module")
 def words():
-    """Windows of this repository's README, `[N, T]` tokens and the tokens after them."""
-    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    """Windows of the licence, which nobody edits: `[N, T]` tokens and the tokens after them."""
+    text = (pathlib.Path(__file__).parents[1] / "LICENSE").read_text()
     spoken = re.findall(r"[a-z]+", text.lower())[: 70 * LENGTH + 1]
     common = [w for w, _ in collections.Counter(spoken).most_common(VOCABULARY - 1)]
     tokens = np.array([common.index(w) if w in common else VOCABULARY - 1 for w in spoken])

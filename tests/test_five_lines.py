@@ -150,20 +150,21 @@ def lora_tree():
 
 # ── Texts of several lengths ─────────────────────────────────────────────────────────────────────
 
-FILES = ("docs/leaderboard.md", "docs/method.md", "docs/lab.md")
+PARTS = 3
 VOCABULARY, FEW, LENGTH, WIDTH = 128, 24, 8, 12
 
 
 def texts():
-    """Tokens and masks of pieces of three files, and which file each is from."""
-    spoken = [re.findall(r"[a-z]+", (ROOT / name).read_text().lower()) for name in FILES]
-    words, counts = np.unique(np.concatenate(spoken), return_counts=True)
+    """Tokens and masks of pieces of the licence, and which third of it each is from."""
+    spoken = np.array(re.findall(r"[a-z]+", (ROOT / "LICENSE").read_text().lower()))
+    words, counts = np.unique(spoken, return_counts=True)
+    thirds = np.array_split(spoken, PARTS)
     known = {w: i + 2 for i, w in enumerate(words[np.argsort(-counts)][: VOCABULARY - 2])}
     size_N = np.random.default_rng(0).integers(5, LENGTH + 1, TRAIN + QUERIES)
-    label_N = np.arange(TRAIN + QUERIES) % len(FILES)
+    label_N = np.arange(TRAIN + QUERIES) % PARTS
     tokens = np.zeros((len(size_N), LENGTH), np.int32)
     for row, (size, label) in enumerate(zip(size_N, label_N, strict=True)):
-        piece = spoken[label][row * LENGTH :][:size]
+        piece = thirds[label][row // PARTS * LENGTH :][:size]
         tokens[row, :size] = [known.get(word, 1) for word in piece]
     return {"tokens": tokens, "mask": np.arange(LENGTH) < size_N[:, None]}, label_N.astype(np.int32)
 
@@ -175,7 +176,7 @@ class TextNet(nn.Module):
         x = nn.Embed(VOCABULARY, WIDTH)(tokens) + nn.Embed(LENGTH, WIDTH)(jnp.arange(LENGTH))[None]
         x = x + nn.MultiHeadDotProductAttention(2)(x, mask=mask[:, None, None])
         x = (x * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-        return nn.Dense(len(FILES))(jnp.tanh(nn.Dense(WIDTH, name="pooled")(x)))
+        return nn.Dense(PARTS)(jnp.tanh(nn.Dense(WIDTH, name="pooled")(x)))
 
 
 def text_with_padding_mask():
@@ -268,7 +269,7 @@ def pooled(params, batch):
 def plain_text():
     batch, labels = texts()
     keys = jax.random.split(jax.random.key(0), 3)
-    shapes = {"embed": (VOCABULARY, WIDTH), "w": (WIDTH, WIDTH), "head": (WIDTH, len(FILES))}
+    shapes = {"embed": (VOCABULARY, WIDTH), "w": (WIDTH, WIDTH), "head": (WIDTH, PARTS)}
     params = {n: jax.random.normal(k, v) for k, (n, v) in zip(keys, shapes.items(), strict=True)}
     rest = lambda p, batch, replace: replace["pooled"] @ p["head"]  # noqa: E731
     tapped = stride_jax.from_function(pooled, suffix=rest)
