@@ -11,11 +11,11 @@
 A small GPT has read rows of other tasks as text, and is fine-tuned on candidates of all tasks
 (`benchmarks.selection_data`): with that checkpoint every method ranks the candidates for each task
 by its ten targets. Then models are trained from the first GPT again, on the best `budget` rows
-alone, and answer the task's tests. A method with several settings has them chosen by loss on the
-first tasks, of which no figure is taken; `stride` has four: a row counts by the mean over a task's
-targets or by the one it does most for, and relative to the root of its self-influence or not.
-`--noise` gives a share of the candidates another row's answer. Intervals are of a bootstrap over
-tasks, paired.
+alone, and answer the task's tests. No figure is taken of the first tasks, and the others are halves:
+a method with several settings is judged on a task at the setting of the highest F1 on the first
+tasks and those of the other half. `stride` has four: a row counts by the mean over a task's targets
+or by the one it does most for, and relative to the root of its self-influence or not. `--noise`
+gives a share of the candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
 """
 
 import dataclasses
@@ -81,32 +81,34 @@ class Choice:
 
     Attributes:
       method: its name.
+      setting: what it was chosen with.
       rows_AxS: chosen rows.
     """
 
     method: str
+    setting: str
     rows_AxS: np.ndarray
 
 
 def choices(run: Run, targets: Targets, budget: int, encoder: str) -> Iterator[Choice]:
     """What every method chooses, at each of its settings."""
-    stored = _scored(run, targets, encoder)
-    for method, scores_AxN in stored:
+    for method, setting, scores_AxN in _scored(run, targets, encoder):
         rows = []
         for a in range(len(targets.tasks)):
             nothing = np.full(len(run.train), "")
             pool = Pool(scores_AxN[a : a + 1], targets.tasks[a : a + 1], run.text.train.sizes_N,
                         run.train.ids, nothing)  # fmt: skip
             rows.append([one.row for one in choose(pool, SelectSettings(budget)).chosen])
-        yield Choice(method, np.array(rows))
+        yield Choice(method, setting, np.array(rows))
 
 
-def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
+def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, str, np.ndarray]]:
     """Scores `[A, N]` of every method at each of its settings; kept as soon as they are there."""
     for each in (False, True):
         own_AxN = task_scores(run, targets, print, each=each)[0]
-        yield "stride", own_AxN
-        yield "stride", relative(run, own_AxN)
+        name = "each" if each else "mean"
+        yield "stride", name, own_AxN
+        yield "stride", f"{name}, relative", relative(run, own_AxN)
     methods = contestants(
         OPPONENTS_TAPS, Stride(), is_text=True, only=OPPONENTS,
         encoder=EncoderSettings(encoder, str(run.text.folder / "tokenizer.json")),
@@ -123,8 +125,8 @@ def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, np.
                     state = method.fit(*both, group[0]) if state is None else state
                     own = method.score(state, *both, targets.examples, setting)
                     write_arrays(path, **_by_task(own, targets.task_Q))
-                for scores_AxN in read_arrays(path).values():
-                    yield method.name, scores_AxN
+                for pooled, scores_AxN in read_arrays(path).items():
+                    yield method.name, f"{pooled}, {setting}", scores_AxN
 
 
 def _by_task(scores_QxN: np.ndarray, task_Q: np.ndarray) -> dict[str, np.ndarray]:
@@ -188,29 +190,41 @@ class Contest:
         return np.stack([read_arrays(path)["figures"] for path in paths])
 
 
-def tuned(contest: Contest, made: Sequence[Choice], tuning: Sequence[str]) -> dict[str, np.ndarray]:
-    """Rows of each method at the settings of the lowest loss on the first tasks."""
-    loss, names = list(FIGURES).index("loss"), list(contest.targets.tasks)
-    best: dict[str, tuple[float, np.ndarray]] = {}
-    several = [one for one in made if sum(m.method == one.method for m in made) > 1]
-    found = np.zeros((len(tuning), len(several)))
-    for row, task in enumerate(tuning):
-        a = names.index(task)
-        rows_JxS = np.stack([one.rows_AxS[a] for one in several])
-        found[row] = contest.figures(task, rows_JxS, [0] * len(several))[:, loss]
-        print(f"settings: {task} done", flush=True)
-    for one, own in zip(several, found.mean(axis=0), strict=True):
-        if one.method not in best or own < best[one.method][0]:
-            best[one.method] = (float(own), one.rows_AxS)
-    for one in made:
-        best.setdefault(one.method, (0.0, one.rows_AxS))
-    return {name: rows for name, (_, rows) in best.items()}
+def tuned(
+    contest: Contest, made: Sequence[Choice], tuning: Sequence[str]
+) -> dict[str, list[Choice]]:
+    """What each method chose, for each task at the setting of the highest F1 on other tasks.
+
+    Returns:
+      By method, a choice for each task in the order of `contest.targets.tasks`.
+    """
+    best, names = list(FIGURES).index("f1"), contest.targets.tasks
+    f1_AxI = np.zeros((len(names), len(made)))
+    for a, task in enumerate(names):
+        rows_JxS = np.stack([one.rows_AxS[a] for one in made])
+        f1_AxI[a] = contest.figures(task, rows_JxS, [0] * len(made))[:, best]
+        print(f"settings: {a + 1} of {len(names)} tasks, {task} done", flush=True)
+    scored = [a for a, name in enumerate(names) if name not in tuning]
+    out: dict[str, list[Choice]] = {}
+    for method in dict.fromkeys(one.method for one in made):
+        own = [i for i, one in enumerate(made) if one.method == method]
+        out[method] = []
+        for a in range(len(names)):
+            half = scored[scored.index(a) % 2 :: 2] if a in scored else [a]
+            others = [other for other in range(len(names)) if other not in half]
+            mean_I = f1_AxI[np.ix_(others, own)].mean(axis=0)
+            out[method].append(made[own[int(mean_I.argmax())]])
+    return out
 
 
 def board(contest: Contest, tuning: Sequence[str], seeds: int, encoder: str) -> dict[str, Any]:
     """Figures of each method on each task, means over the seeds."""
     made = list(choices(contest.run, contest.targets, contest.budget, encoder))
-    chosen = {name: [rows] * seeds for name, rows in tuned(contest, made, tuning).items()}
+    best = tuned(contest, made, tuning)
+    chosen = {
+        name: [np.stack([one.rows_AxS[a] for a, one in enumerate(own)])] * seeds
+        for name, own in best.items()
+    }
     chosen |= references(contest.run, contest.targets, contest.budget, seeds)
     scored = [name for name in contest.targets.tasks if name not in tuning]
     figures: dict[str, dict[str, list[float]]] = {
@@ -235,6 +249,7 @@ def board(contest: Contest, tuning: Sequence[str], seeds: int, encoder: str) -> 
             of_wrong[method].append(float(np.mean([wrong_N[r[a]] for r in by_seed])))
         print(f"task {number + 1} of {len(scored)}, {task} done", flush=True)
     return {"tasks": scored, "figures": figures, "of_task": of_task, "of_wrong": of_wrong,
+            "settings": {name: [one.setting for one in own] for name, own in best.items()},
             "candidates": len(task_N), "budget": contest.budget, "seeds": seeds,
             "commit": commit_of(ROOT)}  # fmt: skip
 

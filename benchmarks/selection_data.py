@@ -30,7 +30,7 @@ class PoolSettings:
     targets: int = 10
     tests: int = 40
     noise: float = 0.0
-    tasks: int = 19
+    tasks: int = 20
     tuning: int = 3
     seed: int = 0
 

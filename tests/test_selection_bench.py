@@ -9,9 +9,10 @@ import pytest
 
 from benchmarks import instructions
 from benchmarks.applications import sections, selection
-from benchmarks.selection import FIGURES, recorded
+from benchmarks.selection import FIGURES, Choice, recorded, tuned
 from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import f1, greedy, starts
+from stride_jax.applications.targets import Targets
 from stride_jax.examples import Examples
 from stride_jax.models import GPT, GPTSettings, initial_params
 
@@ -111,3 +112,24 @@ def test_rows_are_paired_over_tasks(tmp_path):
     plain = json.loads(json.dumps([vars(row) | {"command": "c"} for row in rows.values()]))
     assert sections(plain, "selection, (.+)")["0 % wrong"]["stride"]["f1"]["value"] > 0
     assert "| stride |" in selection(plain)
+
+
+def test_settings_are_chosen_on_the_other_half_of_the_tasks():
+    tasks = tuple("abcde")
+    # By row, the F1 of a model trained on it alone: "a" is for tuning, the halves are b, d and c, e.
+    f1_AxS = np.array([[0.2, 0.1], [0.9, 0.0], [0.0, 0.7], [0.8, 0.1], [0.1, 0.6]])
+
+    class Told:
+        targets = Targets(
+            Examples(np.zeros((5, 1)), np.zeros(5), np.array(tasks)), tasks, np.arange(5)
+        )
+
+        def figures(self, task, rows_JxS, seed_J):
+            own = f1_AxS[tasks.index(task)][rows_JxS[:, 0]]
+            return np.stack([own, own, -own], axis=1)
+
+    made = [Choice("m", f"{row}", np.full((5, 1), row)) for row in (0, 1)]
+    best = tuned(Told(), [*made, Choice("one", "", np.zeros((5, 1), int))], ["a"])
+    # What is best on b and d is not what c and e say, and their own figures have no voice.
+    assert [one.setting for one in best["m"]] == ["0", "1", "0", "1", "0"]
+    assert len(best["one"]) == 5
