@@ -11,11 +11,12 @@
 A small GPT has read rows of other tasks as text, and is fine-tuned on candidates of all tasks
 (`benchmarks.selection_data`): with that checkpoint every method ranks the candidates for each task
 by its ten targets. Then models are trained from the first GPT again, on the best `budget` rows
-alone, and answer the task's tests. No figure is taken of the first tasks, and the others are halves:
-a method with several settings is judged on a task at the setting of the highest F1 on the first
-tasks and those of the other half. `stride` has four: a row counts by the mean over a task's targets
-or by the one it does most for, and relative to the root of its self-influence or not. `--noise`
-gives a share of the candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
+alone, and answer the task's tests. No figure is taken of the first tasks, and the others are
+halves: a method with several settings is judged on a task at the setting of the highest F1 on the
+first tasks and those of the other half. `stride` has four: a row counts by the mean over a task's
+targets or by the one it does most for, and relative to the root of its self-influence or not.
+`--noise` gives a share of the candidates another row's answer. Intervals are of a bootstrap over
+tasks, paired.
 """
 
 import dataclasses

@@ -116,7 +116,7 @@ def test_rows_are_paired_over_tasks(tmp_path):
 
 def test_settings_are_chosen_on_the_other_half_of_the_tasks():
     tasks = tuple("abcde")
-    # By row, the F1 of a model trained on it alone: "a" is for tuning, the halves are b, d and c, e.
+    # F1 of a model trained on a row alone. Of the first task no figure is taken; halves: bd, ce.
     f1_AxS = np.array([[0.2, 0.1], [0.9, 0.0], [0.0, 0.7], [0.8, 0.1], [0.1, 0.6]])
 
     class Told:
