@@ -273,6 +273,12 @@ def test_datamodels_find_an_additive_world():
     np.testing.assert_allclose(found, w, atol=0.15)
 
 
+def padded(examples, count):
+    """The same sequences with padding behind them."""
+    behind = lambda v, own: np.pad(v, ((0, 0), (0, count)), constant_values=own)  # noqa: E731
+    return Examples(behind(examples.inputs, 0), behind(examples.labels, -1), examples.ids)
+
+
 def test_text_overlap_finds_the_source_of_a_passage(scene):
     """Real texts: scikit-learn's descriptions of its datasets, in passages of 32 words."""
     loaders = (sklearn.datasets.load_iris, sklearn.datasets.load_wine, sklearn.datasets.load_digits)
@@ -285,10 +291,15 @@ def test_text_overlap_finds_the_source_of_a_passage(scene):
     for fit, score, settings in (
         (text.fit_tfidf, text.score_tfidf, text.TfidfSettings()),
         (text.fit_bm25, text.score_bm25, text.Bm25Settings()),
+        (text.fit_dsir, text.score_dsir, text.DsirSettings()),
     ):
         found = score(fit(None, train, settings), None, train, query, settings)
         assert found.shape == (len(passages),) * 2
         assert (found.argmax(axis=1) == np.arange(len(passages))).mean() > 0.9
+        longer = [padded(one, 16) for one in (train, query)]
+        np.testing.assert_array_equal(
+            score(fit(None, longer[0], settings), None, *longer, settings), found
+        )
         with pytest.raises(ValueError, match=r"needs token ids \[N, T\], not float32"):
             fit(None, scene[1], settings)
 

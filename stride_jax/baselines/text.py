@@ -14,14 +14,20 @@ _WORD = r"(?u)\b\w+\b"
 
 
 def _texts(examples: Examples) -> list[str]:
-    """Sequences of token ids as texts whose words are the ids."""
+    """Sequences of token ids as texts whose words are the ids, up to the last that counts.
+
+    Padding is the mark of a start again and again: a word that would speak of a text's length.
+    """
     inputs = examples.inputs
     if inputs.dtype.kind != "i" or inputs.ndim != 2:
         raise ValueError(
             f"text overlap needs token ids [N, T], not {inputs.dtype}{list(inputs.shape)}: leave "
             "out tf-idf, bm25 and dsir for other data"
         )
-    return [" ".join(map(str, row)) for row in inputs.tolist()]
+    labels = np.asarray(examples.labels)
+    size_N = labels.shape[1] - (labels[:, ::-1] >= 0).argmax(axis=1)
+    both = zip(inputs.tolist(), size_N.tolist(), strict=True)
+    return [" ".join(map(str, row[:size])) for row, size in both]
 
 
 @dataclasses.dataclass(frozen=True)
