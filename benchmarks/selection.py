@@ -39,11 +39,13 @@ from stride_jax.applications.targets import Targets, relative, targets_of, task_
 from stride_jax.baselines.encoder import EncoderSettings
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.evaluation.statistics import bootstrap_mean
+from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import fingerprint, read_arrays, read_json, write_arrays, write_json
+from stride_jax.sequences import token_lists
 
-OPPONENTS = ("rds+", "grad-cos", "logra", "less", "tf-idf", "bm25", "encoder")
+OPPONENTS = ("rds+", "grad-cos", "logra", "less", "tf-idf", "bm25", "dsir", "encoder")
 OPPONENTS_TAPS = ("embedding", "previous", "final")
 """What opponents by activations read, each alone."""
 _FRESH = TrainSettings(epochs=4, batch_size=16, optimizer="adamw", learning_rate=1e-3, warmup=0.05)
@@ -124,8 +126,12 @@ def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, str
                 if not path.exists():
                     print(method.name, setting, flush=True)
                     state = method.fit(*both, group[0]) if state is None else state
-                    own = method.score(state, *both, targets.examples, setting)
-                    write_arrays(path, **_by_task(own, targets.task_Q))
+                    # DSIR asks what a task is like, not each of its targets.
+                    joined = method.name == "dsir"
+                    asked = _joined(targets) if joined else targets.examples
+                    own = method.score(state, *both, asked, setting)
+                    parts = {"task": own} if joined else _by_task(own, targets.task_Q)
+                    write_arrays(path, **parts)
                 for pooled, scores_AxN in read_arrays(path).items():
                     yield method.name, f"{pooled}, {setting}", scores_AxN
 
@@ -137,6 +143,16 @@ def _by_task(scores_QxN: np.ndarray, task_Q: np.ndarray) -> dict[str, np.ndarray
         "mean": np.stack([own.mean(axis=0) for own in parts]),
         "max": np.stack([own.max(axis=0) for own in parts]),
     }
+
+
+def _joined(targets: Targets) -> Examples:
+    """The targets of each task as one sequence without padding, which is behind it."""
+    lists = [token_lists(targets.of(a), "dsir") for a in range(len(targets.tasks))]
+    rows = [np.concatenate(own) for own in lists]
+    length = max(map(len, rows))
+    filled = lambda v, row: np.pad(row, (0, length - len(row)), constant_values=v)  # noqa: E731
+    labels = np.stack([filled(-1, np.zeros_like(row)) for row in rows])
+    return Examples(np.stack([filled(0, row) for row in rows]), labels, np.array(targets.tasks))
 
 
 def references(run: Run, targets: Targets, budget: int, seeds: int) -> dict[str, list[np.ndarray]]:

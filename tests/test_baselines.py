@@ -300,7 +300,7 @@ def test_text_overlap_finds_the_source_of_a_passage(scene):
         np.testing.assert_array_equal(
             score(fit(None, longer[0], settings), None, *longer, settings), found
         )
-        with pytest.raises(ValueError, match=r"needs token ids \[N, T\], not float32"):
+        with pytest.raises(ValueError, match=r"reads token ids \[N, T\] .* inputs are float32"):
             fit(None, scene[1], settings)
 
 

@@ -8,26 +8,19 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
+from stride_jax.sequences import token_lists
 
 # scikit-learn's own pattern leaves out words of one character.
 _WORD = r"(?u)\b\w+\b"
 
 
 def _texts(examples: Examples) -> list[str]:
-    """Sequences of token ids as texts whose words are the ids, up to the last that counts.
+    """Sequences of token ids as texts whose words are the ids.
 
-    Padding is the mark of a start again and again: a word that would speak of a text's length.
+    Padding is left out: the mark of a start again and again is a word that speaks of a length.
     """
-    inputs = examples.inputs
-    if inputs.dtype.kind != "i" or inputs.ndim != 2:
-        raise ValueError(
-            f"text overlap needs token ids [N, T], not {inputs.dtype}{list(inputs.shape)}: leave "
-            "out tf-idf, bm25 and dsir for other data"
-        )
-    labels = np.asarray(examples.labels)
-    size_N = labels.shape[1] - (labels[:, ::-1] >= 0).argmax(axis=1)
-    both = zip(inputs.tolist(), size_N.tolist(), strict=True)
-    return [" ".join(map(str, row[:size])) for row, size in both]
+    lists = token_lists(examples, "text overlap (tf-idf, bm25, dsir)")
+    return [" ".join(map(str, tokens.tolist())) for tokens in lists]
 
 
 @dataclasses.dataclass(frozen=True)
