@@ -7,9 +7,11 @@ import contextlib
 import csv
 import io
 import json
+import pathlib
 import re
 import shutil
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -18,8 +20,14 @@ import scipy.sparse
 from stride_jax.applications.audit_page import page as audit_page
 from stride_jax.applications.live.desk import Desk
 from stride_jax.applications.report import content as contents
+from stride_jax.applications.report import documents as around
+from stride_jax.applications.report.documents import documents
 from stride_jax.applications.report.page import page
 from stride_jax.attribution import Attribution
+from stride_jax.data.documents import Document, Source
+from stride_jax.data.packing import pack_stream, tokenise
+from stride_jax.data.text_examples import named
+from stride_jax.data.tokens import train_tokenizer
 from tests.report_pages import stored
 from tests.serving import serving
 
@@ -36,8 +44,9 @@ def small(kind="text", queries=60, long=0):
     if kind == "text":
         pieces = [["In", " the", " beginning", f" {HOSTILE}", f" word{i}"] for i in range(count)]
         pieces[1].append(" x" * long)
-        own = {"counts": "00111", "source": [HOSTILE], "documents": [], "around": ["before ", ""]}
-        examples |= {"pieces": pieces} | {n: [v] * count for n, v in own.items()}
+        own = {"counts": "00111", "source": [HOSTILE], "documents": []}
+        reach = [[max(i - 1, 0), min(i + 2, count - 1), i > 1, False] for i in range(count)]
+        examples |= {"pieces": pieces, "reach": reach} | {n: [v] * count for n, v in own.items()}
         asked = [["And", " in", " the", " beginning", f" q{i}"] for i in range(queries)]
         texts = {"pieces": asked} | {n: [v] * queries for n, v in own.items()}
     else:
@@ -65,8 +74,9 @@ def small(kind="text", queries=60, long=0):
         "top": 5, "versions": {"jax": "1"}, "summary": {"settings": {"a": HOSTILE}},
     }  # fmt: skip
     suspects = [] if kind == "text" else [[3, 1.5, 2.0, 1], [4, 1.0, 0.1, 1]]
+    said = {i: f" {HOSTILE} of {i}." for i in range(count)} if kind == "text" else {}
     return {"about": about, "examples": examples, "queries": made, "texts": texts,
-            "suspects": suspects}  # fmt: skip
+            "documents": said, "suspects": suspects}  # fmt: skip
 
 
 def test_texts_of_data_stay_text():
@@ -81,6 +91,33 @@ def test_texts_of_data_stay_text():
     assert [len(told[f"queries-{i}"]["own"]) for i in range(3)] == [25, 25, 10]
     hosts = set(re.findall(r"https?://[^\s\"]+", html))
     assert hosts == {"http://www.w3.org/2000/svg"}, "it asks no host"
+
+
+def test_a_text_is_shown_in_its_documents(monkeypatch):
+    words = (pathlib.Path(__file__).parents[1] / "LICENSE").read_text().split()
+    texts = [" ".join(words[a:b]) for a, b in ((0, 20), (20, 700), (700, 730), (730, 1500))]
+    written = [Document(Source(f"d{i}", ""), text) for i, text in enumerate(texts)]
+    tokenizer = train_tokenizer(texts, 300)
+    packed = pack_stream(tokenise(written, tokenizer), 32, tokenizer.bos_id)
+    split = named({"train": packed}, tuple(one.source for one in written))["train"]
+    corpus = types.SimpleNamespace(train=split, tokenizer=tokenizer)
+    run = types.SimpleNamespace(corpus=corpus)
+    spans = split.spans
+    rows = np.array([0, *(np.median(spans.row_P[spans.document_P == d]) for d in (1, 2, 3))], int)
+    found = documents(run, rows)
+
+    def whole(i):
+        first, last, *_ = found.reach[i]
+        return "".join(found.said[row] for row in range(first, last + 1))
+
+    assert [texts[d] in whole(i) for i, d in ((1, 1), (2, 2), (3, 3))] == [True] * 3
+    assert texts[3] not in whole(1)
+    assert [one[2:] for one in found.reach] == [(False, False)] * 4
+    monkeypatch.setattr(around, "_MOST", 200)
+    less = documents(run, rows)
+    assert less.reach[1][2:] == (True, True), "a document that goes on says so"
+    assert sum(map(len, less.said.values())) < 2000
+    assert documents(run, rows[:0]) == ([], {})
 
 
 def test_histogram_and_shares_are_those_of_all_scores():
@@ -152,6 +189,13 @@ def test_a_page_of_texts_is_used(tmp_path, width):
         assert {word.strip() for word in marked} == {"beginning"}
         assert len(marked) == 5, "in the query and in the texts that are not cut"
         assert "shared" in first.locator(".tok").nth(2).get_attribute("class")
+        # A text's document opens around it.
+        tab.get_by_role("button", name="document").nth(2).click()
+        said = tab.locator(".text.whole").inner_text()
+        assert [f"of {i}." in said for i in range(6)] == [False, True, False, True, True, False]
+        assert said.index("of 1.") < said.index("word2") < said.index("of 3.")
+        tab.get_by_role("button", name="less").click()
+        assert tab.locator(".around").count() == 0
         # Ten megabytes of text are cut, and nothing hangs.
         tab.locator("#search").fill("q59")
         assert tab.locator("#count").inner_text() == "1 of 60 queries"

@@ -106,6 +106,7 @@ def _content(
             for s, name in enumerate(queries.ids)
         ],
         "texts": examples.queries,
+        "documents": examples.documents,
         "suspects": [[place[row], *rest] for row, *rest in suspects],
     }
 

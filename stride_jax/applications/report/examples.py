@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stride_jax.applications.report.documents import documents
 from stride_jax.applications.report.queries import Queries, split_texts
 from stride_jax.data.source import Scaling, load_scaling
 from stride_jax.run.pipeline import Run
@@ -29,11 +30,13 @@ class Shown:
       rows: of the training set, ascending, `[U]`.
       columns: `{name: of each example}`, and of images the sheets that hold them.
       queries: the same of the queries.
+      documents: of texts, `{training row: text}` of what surrounds them.
     """
 
     rows: np.ndarray
     columns: dict[str, Any]
     queries: dict[str, Any]
+    documents: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def shown(run: Run, row_U: np.ndarray, queries: Queries) -> Shown:
@@ -45,7 +48,9 @@ def shown(run: Run, row_U: np.ndarray, queries: Queries) -> Shown:
       queries: of the page.
     """
     if run.settings.is_text:
-        return Shown(row_U, _names(run, row_U) | split_texts(run, "train", row_U), queries.texts)
+        around = documents(run, row_U)
+        texts = split_texts(run, "train", row_U) | {"reach": around.reach}
+        return Shown(row_U, _names(run, row_U) | texts, queries.texts, around.said)
     train = np.asarray(run.train.take(row_U).inputs) if len(row_U) else run.train.inputs[:0]
     asked = [np.asarray(own.examples[0].inputs) for own in queries.asked]
     query = np.concatenate(asked) if asked else run.query.inputs[:0]

@@ -55,6 +55,18 @@
   const example = (i) => i >= about.shown ? { ...asked.examples[i - about.shown], place: i } : ({ ...column(part(`examples-${Math.floor(i / PARTS.examples)}`), i % PARTS.examples), place: i });
   const column = (columns, at) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[at]]));
 
+  /** Texts of training rows near a number, by their rows. */
+  const documents = (n) => {
+    const id = `documents-${n}`;
+    if (!held.has(id)) held.set(id, byId(`data-${id}`) ? JSON.parse(byId(`data-${id}`).textContent) : {});
+    return held.get(id);
+  };
+  const rowsBetween = (from, to) => {
+    const own = [];
+    for (let r = from; r < to; r++) own.push(documents(Math.floor(r / PARTS.examples))[r]);
+    return own.join("");
+  };
+
   const urls = new Map();
   const sheet = (id) => {
     if (!urls.has(id)) {
@@ -239,17 +251,23 @@
     const tokens = long ? [visible(whole.slice(0, LONGEST)), " …"] : x.pieces.map((piece, t) => el("span", { class: "tok", "data-t": t }, visible(piece)));
     const box = el("div", { class: "text", dir: "auto", "data-m": m, "data-at": at, tabindex: "0", role: "group", "aria-label": x.row === null ? "text of training rows" : `text of training row ${x.row}` }, tokens);
     box.addEventListener("click", (event) => pick(event.target));
-    if (!x.around[0] && !x.around[1] && whole.length < 600) return box;
+    const [first, last, before, behind] = x.reach || [x.row, x.row, false, false], alone = first === last;
+    if (alone && whole.length < 600) return box;
+    const said = alone ? "more" : before || behind ? "more of the document" : "the whole document";
     const more = el("button", { type: "button", "aria-expanded": "false", on: { click: () => {
       const opened = box.classList.toggle("open");
-      more.textContent = opened ? "less" : "more";
+      more.textContent = opened ? "less" : said;
       more.setAttribute("aria-expanded", String(opened));
+      box.classList.toggle("whole", opened && !alone);
       box.querySelectorAll(".around").forEach((each) => each.remove());
-      if (opened) {
-        box.prepend(el("span", { class: "around" }, visible(x.around[0])));
-        box.append(el("span", { class: "around" }, visible(x.around[1])));
+      if (opened && !alone) {
+        box.prepend(el("span", { class: "around" }, visible((before ? "… " : "") + rowsBetween(first, x.row))));
+        box.append(el("span", { class: "around" }, visible(rowsBetween(x.row + 1, last + 1) + (behind ? " …" : ""))));
+        // The text itself stays where it was, and what is before it is scrolled to.
+        const begins = box.querySelector(".tok");
+        box.scrollTop = begins ? begins.offsetTop - box.offsetTop : 0;
       }
-    } } }, "more");
+    } } }, said);
     return el("div", { style: "min-width:0;flex:1" }, box, more);
   };
   const WORD = /[\p{L}\p{N}]+/gu;
@@ -428,6 +446,7 @@
     sheets("query", told.texts, at, 1);
     about.spread = about.spread || told.texts.spread;
     about.size = about.size || told.texts.size;
+    for (const [row, text] of Object.entries(told.documents || {})) documents(Math.floor(row / PARTS.examples))[row] = text;
     for (let i = 0; i < count; i++) asked.examples.push(column(columns(told.examples), i));
     const own = { ...told.queries[0], item: column(columns(told.texts), 0) };
     own.lists = own.lists.map((list) => list.map(([i, ...rest]) => [first + i, ...rest]));

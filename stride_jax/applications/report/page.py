@@ -6,6 +6,7 @@ the page, never markup: JSON here has no `<`, and the script that reads it sets 
 """
 
 import importlib.resources
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from stride_jax.applications.report.examples import SHEET
 
 QUERIES, EXAMPLES = 25, 128
-"""Queries, and examples, of a part."""
+"""Queries, and examples or training rows, of a part."""
 
 _INDEX = ("id", "row", "label", "guess", "p", "loss", "right", "verdict", "said", "target")
 """What the list of queries needs of each."""
@@ -103,6 +104,9 @@ def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         )
     for i, first in enumerate(range(0, count, EXAMPLES)):
         yield f"examples-{i}", _cut(examples, slice(first, first + EXAMPLES), count)
+    documents = sorted(content.get("documents", {}).items())
+    for i, own in itertools.groupby(documents, key=lambda one: one[0] // EXAMPLES):
+        yield f"documents-{i}", dict(own)
 
 
 def _cut(columns: Mapping[str, Any], some: slice, count: int) -> dict[str, Sequence[Any]]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from stride_jax.applications.inquiry import Inquiry
 from stride_jax.applications.report.predictions import predictions
-from stride_jax.data.text_examples import TextExamples
 from stride_jax.data.tokens import Tokenizer
 from stride_jax.examples import Examples
 from stride_jax.run.pipeline import Run
@@ -80,7 +79,6 @@ def of_questions(run: Run, inquiries: Sequence[Inquiry]) -> Queries:
             "counts": [counts for _, counts in drawn],
             "source": [[] for _ in asked],
             "documents": [[] for _ in asked],
-            "around": [["", ""] for _ in asked],
         }
     ids = [str(own.ids[0]) for own in inquiries]
     return Queries(ids, np.full(len(ids), -1), asked, told, texts)
@@ -126,7 +124,7 @@ def pieces_of(tokenizer: Tokenizer, one: Examples, size: int) -> tuple[list[str]
 
 
 def split_texts(run: Run, split: str, rows: np.ndarray) -> dict[str, Any]:
-    """Tokens of a split's sequences as text, where they come from, and what surrounds them."""
+    """Tokens of a split's sequences as text, and where they come from."""
     text, tokenizer = getattr(run.corpus, split), run.corpus.tokenizer
     own, sizes = run.data[0][split].take(rows), text.sizes_N[rows].tolist()
     drawn = [pieces_of(tokenizer, own.take([i]), size) for i, size in enumerate(sizes)]
@@ -135,18 +133,4 @@ def split_texts(run: Run, split: str, rows: np.ndarray) -> dict[str, Any]:
         "counts": [counts for _, counts in drawn],
         "source": [text.references(int(row)) for row in rows],
         "documents": [plain(text.origins_of(int(row))) for row in rows],
-        "around": [_around(text, tokenizer, int(row)) for row in rows],
     }
-
-
-def _around(text: Any, tokenizer: Tokenizer, row: int) -> list[str]:
-    """The sequences of the same document before and after one, empty where there is none."""
-    if not isinstance(text, TextExamples):
-        return ["", ""]
-    own = set(text.spans.of(row).document_P.tolist())
-    said = []
-    for other in (row - 1, row + 1):
-        inside = 0 <= other < len(text)
-        same = inside and own & set(text.spans.of(other).document_P.tolist())
-        said.append(text.take(np.array([other])).texts(tokenizer)[0] if same else "")
-    return said

@@ -23,5 +23,4 @@ def columns(texts: Sequence[str], sources: Sequence[Sequence[str]]) -> dict[str,
         "counts": ["0" * len(own) for own in pieces],
         "source": [list(names) for names in sources],
         "documents": [[] for _ in texts],
-        "around": [["", ""] for _ in texts],
     }
