@@ -1,4 +1,4 @@
-"""`leaderboard.md` and its plots from the boards in `docs/boards`."""
+"""`leaderboard.md`, its plots and `leaderboard.html` from the boards in `docs/boards`."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox, BboxBase
 
-from benchmarks import standing
+from benchmarks import leaderboard_page, standing
 from benchmarks.drawing import BOUND, OTHERS, OURS, blank, save
 from benchmarks.house import Row
 from benchmarks.standing import opponents
@@ -32,11 +32,11 @@ Published figures are of the paper's own data, models and subsets, and no more t
 `spam` and `letters` had no part in any choice when they were run for the first time, and those runs
 stand by themselves below the first table. Today's damping and site were found by asking why
 `stride` was seventh on spam, so their later figures are no evidence from untouched data
-([lab book](lab.md)). With ten dampings on mnist5k Gauss-Newton has .512 and ASTRA .404; those rows
-have no seconds and stand in `results/leaderboard.json`.
+([lab book](lab.md)).
 
-Written by `python -m benchmarks.leaderboard --config=configs/<name>.py
---workdir=runs/leaderboard/<name>`.
+The boards of this round stand also on [a page](leaderboard.html) that opens from disk, with every
+method's settings. Written by `python -m benchmarks.leaderboard
+--config=configs/<name>.py --workdir=runs/leaderboard/<name>`.
 """
 
 
@@ -175,7 +175,7 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
 
 
 def write(docs: pathlib.Path) -> pathlib.Path:
-    """Write `leaderboard.md` and a plot per board; returns the page's path.
+    """Write `leaderboard.md`, `leaderboard.html` and a plot per board; returns the first's path.
 
     Its sections are of `boards/*.json`, then those of earlier rounds as they are, `boards/*.md`.
     First runs of boards that had no part in any choice are in `boards/first_run`.
@@ -184,7 +184,7 @@ def write(docs: pathlib.Path) -> pathlib.Path:
         {file.stem: json.loads(file.read_text()) for file in sorted(docs.glob(f"{own}/*.json"))}
         for own in ("boards", "boards/first_run")
     )
-    sections = [_INTRO, standing.table(boards), ""]
+    sections = [_INTRO, standing.LATER, "", standing.table(boards), ""]
     if first:
         sections += ["First runs, at the defaults of then:", "", standing.table(first), ""]
     sections += [standing.ranks(boards), ""]
@@ -203,6 +203,7 @@ def write(docs: pathlib.Path) -> pathlib.Path:
             f"{board['temperature']:.2f}. {board['device']}, jax {board['versions']['jax']}.\n"
         )
     sections += [file.read_text() for file in sorted(docs.glob("boards/*.md"))]
+    write_text(docs / "leaderboard.html", leaderboard_page.page(boards))
     page = docs / "leaderboard.md"
     write_text(page, "\n".join(sections))
     return page

@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import Lasso
 
-from benchmarks import plots, retrieval, standing
+from benchmarks import plots, report, retrieval, standing
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
 from stride_jax.data import relevant
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.settings import build
+from tests.report_pages import stored
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -127,6 +128,23 @@ def test_the_standing_ranks_one_checkpoint_methods_alone():
     table = standing.table(boards)
     assert standing.ranks(boards).endswith("| less | 2.5 | 2.0 – 3.0 |")
     assert "| [two](#two) | 1,234 | 100 | 0.900 | **0.300** [0.200, 0.400] | new 0.600 |" in table
+
+
+def test_the_leaderboard_is_of_the_files_of_boards(tmp_path):
+    (tmp_path / "boards").symlink_to(ROOT / "docs/boards")
+    report.write(tmp_path)
+    for name in ("leaderboard.md", "leaderboard.html"):
+        said = (tmp_path / name).read_text()
+        assert said == (ROOT / "docs" / name).read_text(), "run benchmarks.report.write"
+    told = stored(said)
+    boards = {
+        path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/boards").glob("*.json")
+    }
+    assert [one["id"] for one in told["queries-0"]["own"]] == sorted(boards)
+    for one in told["queries-0"]["own"]:
+        lds = {row["method"]: row["lds"] for row in boards[one["id"]]["rows"]}
+        shown = {told[f"examples-{i // 128}"]["id"][i % 128]: v for i, v, _ in one["lists"][0]}
+        assert shown == pytest.approx(lds, abs=1e-4)
 
 
 def test_pictures_are_of_the_results_files_and_have_words(tmp_path):

@@ -324,7 +324,10 @@ def test_pages_of_runs_and_of_an_audit_are_used(tmp_path, call):
     (tmp_path / "audit/report.html").write_text(
         audit_page(told).encode("utf-8", "replace").decode()
     )
-    for name in ("breast_cancer", "bible_gpt", "audit"):
+    (tmp_path / "boards").mkdir()
+    root = pathlib.Path(__file__).parents[1]
+    shutil.copy(root / "docs/leaderboard.html", tmp_path / "boards/report.html")
+    for name in ("breast_cancer", "bible_gpt", "audit", "boards"):
         html = (tmp_path / name / "report.html").read_text()
         for width, scheme in ((1280, "light"), (390, "dark")):
             details = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
@@ -345,6 +348,11 @@ def test_pages_of_runs_and_of_an_audit_are_used(tmp_path, call):
                     tab.locator(".row").click()
                     assert "12 copies act as one" in tab.locator(".card").inner_text()
                     assert tab.locator(".shared").count() > 0
+                if name == "boards":
+                    tab.locator("#search").fill("letters")
+                    assert tab.locator("#count").inner_text() == "1 of 5 boards"
+                    tab.locator(".row").click()
+                    assert "gauss-newton" in tab.locator("#detail").inner_text()
                 for button in tab.locator("nav button:visible").all():
                     button.click()
                     found = axe.Axe().run(tab).response["violations"]
