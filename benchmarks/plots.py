@@ -77,6 +77,35 @@ def standings(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
     return draw
 
 
+def noise(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
+    """What a perfect predictor has, by the number of seeds that a subset is trained with."""
+    seeds = range(1, 17)
+
+    def draw(axes: Axes) -> str:
+        said = []
+        for (name, board), mark in zip(boards.items(), _MARKS, strict=False):
+            count, reliability = board["bank"]["num_seeds"], board["ceiling"]["reliability"]
+            # Spearman and Brown: the mean of S outputs has S times the signal to noise of one.
+            ratio = reliability / (1 - reliability) / count
+            tops = [(ratio * s / (1 + ratio * s)) ** 0.5 for s in seeds]
+            axes.plot(seeds, tops, color=OTHERS, linewidth=1)
+            low, high = (end**0.5 for end in board["ceiling"]["reliability_ci95"])
+            top = reliability**0.5
+            axes.errorbar(count, top, yerr=[[top - low], [high - top]], fmt=mark, color=OURS,
+                          capsize=2, markersize=5)  # fmt: skip
+            axes.annotate(name.replace("_", " "), (1, tops[0]), xytext=(-5, -3), ha="right",
+                          textcoords="offset points", fontsize=8)  # fmt: skip
+            said.append(f"{name} {top:.2f} with {count}, {tops[-1]:.2f} with {seeds[-1]}")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axes.set_xlim(0.6, 17)
+        axes.set_xlabel("models of each subset (marks: measured; lines: by Spearman and Brown)")
+        axes.set_ylabel("LDS of a perfect predictor")
+        return "LDS that a perfect predictor would have, by seeds a subset: " + "; ".join(said) + "."
+
+    return draw
+
+
 def tuned_models(rows: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
     """LDS on the boards of fine-tuned language models, method by method."""
 
@@ -198,6 +227,7 @@ def pictures(docs: pathlib.Path) -> list[Picture]:
     pointing, applications = _rows(docs, "pointing"), _rows(docs, "applications")
     return [
         Picture("Every board at a glance", standings(_board(docs)), "benchmarks.leaderboard"),
+        Picture("What noise in the bank leaves to be had", noise(_board(docs)), "benchmarks.leaderboard"),
         Picture("Fine-tuned language models", tuned_models(applications), "benchmarks.leaderboard"),
         Picture("What exact scores add to the sketch", budgets(pointing), "benchmarks.pointing"),
         Picture("Who is found as N grows", found(pointing), "benchmarks.growth"),

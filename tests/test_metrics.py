@@ -6,7 +6,7 @@ import json
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from stride_jax.runtime.metrics import MetricsWriter
+from stride_jax.runtime.metrics import MetricsWriter, losses
 
 
 def events(path):
@@ -51,3 +51,15 @@ def test_a_full_disk_is_named(tmp_path):
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(tmp_path)
     writer.close()
+
+
+def test_losses_are_read_back_with_steps_done_again_once(tmp_path):
+    for told in ([(10, 3.0), (20, 2.0), (30, 1.0), (40, 0.5)], [(20, 2.5), (30, 1.5)]):
+        with MetricsWriter(tmp_path) as write:
+            for step, loss in told:
+                write("training", step, {"loss": loss, "per_second": 1.0})
+            write("bank", 1, {"per_second": 2.0})
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"loop": "train')
+    assert losses(tmp_path) == {"training": [(10, 3.0), (20, 2.5), (30, 1.5)]}
+    assert losses(tmp_path / "nowhere") == {}

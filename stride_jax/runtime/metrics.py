@@ -71,3 +71,23 @@ class MetricsWriter:
         """Flush both files."""
         with disk_named(self.folder), contextlib.closing(self._lines):
             self._events.close()
+
+
+def losses(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, float]]]:
+    """What a `MetricsWriter` was told of each loop's loss, `(step, loss)` in order of the steps.
+
+    Args:
+      folder: its folder; nothing is known of one that is not there.
+    """
+    path = pathlib.Path(folder) / "metrics.jsonl"
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill tore
+            told = json.loads(line)
+            if "loss" in told:
+                own = found.setdefault(told["loop"], [])
+                # After a kill, or in a new training, steps come again: later ones are past.
+                while own and own[-1][0] >= told["step"]:
+                    own.pop()
+                own.append((told["step"], told["loss"]))
+    return found

@@ -17,11 +17,15 @@ from stride_jax.ids import rows_of
 from stride_jax.reading import VERDICTS
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import plain, read_json
+from stride_jax.runtime.metrics import losses
 from stride_jax.scores import extent, row_scores
 from stride_jax.self_influence import self_influence
 from stride_jax.unit import words
 
 _BINS = 40
+_POINTS = 300
+"""Points of a curve."""
+
 _RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 """Ranks at which the share of all influence is told."""
 
@@ -62,7 +66,7 @@ def content(
         not.
     """
     count = len(run.query)
-    row_S = np.unique(np.linspace(0, count - 1, min(count, settings.queries)).astype(int))
+    row_S = _spaced(count, settings.queries)
     methods = {"stride": run.attribution(), **others}
     return _content(run, methods, of_run(run, row_S), settings)
 
@@ -245,8 +249,23 @@ def _about(run: Run, methods: list[str], settings: ReportSettings) -> dict[str, 
         "queries": len(run.query),
         "top": settings.top,
         "versions": versions(),
+        "curves": _curves(run),
         "summary": {name: summary[name] for name in kept if summary.get(name) is not None},
     })  # fmt: skip
+
+
+def _curves(run: Run) -> dict[str, list[list[Any]]]:
+    """Losses of the run's trainings by step, evenly spaced ones of many."""
+    told = {loop: own for loop, own in losses(run.workdir / "metrics").items() if len(own) > 1}
+    return {
+        loop: [[own[i][0], brief(own[i][1])] for i in _spaced(len(own), _POINTS).tolist()]
+        for loop, own in told.items()
+    }
+
+
+def _spaced(count: int, most: int) -> np.ndarray:
+    """Evenly spaced places, both ends among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 
 def kind_of(run: Run) -> str:

@@ -350,6 +350,16 @@
     return made;
   };
 
+  const curve = (name, told) => {
+    const points = told.filter(([, loss]) => loss !== null), steps = points.map(([step]) => step), values = points.map(([, loss]) => loss);
+    const low = Math.min(...values), high = Math.max(...values), first = steps[0], last = steps[steps.length - 1];
+    const at = ([step, loss]) => [40 + 270 * (step - first) / (last - first || 1), 100 - 90 * (loss - low) / (high - low || 1)];
+    return svg("svg", { viewBox: "0 0 320 130", role: "img", "aria-label": `Loss of ${name} from step ${first} to ${last}: ${number(values[0], 3)} to ${number(values[values.length - 1], 3)}` },
+      svg("line", { class: "axis", x1: 40, x2: 310, y1: 100, y2: 100 }), svg("line", { class: "axis", x1: 40, x2: 40, y1: 10, y2: 100 }),
+      svg("polyline", { class: "line", points: points.map((p) => at(p).join(",")).join(" ") }),
+      text(36, 14, number(high, 3), "end"), text(36, 100, number(low, 3), "end"), text(40, 116, String(first)), text(310, 116, String(last), "end"), text(175, 127, `step of ${name}; loss`, "middle"));
+  };
+
   // ── out of the page ───────────────────────────────────────────────────────────────────────────
 
   const copy = async (event) => {
@@ -416,6 +426,7 @@
         el("p", { class: "warn" }, "No models were retrained for this run, so that nothing here was compared with the truth: give the config a bank."),
       s.too_small ? el("p", { class: "warn" }, s.too_small) : null,
       recovery.length ? [el("h3", {}, "Recovery, over all queries"), figures(recovery)] : null,
+      Object.keys(about.curves || {}).length ? [el("h3", {}, "How it was trained"), el("div", { class: "plots" }, Object.entries(about.curves).map(([name, own]) => curve(name, own)))] : null,
       el("h3", {}, "Where it comes from"),
       figures([["made", s.date], ["on", s.device], ["seconds", s.seconds && number(s.seconds, 3)], ...Object.entries(about.versions)]),
       s.command ? el("pre", { tabindex: "0" }, s.command) : null,
