@@ -101,7 +101,9 @@ def noise(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
         axes.set_xlim(0.6, 17)
         axes.set_xlabel("models of each subset (marks: measured; lines: by Spearman and Brown)")
         axes.set_ylabel("LDS of a perfect predictor")
-        return "LDS that a perfect predictor would have, by seeds a subset: " + "; ".join(said) + "."
+        return (
+            "LDS that a perfect predictor would have, by seeds a subset: " + "; ".join(said) + "."
+        )
 
     return draw
 
@@ -227,7 +229,9 @@ def pictures(docs: pathlib.Path) -> list[Picture]:
     pointing, applications = _rows(docs, "pointing"), _rows(docs, "applications")
     return [
         Picture("Every board at a glance", standings(_board(docs)), "benchmarks.leaderboard"),
-        Picture("What noise in the bank leaves to be had", noise(_board(docs)), "benchmarks.leaderboard"),
+        Picture(
+            "What noise in the bank leaves to be had", noise(_board(docs)), "benchmarks.leaderboard"
+        ),
         Picture("Fine-tuned language models", tuned_models(applications), "benchmarks.leaderboard"),
         Picture("What exact scores add to the sketch", budgets(pointing), "benchmarks.pointing"),
         Picture("Who is found as N grows", found(pointing), "benchmarks.growth"),
