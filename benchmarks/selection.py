@@ -8,21 +8,23 @@
     python -m benchmarks.selection --workdir=runs/selection --noise=.2
     python -m benchmarks.selection --workdir=runs/selection --figures
 
-A small GPT has read rows of other tasks as text, and is fine-tuned on candidates of all tasks
-(`benchmarks.selection_data`): with that checkpoint every method ranks the candidates for each task
-by its ten targets. Then models are trained from the first GPT again, on the best `budget` rows
-alone, and answer the task's tests. No figure is taken of the first tasks, and the others are
-halves: a method with several settings is judged on a task at the setting of the highest F1 on the
-first tasks and those of the other half. `stride` has four: a row counts by the mean over a task's
-targets or by the one it does most for, and relative to the root of its self-influence or not.
-`--noise` gives a share of the candidates another row's answer. Intervals are of a bootstrap over
-tasks, paired.
+A small GPT has read rows of other tasks as text. Every method ranks the candidates of all tasks
+(`benchmarks.selection_data`) for each task by its ten targets, by that GPT as it is, or by one that
+was fine-tuned on all candidates. Then models are trained from the first GPT again, on the best
+`budget` rows alone, and answer the task's tests.
+
+Settings of a method: its own; which of both GPTs; and whether a row counts by the mean over the
+targets, by the one it does most for, or the targets choose in turn. `stride`'s own is whether
+scores are relative to the root of a row's self-influence. No figure is taken of the first tasks,
+and the others are halves: a method is judged on a task at the setting of the highest F1, then the
+lowest loss, on the first tasks and those of the other half. `--noise` gives a share of the
+candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
 """
 
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,9 +47,13 @@ from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import fingerprint, read_arrays, read_json, write_arrays, write_json
 from stride_jax.sequences import token_lists
 
-OPPONENTS = ("rds+", "grad-cos", "logra", "less", "tf-idf", "bm25", "dsir", "encoder")
-OPPONENTS_TAPS = ("embedding", "previous", "final")
+OF_TEXTS = ("tf-idf", "bm25", "dsir", "encoder")
+OPPONENTS = ("rds+", "grad-cos", "logra", "less", *OF_TEXTS)
+OPPONENTS_TAPS = ("previous", "final")
 """What opponents by activations read, each alone."""
+_SETTINGS = 2
+"""Most settings of its own that a method which asks a GPT has here: by both GPTs, and with three
+ways to pool its targets, they are twelve."""
 _FRESH = TrainSettings(epochs=4, batch_size=16, optimizer="adamw", learning_rate=1e-3, warmup=0.05)
 FIGURES: dict[str, Literal["higher", "lower"]] = {
     "f1": "higher",
@@ -56,7 +62,7 @@ FIGURES: dict[str, Literal["higher", "lower"]] = {
 }
 
 
-def settings_of(home: pathlib.Path, base: str) -> dict[str, Any]:
+def settings_of(home: pathlib.Path, base: str, epochs: int = 2) -> dict[str, Any]:
     """Config of the candidates' run: that of `configs/instructions.py` on them."""
     config = instructions.get_config().to_dict()
     for name in ("bank", "leaderboard"):
@@ -65,7 +71,7 @@ def settings_of(home: pathlib.Path, base: str) -> dict[str, Any]:
              "max_train": 0, "num_query": 0}  # fmt: skip
     config["tuning"] |= files
     config["model"]["init_from"] = base
-    config["train"]["epochs"] = 2
+    config["train"]["epochs"] = epochs
     config["read"]["exact"]["budget"] = None
     return config
 
@@ -93,55 +99,102 @@ class Choice:
     rows_AxS: np.ndarray
 
 
-def choices(run: Run, targets: Targets, budget: int, encoder: str) -> Iterator[Choice]:
-    """What every method chooses, at each of its settings."""
-    for method, setting, scores_AxN in _scored(run, targets, encoder):
+def choices(
+    runs: Mapping[str, Run], targets: Targets, budget: int, encoder: str
+) -> Iterator[Choice]:
+    """What every method chooses, at each of its settings.
+
+    Args:
+      runs: on the same candidates, by the GPT that is asked; the last one stands for all where a
+        method asks none.
+      targets: of all tasks.
+      budget: rows for a task.
+      encoder: folder of the sentence encoder.
+    """
+    *_, last = runs
+    for name, run in runs.items():
+        for method, setting, scores in _scored(run, targets, encoder, asks_none=name == last):
+            for pooled, rows_AxS in _rows(run, targets, scores, budget).items():
+                yield Choice(method, ", ".join(filter(None, (name, pooled, setting))), rows_AxS)
+
+
+def _rows(
+    run: Run, targets: Targets, scores: dict[str, np.ndarray], budget: int
+) -> dict[str, np.ndarray]:
+    """Rows chosen for each task, `[A, S]`, by how its targets are pooled.
+
+    A pool of one row a task is ranked; a row for each target lets them choose in turn.
+    """
+    out = {}
+    for pooled, scores_RxN in scores.items():
         rows = []
         for a in range(len(targets.tasks)):
+            own = targets.task_Q == a if len(scores_RxN) == len(targets.task_Q) else [a]
+            some_RxN = np.atleast_2d(scores_RxN[own])
+            names = tuple(map(str, range(len(some_RxN))))
             nothing = np.full(len(run.train), "")
-            pool = Pool(scores_AxN[a : a + 1], targets.tasks[a : a + 1], run.text.train.sizes_N,
-                        run.train.ids, nothing)  # fmt: skip
-            rows.append([one.row for one in choose(pool, SelectSettings(budget)).chosen])
-        yield Choice(method, setting, np.array(rows))
+            pool = Pool(some_RxN, names, run.text.train.sizes_N, run.train.ids, nothing)
+            chosen = choose(pool, SelectSettings(budget, pool="turns")).chosen
+            rows.append(sorted(one.row for one in chosen))
+        out[pooled] = np.array(rows)
+    return out
 
 
-def _scored(run: Run, targets: Targets, encoder: str) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Scores `[A, N]` of every method at each of its settings; kept as soon as they are there."""
-    for each in (False, True):
-        own_AxN = task_scores(run, targets, print, each=each)[0]
-        name = "each" if each else "mean"
-        yield "stride", name, own_AxN
-        yield "stride", f"{name}, relative", relative(run, own_AxN)
+def _scored(
+    run: Run, targets: Targets, encoder: str, *, asks_none: bool
+) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    """Scores of every method at each of its settings, by how targets are pooled; kept on disk."""
+    ids = tuple(map(str, range(len(targets.task_Q))))
+    own_QxN = task_scores(run, Targets(targets.examples, ids, np.arange(len(ids))), print)[0]
+    pooled = _by_task(own_QxN, targets.task_Q)
+    pooled["max"] = task_scores(run, targets, print, each=True)[0]
+    yield "stride", "", pooled
+    yield "stride", "relative", {name: relative(run, own) for name, own in pooled.items()}
     methods = contestants(
         OPPONENTS_TAPS, Stride(), is_text=True, only=OPPONENTS,
         encoder=EncoderSettings(encoder, str(run.text.folder / "tokenizer.json")),
     )  # fmt: skip
     both = run.model, run.train
     for method in methods:
-        for group in method.grid:
+        of_texts = method.name in OF_TEXTS
+        if of_texts and not asks_none:
+            continue
+        for group in method.grid if of_texts else _coarse(method.grid):
             state = None
             for setting in group:
-                name = fingerprint(run.products.key("model"), method.name, setting)
+                name = fingerprint(run.products.key("model"), method.name, setting, "targets")
                 path = run.workdir / "methods" / f"{name}.npz"
+                # DSIR asks what a task is like, not each of its targets.
+                joined = method.name == "dsir"
                 if not path.exists():
                     print(method.name, setting, flush=True)
                     state = method.fit(*both, group[0]) if state is None else state
-                    # DSIR asks what a task is like, not each of its targets.
-                    joined = method.name == "dsir"
                     asked = _joined(targets) if joined else targets.examples
-                    own = method.score(state, *both, asked, setting)
-                    parts = {"task": own} if joined else _by_task(own, targets.task_Q)
-                    write_arrays(path, **parts)
-                for pooled, scores_AxN in read_arrays(path).items():
-                    yield method.name, f"{pooled}, {setting}", scores_AxN
+                    write_arrays(path, scores=method.score(state, *both, asked, setting))
+                own = read_arrays(path)["scores"]
+                yield (
+                    method.name,
+                    str(setting),
+                    {"task": own} if joined else _by_task(own, targets.task_Q),
+                )
+
+
+def _coarse(grid: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Two settings of a method's grid: of its first group, which share a fit, or of its groups."""
+    every = list(grid[0]) if len(grid[0]) > 1 else [group[0] for group in grid]
+    if len(every) > _SETTINGS:
+        places = np.linspace(0, len(every) - 1, 2 * _SETTINGS + 1)[1::2].round().astype(int)
+        every = [every[i] for i in places]
+    return [every] if len(grid[0]) > 1 else [[setting] for setting in every]
 
 
 def _by_task(scores_QxN: np.ndarray, task_Q: np.ndarray) -> dict[str, np.ndarray]:
-    """The targets of a task as one: their mean, or each row at the target that it is best for."""
+    """The targets of a task as one, their mean or each row at its best target; or all of them."""
     parts = [scores_QxN[task_Q == a] for a in range(int(task_Q.max()) + 1)]
     return {
         "mean": np.stack([own.mean(axis=0) for own in parts]),
         "max": np.stack([own.max(axis=0) for own in parts]),
+        "turns": scores_QxN,
     }
 
 
@@ -180,13 +233,15 @@ class Contest:
     """What methods are judged with.
 
     Attributes:
-      run: of the candidates.
+      run: of the candidates, fine-tuned on all of them.
+      start: on the same, by the GPT that this one began as.
       targets: of all tasks.
       tests: of all tasks, their tasks numbered as the targets'.
       budget: rows chosen for a task.
     """
 
     run: Run
+    start: Run
     targets: Targets
     tests: Targets
     budget: int
@@ -210,16 +265,19 @@ class Contest:
 def tuned(
     contest: Contest, made: Sequence[Choice], tuning: Sequence[str]
 ) -> dict[str, list[Choice]]:
-    """What each method chose, for each task at the setting of the highest F1 on other tasks.
+    """What each method chose, for each task at the setting that served best on other tasks.
+
+    That of the highest F1; of those that are even, of the lowest loss.
 
     Returns:
       By method, a choice for each task in the order of `contest.targets.tasks`.
     """
-    best, names = list(FIGURES).index("f1"), contest.targets.tasks
-    f1_AxI = np.zeros((len(names), len(made)))
+    names = contest.targets.tasks
+    figures_AxIx2 = np.zeros((len(names), len(made), 2))
+    kept = [list(FIGURES).index(name) for name in ("f1", "loss")]
     for a, task in enumerate(names):
         rows_JxS = np.stack([one.rows_AxS[a] for one in made])
-        f1_AxI[a] = contest.figures(task, rows_JxS, [0] * len(made))[:, best]
+        figures_AxIx2[a] = contest.figures(task, rows_JxS, [0] * len(made))[:, kept]
         print(f"settings: {a + 1} of {len(names)} tasks, {task} done", flush=True)
     scored = [a for a, name in enumerate(names) if name not in tuning]
     out: dict[str, list[Choice]] = {}
@@ -229,14 +287,15 @@ def tuned(
         for a in range(len(names)):
             half = scored[scored.index(a) % 2 :: 2] if a in scored else [a]
             others = [other for other in range(len(names)) if other not in half]
-            mean_I = f1_AxI[np.ix_(others, own)].mean(axis=0)
-            out[method].append(made[own[int(mean_I.argmax())]])
+            f1_I, loss_I = figures_AxIx2[np.ix_(others, own)].mean(axis=0).T
+            out[method].append(made[own[int(np.lexsort((loss_I, -f1_I.round(3)))[0])]])
     return out
 
 
 def board(contest: Contest, tuning: Sequence[str], seeds: int, encoder: str) -> dict[str, Any]:
     """Figures of each method on each task, means over the seeds."""
-    made = list(choices(contest.run, contest.targets, contest.budget, encoder))
+    runs = {"fine-tuned": contest.run, "start": contest.start}
+    made = list(choices(runs, contest.targets, contest.budget, encoder))
     best = tuned(contest, made, tuning)
     chosen = {
         name: [np.stack([one.rows_AxS[a] for a, one in enumerate(own)])] * seeds
@@ -324,8 +383,10 @@ def main(words: Sequence[str]) -> int:
         warnings.filterwarnings(
             "ignore", message=".*(repeat another's content|of their completion)"
         )
-        run = _all_exact(made_run(settings_of(own, given.base), own / "candidates"))
-        _ = run.index
+        run, start = (
+            _all_exact(made_run(settings_of(own, given.base, epochs), own / name))
+            for name, epochs in (("candidates", 2), ("start", 0))
+        )
         targets, tests = (
             targets_of(run, str(own / f"{name}.jsonl"), "task") for name in ("targets", "tests")
         )
@@ -333,7 +394,7 @@ def main(words: Sequence[str]) -> int:
         raise ValueError(
             f"tests of {tests.tasks}, but targets of {targets.tasks}: take shorter rows"
         )
-    contest = Contest(run, targets, tests, given.budget)
+    contest = Contest(run, start, targets, tests, given.budget)
     result = board(contest, asked[: settings.tuning], given.seeds, given.encoder)
     write_json(own / "board.json", result)
     for method, figures in result["figures"].items():
