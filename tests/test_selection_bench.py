@@ -1,6 +1,7 @@
 """The benchmark of data selection: its splits, its answers and what it records."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks import instructions
 from benchmarks.applications import sections, selection
-from benchmarks.selection import FIGURES, Choice, recorded, tuned
+from benchmarks.selection import FIGURES, Choice, _by_task, _coarse, _rows, recorded, tuned
 from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import f1, greedy, starts
 from stride_jax.applications.targets import Targets
@@ -133,3 +134,29 @@ def test_settings_are_chosen_on_the_other_half_of_the_tasks():
     # What is best on b and d is not what c and e say, and their own figures have no voice.
     assert [one.setting for one in best["m"]] == ["0", "1", "0", "1", "0"]
     assert len(best["one"]) == 5
+
+
+def test_rows_are_the_strongest_or_each_targets_in_turn():
+    """Of two tasks with two targets each, over six rows."""
+    scores_QxN = np.array(
+        [[9, 8, 7, 0, 0, 0], [0, 0, 1, 3, 2, 0], [0, 5, 0, 0, 0, 4], [1, 0, 0, 0, 0, 2.0]]
+    )
+    task_Q = np.array([0, 0, 1, 1])
+    examples = Examples(np.zeros((4, 1)), np.zeros(4), np.array(list("abcd")))
+    rows = np.array(list("uvwxyz"))
+    run = types.SimpleNamespace(
+        train=Examples(np.zeros((6, 1)), np.zeros(6), rows),
+        text=types.SimpleNamespace(train=types.SimpleNamespace(sizes_N=np.ones(6, int))),
+    )
+    pooled = _by_task(scores_QxN, task_Q)
+    found = _rows(run, Targets(examples, ("s", "t"), task_Q), pooled, 2)
+    assert {name: own.tolist() for name, own in found.items()} == {
+        "mean": [[0, 1], [1, 5]], "max": [[0, 1], [1, 5]], "turns": [[0, 3], [1, 5]],
+    }  # fmt: skip
+
+
+def test_few_settings_of_a_grid_are_spread_over_it():
+    assert _coarse([list(range(6)), [10, 11]]) == [[1, 4]], "which share a fit"
+    assert _coarse([[0], [1], [2]]) == [[0], [2]]
+    assert _coarse([[0], [1]]) == [[0], [1]]
+    assert _coarse([[0]]) == [[0]]
