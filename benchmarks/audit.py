@@ -95,15 +95,17 @@ def case_of(home: pathlib.Path, data: pathlib.Path, settings: LeakSettings) -> C
         read_problems(run, str(home / f"{name}.jsonl")) for name in ("problems", "clean")
     )
     names = problems.origins("document").tolist()
-    here = [one for one in plan if one.name in names]
+    rows = run.text.train.origins("document")
+    leaks = {one.name: np.char.startswith(rows, f"leak {one.name} ") for one in plan}
+    # A single copy that was too long for the model is no row of its training set, and no leak.
+    here = [one for one in plan if one.name in names and leaks[one.name].any()]
     problems = problems.take(np.array([names.index(n) for n in _in_order(here, names)]))
     before_Q, after_Q = (losses(own, problems.examples)[0] for own in (without, run))
     groups = run.train.ids if run.train.keys is None else run.train.keys
     _, group_N = np.unique(groups, return_inverse=True)
-    rows = run.text.train.origins("document")
     replica = np.zeros((len(problems), int(group_N.max()) + 1), bool)
     for q, one in enumerate(here):
-        replica[q, group_N[np.char.startswith(rows, f"leak {one.name} ")]] = True
+        replica[q, group_N[leaks[one.name]]] = True
     learnt_Q = (after_Q <= before_Q / 2)[: len(here)]
     return Case(run, here, problems, clean, replica, learnt_Q)
 
