@@ -17,8 +17,8 @@ Settings of a method: its own; which of both GPTs; and whether a row counts by t
 targets, by the one it does most for, or the targets choose in turn. `stride`'s own is whether
 scores are relative to the root of a row's self-influence. No figure is taken of the first tasks,
 and the others are halves: a method is judged on a task at the setting of the highest F1, then the
-lowest loss, on the first tasks and those of the other half. `--noise` gives a share of the
-candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
+lowest loss, on the first tasks and on every second task of the other half. `--noise` gives a share
+of the candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
 """
 
 import dataclasses
@@ -273,21 +273,25 @@ def tuned(
       By method, a choice for each task in the order of `contest.targets.tasks`.
     """
     names = contest.targets.tasks
-    figures_AxIx2 = np.zeros((len(names), len(made), 2))
-    kept = [list(FIGURES).index(name) for name in ("f1", "loss")]
-    for a, task in enumerate(names):
-        rows_JxS = np.stack([one.rows_AxS[a] for one in made])
-        figures_AxIx2[a] = contest.figures(task, rows_JxS, [0] * len(made))[:, kept]
-        print(f"settings: {a + 1} of {len(names)} tasks, {task} done", flush=True)
     scored = [a for a, name in enumerate(names) if name not in tuning]
+    first = [a for a in range(len(names)) if a not in scored]
+    halves = scored[::2], scored[1::2]
+    voting = [half[::2] for half in halves]
+    kept = [list(FIGURES).index(name) for name in ("f1", "loss")]
+    told = {}
+    for a in (asked := [*first, *voting[0], *voting[1]]):
+        rows_JxS = np.stack([one.rows_AxS[a] for one in made])
+        told[a] = contest.figures(names[a], rows_JxS, [0] * len(made))[:, kept]
+        print(f"settings: {len(told)} of {len(asked)} tasks, {names[a]} done", flush=True)
     out: dict[str, list[Choice]] = {}
     for method in dict.fromkeys(one.method for one in made):
         own = [i for i, one in enumerate(made) if one.method == method]
         out[method] = []
         for a in range(len(names)):
-            half = scored[scored.index(a) % 2 :: 2] if a in scored else [a]
-            others = [other for other in range(len(names)) if other not in half]
-            f1_I, loss_I = figures_AxIx2[np.ix_(others, own)].mean(axis=0).T
+            others = [other for half in voting for other in half if a not in scored or
+                      scored.index(a) % 2 != scored.index(other) % 2]  # fmt: skip
+            others += [other for other in first if other != a]
+            f1_I, loss_I = np.mean([told[other][own] for other in others], axis=0).T
             out[method].append(made[own[int(np.lexsort((loss_I, -f1_I.round(3)))[0])]])
     return out
 
