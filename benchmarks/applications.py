@@ -39,7 +39,7 @@ which no other method needs.
 _SELECTION = """## Choosing training rows
 
 Models trained from the base model on the rows that a method chose for a task by ten targets, and
-judged on the task's tests: means over 16 tasks, three seeds each. "Better" is `stride` less the
+judged on the task's tests: means over 17 tasks, three seeds each. "Better" is `stride` less the
 method, paired over tasks (of losses the other way round). `random of the task` knows which task
 each row belongs to; `all candidates` trains one model on everything, for many more steps.
 """
