@@ -39,9 +39,11 @@ which no other method needs.
 _SELECTION = """## Choosing training rows
 
 Models trained from the base model on the rows that a method chose for a task by ten targets, and
-judged on the task's tests: means over 17 tasks, three seeds each. "Better" is `stride` less the
-method, paired over tasks (of losses the other way round). `random of the task` knows which task
-each row belongs to; `all candidates` trains one model on everything, for many more steps.
+judged on the task's tests: means over 17 tasks, three seeds each. Every method had its settings
+chosen on other tasks: which of two models it asks, how the targets are pooled, and of those that
+ask a model two settings of their own. "Better" is `stride` less the method, paired over tasks (of
+losses the other way round). `random of the task` knows which task each row belongs to; `all
+candidates` trains one model on everything, for many more steps.
 """
 
 _AUDIT = """## Finding leaked problems

@@ -1,12 +1,18 @@
-"""The leaderboard as a page like a report's: boards in place of queries, methods beside them."""
+"""The leaderboard as a page like a report's: boards in place of queries, methods beside them.
+
+python -m benchmarks.leaderboard_page --out=leaderboard.html
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.standing import LATER, opponents, standing
+from benchmarks.house import ROOT, command
+from benchmarks.standing import LATER, opponents, read_boards, standing
 from stride_jax.applications.report.page import page as drawn
 from stride_jax.applications.report.texts import columns
+from stride_jax.cli.doors import Parser, out_file
+from stride_jax.runtime.files import write_text
 
 
 def page(boards: Mapping[str, dict[str, Any]]) -> str:
@@ -21,11 +27,11 @@ def content(boards: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         entries = []
         for row in board["rows"]:
             low, high = row["lds_ci95"]
-            found = f"[{low:.3f}, {high:.3f}]"
+            interval = f"[{low:.3f}, {high:.3f}]"
             if row["method"] != "stride":
                 below, above = row["lds_minus_stride_ci95"]
-                found += f" · less STRIDE [{below:+.3f}, {above:+.3f}]"
-            entries.append([len(rows), round(row["lds"], 4), found])
+                interval += f" · less STRIDE [{below:+.3f}, {above:+.3f}]"
+            entries.append([len(rows), round(row["lds"], 4), interval])
             rows.append(row)
             places.append(name)
         queries.append(_board(number, name, board, sorted(entries, key=lambda e: -e[1])))
@@ -120,3 +126,17 @@ def _about(boards: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         },
         "notes": {"figures": notes, "warnings": [LATER]},
     }  # fmt: skip
+
+
+def main(words: Sequence[str]) -> None:
+    """Write the page of the boards in `docs/boards`."""
+    parser = Parser("leaderboard_page", __doc__)
+    parser.flag("out", "File of the page.", default="leaderboard.html")
+    given, _ = parser.read(words)
+    out = out_file(given.out, "out", [".html"])
+    write_text(out, page(read_boards(ROOT / "docs/boards")))
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    command(main, "leaderboard_page")

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.drawing import BOUND, OTHERS, OURS, blank, save
 from benchmarks.house import ROOT, command
-from benchmarks.standing import opponents
+from benchmarks.standing import opponents, read_boards
 from stride_jax.cli.doors import Parser
 from stride_jax.runtime.files import write_text
 
@@ -35,10 +35,6 @@ class Picture(NamedTuple):
     name: str
     draw: Callable[[Axes], str]
     source: str
-
-
-def _board(docs: pathlib.Path) -> dict[str, dict[str, Any]]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(docs.glob("boards/*.json"))}
 
 
 def _rows(docs: pathlib.Path, name: str) -> dict[str, dict[str, Any]]:
@@ -226,12 +222,11 @@ def growth(rows: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
 
 def pictures(docs: pathlib.Path) -> list[Picture]:
     """All figures of the page, in its order."""
+    boards = read_boards(docs / "boards")
     pointing, applications = _rows(docs, "pointing"), _rows(docs, "applications")
     return [
-        Picture("Every board at a glance", standings(_board(docs)), "benchmarks.leaderboard"),
-        Picture(
-            "What noise in the bank leaves to be had", noise(_board(docs)), "benchmarks.leaderboard"
-        ),
+        Picture("Every board at a glance", standings(boards), "benchmarks.leaderboard"),
+        Picture("What noise in the bank leaves to be had", noise(boards), "benchmarks.leaderboard"),
         Picture("Fine-tuned language models", tuned_models(applications), "benchmarks.leaderboard"),
         Picture("What exact scores add to the sketch", budgets(pointing), "benchmarks.pointing"),
         Picture("Who is found as N grows", found(pointing), "benchmarks.growth"),

@@ -1,13 +1,12 @@
-"""`leaderboard.md`, its plots and `leaderboard.html` from the boards in `docs/boards`."""
+"""`leaderboard.md` and its plots from the boards in `docs/boards`."""
 
-import json
 import pathlib
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox, BboxBase
 
-from benchmarks import leaderboard_page, standing
+from benchmarks import standing
 from benchmarks.drawing import BOUND, OTHERS, OURS, blank, save
 from benchmarks.house import Row
 from benchmarks.standing import opponents
@@ -34,9 +33,9 @@ stand by themselves below the first table. Today's damping and site were found b
 `stride` was seventh on spam, so their later figures are no evidence from untouched data
 ([lab book](lab.md)).
 
-The boards of this round stand also on [a page](leaderboard.html) that opens from disk, with every
-method's settings. Written by `python -m benchmarks.leaderboard
---config=configs/<name>.py --workdir=runs/leaderboard/<name>`.
+`python -m benchmarks.leaderboard_page` writes the boards of this round as a page to look through.
+Written by `python -m benchmarks.leaderboard --config=configs/<name>.py
+--workdir=runs/leaderboard/<name>`.
 """
 
 
@@ -175,15 +174,12 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
 
 
 def write(docs: pathlib.Path) -> pathlib.Path:
-    """Write `leaderboard.md`, `leaderboard.html` and a plot per board; returns the first's path.
+    """Write `leaderboard.md` and a plot per board; returns the page's path.
 
     Its sections are of `boards/*.json`, then those of earlier rounds as they are, `boards/*.md`.
     First runs of boards that had no part in any choice are in `boards/first_run`.
     """
-    boards, first = (
-        {file.stem: json.loads(file.read_text()) for file in sorted(docs.glob(f"{own}/*.json"))}
-        for own in ("boards", "boards/first_run")
-    )
+    boards, first = (standing.read_boards(docs / own) for own in ("boards", "boards/first_run"))
     sections = [_INTRO, standing.LATER, "", standing.table(boards), ""]
     if first:
         sections += ["First runs, at the defaults of then:", "", standing.table(first), ""]
@@ -203,7 +199,6 @@ def write(docs: pathlib.Path) -> pathlib.Path:
             f"{board['temperature']:.2f}. {board['device']}, jax {board['versions']['jax']}.\n"
         )
     sections += [file.read_text() for file in sorted(docs.glob("boards/*.md"))]
-    write_text(docs / "leaderboard.html", leaderboard_page.page(boards))
     page = docs / "leaderboard.md"
     write_text(page, "\n".join(sections))
     return page

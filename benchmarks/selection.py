@@ -24,36 +24,25 @@ of the candidates another row's answer. Intervals are of a bootstrap over tasks,
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.contestants import contestants
 from benchmarks.house import APPLICATIONS, ROOT, Row, command, commit_of, record
-from benchmarks.methods import ENCODER, Stride
+from benchmarks.methods import ENCODER
 from benchmarks.program import made_run
+from benchmarks.selection_choices import Choice, choices
 from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import judged, judged_model
 from configs import instructions
-from stride_jax.applications.selection import Pool, SelectSettings, choose
-from stride_jax.applications.targets import Targets, relative, targets_of, task_scores
-from stride_jax.baselines.encoder import EncoderSettings
+from stride_jax.applications.targets import Targets, targets_of
 from stride_jax.cli.doors import Parser, at_least
 from stride_jax.evaluation.statistics import bootstrap_mean
-from stride_jax.examples import Examples
 from stride_jax.models.train import TrainSettings
 from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import fingerprint, read_arrays, read_json, write_arrays, write_json
-from stride_jax.sequences import token_lists
 
-OF_TEXTS = ("tf-idf", "bm25", "dsir", "encoder")
-OPPONENTS = ("rds+", "grad-cos", "logra", "less", *OF_TEXTS)
-OPPONENTS_TAPS = ("previous", "final")
-"""What opponents by activations read, each alone."""
-_SETTINGS = 2
-"""Most settings of its own that a method which asks a GPT has here: by both GPTs, and with three
-ways to pool its targets, they are twelve."""
 _FRESH = TrainSettings(epochs=4, batch_size=16, optimizer="adamw", learning_rate=1e-3, warmup=0.05)
 FIGURES: dict[str, Literal["higher", "lower"]] = {
     "f1": "higher",
@@ -82,130 +71,6 @@ def _all_exact(run: Run) -> Run:
     exact = dataclasses.replace(read.exact, budget=len(run.train))
     settings = dataclasses.replace(run.settings, read=dataclasses.replace(read, exact=exact))
     return Run(settings, run.workdir)
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """Rows that a method chose with one of its settings, for each task.
-
-    Attributes:
-      method: its name.
-      setting: what it was chosen with.
-      rows_AxS: chosen rows.
-    """
-
-    method: str
-    setting: str
-    rows_AxS: np.ndarray
-
-
-def choices(
-    runs: Mapping[str, Run], targets: Targets, budget: int, encoder: str
-) -> Iterator[Choice]:
-    """What every method chooses, at each of its settings.
-
-    Args:
-      runs: on the same candidates, by the GPT that is asked; the last one stands for all where a
-        method asks none.
-      targets: of all tasks.
-      budget: rows for a task.
-      encoder: folder of the sentence encoder.
-    """
-    *_, last = runs
-    for name, run in runs.items():
-        for method, setting, scores in _scored(run, targets, encoder, asks_none=name == last):
-            for pooled, rows_AxS in _rows(run, targets, scores, budget).items():
-                yield Choice(method, ", ".join(filter(None, (name, pooled, setting))), rows_AxS)
-
-
-def _rows(
-    run: Run, targets: Targets, scores: dict[str, np.ndarray], budget: int
-) -> dict[str, np.ndarray]:
-    """Rows chosen for each task, `[A, S]`, by how its targets are pooled.
-
-    A pool of one row a task is ranked; a row for each target lets them choose in turn.
-    """
-    out = {}
-    for pooled, scores_RxN in scores.items():
-        rows = []
-        for a in range(len(targets.tasks)):
-            own = targets.task_Q == a if len(scores_RxN) == len(targets.task_Q) else [a]
-            some_RxN = np.atleast_2d(scores_RxN[own])
-            names = tuple(map(str, range(len(some_RxN))))
-            nothing = np.full(len(run.train), "")
-            pool = Pool(some_RxN, names, run.text.train.sizes_N, run.train.ids, nothing)
-            chosen = choose(pool, SelectSettings(budget, pool="turns")).chosen
-            rows.append(sorted(one.row for one in chosen))
-        out[pooled] = np.array(rows)
-    return out
-
-
-def _scored(
-    run: Run, targets: Targets, encoder: str, *, asks_none: bool
-) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
-    """Scores of every method at each of its settings, by how targets are pooled; kept on disk."""
-    ids = tuple(map(str, range(len(targets.task_Q))))
-    own_QxN = task_scores(run, Targets(targets.examples, ids, np.arange(len(ids))), print)[0]
-    pooled = _by_task(own_QxN, targets.task_Q)
-    pooled["max"] = task_scores(run, targets, print, each=True)[0]
-    yield "stride", "", pooled
-    yield "stride", "relative", {name: relative(run, own) for name, own in pooled.items()}
-    methods = contestants(
-        OPPONENTS_TAPS, Stride(), is_text=True, only=OPPONENTS,
-        encoder=EncoderSettings(encoder, str(run.text.folder / "tokenizer.json")),
-    )  # fmt: skip
-    both = run.model, run.train
-    for method in methods:
-        of_texts = method.name in OF_TEXTS
-        if of_texts and not asks_none:
-            continue
-        for group in method.grid if of_texts else _coarse(method.grid):
-            state = None
-            for setting in group:
-                name = fingerprint(run.products.key("model"), method.name, setting, "targets")
-                path = run.workdir / "methods" / f"{name}.npz"
-                # DSIR asks what a task is like, not each of its targets.
-                joined = method.name == "dsir"
-                if not path.exists():
-                    print(method.name, setting, flush=True)
-                    state = method.fit(*both, group[0]) if state is None else state
-                    asked = _joined(targets) if joined else targets.examples
-                    write_arrays(path, scores=method.score(state, *both, asked, setting))
-                own = read_arrays(path)["scores"]
-                yield (
-                    method.name,
-                    str(setting),
-                    {"task": own} if joined else _by_task(own, targets.task_Q),
-                )
-
-
-def _coarse(grid: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Two settings of a method's grid: of its first group, which share a fit, or of its groups."""
-    every = list(grid[0]) if len(grid[0]) > 1 else [group[0] for group in grid]
-    if len(every) > _SETTINGS:
-        places = np.linspace(0, len(every) - 1, 2 * _SETTINGS + 1)[1::2].round().astype(int)
-        every = [every[i] for i in places]
-    return [every] if len(grid[0]) > 1 else [[setting] for setting in every]
-
-
-def _by_task(scores_QxN: np.ndarray, task_Q: np.ndarray) -> dict[str, np.ndarray]:
-    """The targets of a task as one, their mean or each row at its best target; or all of them."""
-    parts = [scores_QxN[task_Q == a] for a in range(int(task_Q.max()) + 1)]
-    return {
-        "mean": np.stack([own.mean(axis=0) for own in parts]),
-        "max": np.stack([own.max(axis=0) for own in parts]),
-        "turns": scores_QxN,
-    }
-
-
-def _joined(targets: Targets) -> Examples:
-    """The targets of each task as one sequence without padding, which is behind it."""
-    lists = [token_lists(targets.of(a), "dsir") for a in range(len(targets.tasks))]
-    rows = [np.concatenate(own) for own in lists]
-    length = max(map(len, rows))
-    filled = lambda v, row: np.pad(row, (0, length - len(row)), constant_values=v)  # noqa: E731
-    labels = np.stack([filled(-1, np.zeros_like(row)) for row in rows])
-    return Examples(np.stack([filled(0, row) for row in rows]), labels, np.array(targets.tasks))
 
 
 def references(run: Run, targets: Targets, budget: int, seeds: int) -> dict[str, list[np.ndarray]]:
@@ -277,11 +142,11 @@ def tuned(
     first = [a for a in range(len(names)) if a not in scored]
     halves = scored[::2], scored[1::2]
     voting = [half[::2] for half in halves]
-    kept = [list(FIGURES).index(name) for name in ("f1", "loss")]
+    place = [list(FIGURES).index(name) for name in ("f1", "loss")]
     told = {}
     for a in (asked := [*first, *voting[0], *voting[1]]):
         rows_JxS = np.stack([one.rows_AxS[a] for one in made])
-        told[a] = contest.figures(names[a], rows_JxS, [0] * len(made))[:, kept]
+        told[a] = contest.figures(names[a], rows_JxS, [0] * len(made))[:, place]
         print(f"settings: {len(told)} of {len(asked)} tasks, {names[a]} done", flush=True)
     out: dict[str, list[Choice]] = {}
     for method in dict.fromkeys(one.method for one in made):

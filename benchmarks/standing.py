@@ -4,6 +4,8 @@ Opponents are methods that read one training run and no retrained model. Of a bo
 them is found on the figures themselves, which flatters it a little.
 """
 
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,11 @@ LATER = (
 """What was measured after a board's page was written."""
 
 _RETRAINED = ("datamodels", "encoder-trained")
+
+
+def read_boards(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Boards of a folder, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def opponents(board: dict[str, Any]) -> list[dict[str, Any]]:

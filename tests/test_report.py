@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from benchmarks import leaderboard_page
 from stride_jax.applications.audit_page import page as audit_page
 from stride_jax.applications.live.desk import Desk
 from stride_jax.applications.report import content as contents
@@ -100,19 +101,22 @@ def test_a_text_is_shown_in_its_documents(monkeypatch):
     tokenizer = train_tokenizer(texts, 300)
     packed = pack_stream(tokenise(written, tokenizer), 32, tokenizer.bos_id)
     split = named({"train": packed}, tuple(one.source for one in written))["train"]
-    corpus = types.SimpleNamespace(train=split, tokenizer=tokenizer)
-    run = types.SimpleNamespace(corpus=corpus)
+
+    class Ran:
+        corpus = types.SimpleNamespace(train=split, tokenizer=tokenizer)
+
+    run = Ran()
     spans = split.spans
     rows = np.array([0, *(np.median(spans.row_P[spans.document_P == d]) for d in (1, 2, 3))], int)
-    found = documents(run, rows)
+    told = documents(run, rows)
 
     def whole(i):
-        first, last, *_ = found.reach[i]
-        return "".join(found.said[row] for row in range(first, last + 1))
+        first, last, *_ = told.reach[i]
+        return "".join(told.said[row] for row in range(first, last + 1))
 
     assert [texts[d] in whole(i) for i, d in ((1, 1), (2, 2), (3, 3))] == [True] * 3
     assert texts[3] not in whole(1)
-    assert [one[2:] for one in found.reach] == [(False, False)] * 4
+    assert [one[2:] for one in told.reach] == [(False, False)] * 4
     monkeypatch.setattr(around, "_MOST", 200)
     less = documents(run, rows)
     assert less.reach[1][2:] == (True, True), "a document that goes on says so"
@@ -325,8 +329,7 @@ def test_pages_of_runs_and_of_an_audit_are_used(tmp_path, call):
         audit_page(told).encode("utf-8", "replace").decode()
     )
     (tmp_path / "boards").mkdir()
-    root = pathlib.Path(__file__).parents[1]
-    shutil.copy(root / "docs/leaderboard.html", tmp_path / "boards/report.html")
+    leaderboard_page.main([f"--out={tmp_path / 'boards/report.html'}"])
     for name in ("breast_cancer", "bible_gpt", "audit", "boards"):
         html = (tmp_path / name / "report.html").read_text()
         for width, scheme in ((1280, "light"), (390, "dark")):

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import instructions
 from benchmarks.applications import sections, selection
-from benchmarks.selection import FIGURES, Choice, _by_task, _coarse, _rows, recorded, tuned
+from benchmarks.selection import FIGURES, recorded, tuned
+from benchmarks.selection_choices import Choice, _by_task, _coarse, _rows
 from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import f1, greedy, starts
 from stride_jax.applications.targets import Targets
@@ -149,8 +150,8 @@ def test_rows_are_the_strongest_or_each_targets_in_turn():
         text=types.SimpleNamespace(train=types.SimpleNamespace(sizes_N=np.ones(6, int))),
     )
     pooled = _by_task(scores_QxN, task_Q)
-    found = _rows(run, Targets(examples, ("s", "t"), task_Q), pooled, 2)
-    assert {name: own.tolist() for name, own in found.items()} == {
+    chosen = _rows(run, Targets(examples, ("s", "t"), task_Q), pooled, 2)
+    assert {name: own.tolist() for name, own in chosen.items()} == {
         "mean": [[0, 1], [1, 5]], "max": [[0, 1], [1, 5]], "turns": [[0, 3], [1, 5]],
     }  # fmt: skip
 

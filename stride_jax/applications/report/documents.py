@@ -1,5 +1,6 @@
 """The documents that a page's texts are of: each sequence once, however many texts lie near it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,16 +40,16 @@ def documents(run: Run, row_U: np.ndarray) -> Documents:
     text = run.corpus.train
     if not isinstance(text, TextExamples) or not len(row_U):
         return Documents([None] * len(row_U), {})
-    first_U, last_U = _extents(text, row_U)
-    reach = _REACH
+    first_N, last_N = _extents(run)
+    first_U, last_U, size_N, reach = first_N[row_U], last_N[row_U], text.sizes_N, _REACH
     while True:
         low_U, high_U = np.maximum(first_U, row_U - reach), np.minimum(last_U, row_U + reach)
         parts = [np.arange(*ends) for ends in zip(low_U, high_U + 1, strict=True)]
         rows = np.unique(np.concatenate([row_U[:0], *(part for part in parts if len(part) > 1)]))
-        if reach == 1 or text.sizes_N[rows].sum() <= _MOST:
+        if reach == 1 or size_N[rows].sum() <= _MOST:
             break
         reach //= 2
-    sizes = text.sizes_N[rows].tolist()
+    sizes = size_N[rows].tolist()
     said = {
         # From the second token on to the one that is predicted last, as texts themselves are shown.
         row: run.corpus.tokenizer.decode_lines(
@@ -60,20 +61,23 @@ def documents(run: Run, row_U: np.ndarray) -> Documents:
     return Documents(list(zip(*(c.tolist() for c in columns), strict=True)), said)
 
 
-def _extents(text: TextExamples, row_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First row of each row's first document, and last row of its last.
+@functools.lru_cache(maxsize=1)
+def _extents(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """First row of each row's first document and last row of its last, `[N]` each.
 
-    The row itself where the rows of a document do not follow each other.
+    The row itself where the rows of a document do not follow each other. Held, as every question to
+    a server needs them.
     """
-    spans: Any = text.spans
+    text: Any = run.corpus.train
+    spans, row_N = text.spans, np.arange(len(text))
     pair_Jx2 = np.unique(np.stack([spans.document_P, spans.row_P], axis=1), axis=0)
     document_D, start_D, count_D = np.unique(pair_Jx2[:, 0], return_index=True, return_counts=True)
     first_D, last_D = pair_Jx2[start_D, 1], pair_Jx2[start_D + count_D - 1, 1]
     whole_D = last_D - first_D + 1 == count_D
-    ends = np.searchsorted(spans.row_P, [row_U, row_U + 1])
-    at_U = np.searchsorted(document_D, spans.document_P[ends[0]])
-    to_U = np.searchsorted(document_D, spans.document_P[ends[1] - 1])
+    ends = np.searchsorted(spans.row_P, [row_N, row_N + 1])
+    at_N = np.searchsorted(document_D, spans.document_P[ends[0]])
+    to_N = np.searchsorted(document_D, spans.document_P[ends[1] - 1])
     return (
-        np.where(whole_D[at_U], first_D[at_U], row_U),
-        np.where(whole_D[to_U], last_D[to_U], row_U),
+        np.where(whole_D[at_N], first_D[at_N], row_N),
+        np.where(whole_D[to_N], last_D[to_N], row_N),
     )
