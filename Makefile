@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart data boards-data books encoder test test-slow test-newest drill plan-chips
+.PHONY: setup quickstart data boards-data boards books encoder test test-slow test-newest drill plan-chips
 .PHONY: dist docs docs-serve test-page bench-accelerator lint format clean
 
 setup: $(STAMP)
@@ -38,6 +38,20 @@ encoder: setup
 boards-data: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check rdata==1.1.0
 	$(BIN)/python -m benchmarks.board_data --out=data/boards
+
+# The whole referee, a board after the other; most of a day on two cores. Stopped, it goes on.
+BOARDS := breast_cancer parkinsons spam letters digits_resnet fashion_small mnist5k fashion_mlp \
+    cifar_resnet bible_gpt
+boards: data boards-data encoder
+	for board in $(BOARDS); do \
+	    $(BIN)/python -m benchmarks.leaderboard --config=configs/$$board.py \
+	        --config.leaderboard.uncalibrated=False --workdir=runs/leaderboard/$$board || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.constants --workdir=runs/leaderboard
+	$(BIN)/python -m benchmarks.cost_curves --config=configs/mnist5k.py \
+	    --workdir=runs/leaderboard/mnist5k
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.plots
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@
 Direct scores on every board of classes, for each doubt and each weight decay (`N gamma / E||b||²`,
 operators.fisher.DECAY), on both halves of the bank. Each board is left out in turn: constants are
 those of the best mean LDS on the other boards' first halves, and judged on its second half, against
-the grid's best of its own first half. Rows go to `docs/results/constants.json`. Models and banks
+the grid's best of its own first half. Rows go to `docs/results/boards.json`. Models and banks
 are those of the leaderboards, made where there are none.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from benchmarks.house import ROOT, Row, command, record
+from benchmarks.house import BOARDS, Row, command, record
 from benchmarks.leaderboard import LeaderboardSettings, on_bank_of
 from benchmarks.methods import Stride, changed, fit_direct, score_direct
 from benchmarks.program import listed
@@ -29,8 +29,7 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings, run_settings
 from stride_jax.runtime.progress import bars
 
-CONSTANTS = ROOT / "docs/results/constants.json"
-BOARDS = ("parkinsons", "breast_cancer", "mnist5k", "digits_resnet", "spam", "letters")
+_OF_CLASSES = ("parkinsons", "breast_cancer", "mnist5k", "digits_resnet", "spam", "letters")
 DOUBTS = (0.0, 0.001, 0.005, 0.02)
 DECAYS = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 _DEFAULT = DOUBTS.index(ClosedFormSettings().doubt), DECAYS.index(DECAY)
@@ -46,7 +45,7 @@ def board_settings(board: str) -> RunSettings:
     values = config_file.read_config(f"configs/{board}.py")
     settings = run_settings(values)
     if "leaderboard" not in values or settings.is_text:
-        raise ValueError(f"--boards has {board!r}, no board of classes: use some of {BOARDS}")
+        raise ValueError(f"--boards has {board!r}, no board of classes: use some of {_OF_CLASSES}")
     contest = LeaderboardSettings(num_subsets=values["leaderboard"]["num_subsets"])
     return on_bank_of(contest, settings)
 
@@ -122,8 +121,8 @@ def main(words: Sequence[str]) -> int:
     parser = Parser("constants", __doc__)
     parser.prog = "python -m benchmarks.constants"
     parser.flag("workdir", "Folder of the boards' runs.", required=True)
-    parser.flag("boards", "Configs of the boards.", type=listed(str), default=BOARDS)
-    parser.flag("out", "Results file.", default=str(CONSTANTS))
+    parser.flag("boards", "Configs of the boards.", type=listed(str), default=_OF_CLASSES)
+    parser.flag("out", "Results file.", default=str(BOARDS))
     given, _ = parser.read(words)
     if len(given.boards) < 3:
         raise ValueError(f"--boards={given.boards} leaves fewer than two to choose on: give three")

@@ -29,6 +29,7 @@ from stride_jax.runtime.machine import device_name
 ROOT = pathlib.Path(__file__).parents[1]
 HOUSE = ROOT / "docs/results/house.json"
 APPLICATIONS = ROOT / "docs/results/applications.json"
+BOARDS = ROOT / "docs/results/boards.json"
 _ROOMS = ("stride_jax", "experiments")
 _MANY_PARAMETERS = 8
 

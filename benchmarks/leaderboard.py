@@ -385,7 +385,7 @@ def main(asked: Asked) -> None:
     docs, name = pathlib.Path(asked.flags.docs), asked.workdir.name
     (docs / "boards").mkdir(parents=True, exist_ok=True)
     write_json(docs / "boards" / f"{name}.json", board)
-    record(report.rows(board, name), path=docs / "results/leaderboard.json")
+    record(report.rows(board, name), path=docs / "results/boards.json")
     print(f"written: {asked.workdir / 'leaderboard.json'}, {report.write(docs)}")
 
 

@@ -1,6 +1,12 @@
-"""`leaderboard.md` and its plots from the boards in `docs/boards`."""
+"""`leaderboard.md` and its plots from the boards in `docs/boards`.
+
+    python -m benchmarks.report
+
+Writes what the boards show together into `docs/results/boards.json` as well.
+"""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,8 +14,9 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from benchmarks import standing
 from benchmarks.drawing import BOUND, OTHERS, OURS, blank, save
-from benchmarks.house import Row
+from benchmarks.house import BOARDS, ROOT, Row, command, record
 from benchmarks.standing import opponents
+from stride_jax.cli.doors import Parser
 from stride_jax.runtime.files import write_text
 
 _INTRO = """# Leaderboard
@@ -202,3 +209,17 @@ def write(docs: pathlib.Path) -> pathlib.Path:
     page = docs / "leaderboard.md"
     write_text(page, "\n".join(sections))
     return page
+
+
+def main(words: Sequence[str]) -> int:
+    """Write the page, and the rows of all boards together."""
+    parser = Parser("report", __doc__)
+    parser.prog = "python -m benchmarks.report"
+    parser.read(words)
+    print(f"written: {write(ROOT / 'docs')}")
+    record(standing.rows(standing.read_boards(ROOT / "docs/boards")), path=BOARDS)
+    return 0
+
+
+if __name__ == "__main__":
+    command(main, "report")

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.house import Row
+
 PUBLISHED = {
     "mnist5k": "MNIST MLP: STRIDE .417, LoGRA .303",
     "fashion_mlp": "FashionMNIST MLP: STRIDE .231, TRAK .198",
@@ -23,11 +25,14 @@ PUBLISHED = {
 
 LATER = (
     "With ten dampings on mnist5k Gauss-Newton has .512 and ASTRA .404, so that `stride` is ahead "
-    "by .044; those rows have no seconds and stand in `results/leaderboard.json`."
+    "by .044; those rows have no seconds and stand in `results/boards.json`."
 )
 """What was measured after a board's page was written."""
 
 _RETRAINED = ("datamodels", "encoder-trained")
+
+_SECONDS_ASKED = {"logra": {"mnist5k": 1.0, "bible_gpt": 0.25}, "ekfac": 0.125, "trak": 0.125}
+"""Most seconds of STRIDE over an opponent's, on one board or on all."""
 
 
 def read_boards(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -115,6 +120,33 @@ def table(boards: dict[str, dict[str, Any]]) -> str:
             f"| {PUBLISHED.get(name, '')} |"
         )
     return "\n".join(lines)
+
+
+def rows(boards: dict[str, dict[str, Any]]) -> list[Row]:
+    """What is asked of all boards together, and of STRIDE's seconds on each."""
+    own = [standing(board) for board in boards.values()]
+    first = sum(one["rank"] == 1 for one in own)
+    clear = sum(one["ahead_ci95"][0] > 0 for one in own)
+    below = sum(one["ahead_ci95"][1] < 0 for one in own)
+    return [
+        Row("boards", len(own), "higher", asked=9),
+        Row("boards that stride is first on", first, "higher", asked=7),
+        Row("boards that stride is first on, clear of zero", clear, "higher", asked=5),
+        Row("boards with a method clearly above stride", below, "lower", asked=0),
+        *(row for name, board in boards.items() for row in _cost_rows(name, board)),
+    ]
+
+
+def _cost_rows(name: str, board: dict[str, Any]) -> list[Row]:
+    """Seconds of STRIDE over those of the opponents that a bound is given for, medians of each."""
+    seconds = {row["method"]: row["train_seconds"] + row["query_seconds"] for row in board["rows"]}
+    out = []
+    for opponent, bound in _SECONDS_ASKED.items():
+        asked = bound.get(name) if isinstance(bound, dict) else bound
+        if opponent in seconds:
+            ratio = seconds["stride"] / seconds[opponent]
+            out.append(Row(f"{name}: seconds, stride over {opponent}", ratio, "lower", None, asked))
+    return out
 
 
 def ranks(boards: dict[str, dict[str, Any]]) -> str:

@@ -13,16 +13,23 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import Lasso
 
-from benchmarks import leaderboard_page, plots, report, retrieval, standing
+from benchmarks import leaderboard, leaderboard_page, plots, report, retrieval, standing
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
 from stride_jax.data import relevant
 from stride_jax.run.pipeline import Run
-from stride_jax.run.settings import RunSettings
+from stride_jax.run.settings import RunSettings, run_settings
 from stride_jax.runtime.settings import build
 from tests.report_pages import stored
 
 ROOT = pathlib.Path(__file__).parents[1]
+_DATA = {
+    "fashion_mnist50k": "data/usr",
+    **{
+        name: f"data/boards/{name}.npz"
+        for name in ("cifar10_test", "letters", "parkinsons", "spam")
+    },
+}
 
 
 def dense(problem):
@@ -83,6 +90,29 @@ def test_a_solver_that_cannot_fit_is_left_out_with_its_reason():
     assert left_out("stride", problem, 0) is None
 
 
+MLPS = ("breast_cancer", "fashion_mlp", "fashion_small", "letters", "mnist5k", "parkinsons", "spam")
+DEEP = ("bible_gpt", "cifar_resnet", "digits_resnet")  # minutes of compilation
+
+
+@pytest.mark.filterwarnings("ignore:.*repeat another's content:UserWarning")
+@pytest.mark.parametrize(
+    "name", [*MLPS, *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP)]
+)
+def test_every_board_holds_a_small_contest(name, tmp_path):
+    values = importlib.import_module(f"configs.{name}").get_config("runlocal").to_dict()
+    if not (ROOT / _DATA.get(values.get("data", {}).get("name"), ".")).exists():
+        pytest.skip("its data come by `make data` or `make boards-data`")
+    changes = {"methods": ("stride", "grad-dot"), "ensemble": 0, "removal_queries": 0, "repeats": 1}
+    asked = build(leaderboard.LeaderboardSettings, values.pop("leaderboard") | changes)
+    settings = leaderboard.on_bank_of(asked, run_settings(values))
+    board = leaderboard.hold(Run(settings, tmp_path), asked)
+    rows = {row["method"]: row for row in board["rows"]}
+    assert set(rows) == {"stride", "grad-dot", "datamodels"}
+    assert all(-1 <= row["lds"] <= 1 and row["index_bytes"] >= 0 for row in rows.values())
+    assert rows["stride"]["lds_minus_stride_ci95"] == (0, 0)
+    assert rows["grad-dot"]["ratio_to_grad_dot"] == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*repeat another's content:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["verses", "facts"])
@@ -108,6 +138,7 @@ def board(**lds):
     rows = [
         {"method": name.replace("_", "-"), "lds": value, "lds_ci95": (value - 0.1, value + 0.1),
          "lds_minus_stride_ci95": (value - lds["stride"] - 0.1, value - lds["stride"] + 0.1),
+         "train_seconds": 1.0, "query_seconds": value,
          "settings": {"index": {"design": {"num_subsets": 100}}}}
         for name, value in lds.items()
     ]  # fmt: skip
@@ -128,6 +159,16 @@ def test_the_standing_ranks_one_checkpoint_methods_alone():
     table = standing.table(boards)
     assert standing.ranks(boards).endswith("| less | 2.5 | 2.0 – 3.0 |")
     assert "| [two](#two) | 1,234 | 100 | 0.900 | **0.300** [0.200, 0.400] | new 0.600 |" in table
+    asked = {row.name: (row.value, row.asked) for row in standing.rows(boards)}
+    assert asked.pop("one: seconds, stride over ekfac") == (pytest.approx(1.5 / 1.4), 0.125)
+    assert asked.pop("two: seconds, stride over ekfac") == (pytest.approx(1.3 / 1.4), 0.125)
+    # On board one the lead's interval begins at zero, which is not clear of it.
+    assert asked == {
+        "boards": (2, 9),
+        "boards that stride is first on": (1, 7),
+        "boards that stride is first on, clear of zero": (0, 5),
+        "boards with a method clearly above stride": (1, 0),
+    }
 
 
 def test_the_leaderboard_is_of_the_files_of_boards(tmp_path):
