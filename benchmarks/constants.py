@@ -3,10 +3,12 @@
     python -m benchmarks.constants --workdir=runs/leaderboard
 
 Direct scores on every board of classes, for each doubt and each weight decay (`N gamma / E||b||²`,
-operators.fisher.DECAY), on both halves of the bank. Each board is left out in turn: constants are
-those of the best mean LDS on the other boards' first halves, and judged on its second half, against
-the grid's best of its own first half. Rows go to `docs/results/boards.json`. Models and banks
-are those of the leaderboards, made where there are none.
+operators.fisher.DECAY), on both halves of the bank. A doubt is one number for all boards, or a
+multiple of what a board's calibration split says (`models.fit_doubt`). Each board is left out in
+turn: a choice is that of the best mean LDS on the other boards' first halves, and judged on its
+second half, against the whole grid's best of its own first half. Rows go to
+`docs/results/boards.json`. Models and banks are those of the leaderboards, made where there are
+none.
 """
 
 import dataclasses
@@ -20,19 +22,22 @@ from benchmarks.house import BOARDS, Row, command, record
 from benchmarks.leaderboard import LeaderboardSettings, on_bank_of
 from benchmarks.methods import Stride, changed, fit_direct, score_direct
 from benchmarks.program import listed
-from stride_jax import ClosedFormSettings, evaluation
+from stride_jax import evaluation
 from stride_jax.cli.doors import Parser
 from stride_jax.index import Index
 from stride_jax.operators.fisher import DECAY
 from stride_jax.run import config_file
+from stride_jax.run.base_model import doubt_of
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings, run_settings
 from stride_jax.runtime.progress import bars
 
 _OF_CLASSES = ("parkinsons", "breast_cancer", "mnist5k", "digits_resnet", "spam", "letters")
 DOUBTS = (0.0, 0.001, 0.005, 0.02)
+RULES = (0.3, 1.0, 3.0)
 DECAYS = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
-_DEFAULT = DOUBTS.index(ClosedFormSettings().doubt), DECAYS.index(DECAY)
+_DEFAULT = DOUBTS.index(0.005), DECAYS.index(DECAY)
+_BY_RULE = len(DOUBTS) + RULES.index(1.0), DECAYS.index(DECAY)
 _ASKED = 0.01
 
 
@@ -59,11 +64,13 @@ def with_decay(index: Index, decay: float) -> Index:
 
 
 def figures(run: Run) -> np.ndarray:
-    """LDS of direct scores on both halves, `[half, doubt, decay]`."""
+    """LDS of direct scores on both halves, `[half, doubt, decay]`; rules follow numbers."""
     halves = run.bank.halves()
-    out = np.empty((2, len(DOUBTS), len(DECAYS)))
+    by_rule = doubt_of(run.model, run.model.params, run.data[0], run.mesh)
+    doubts = (*DOUBTS, *(factor * by_rule for factor in RULES))
+    out = np.empty((2, len(doubts), len(DECAYS)))
     base = changed(Stride.of(run.settings), {"index.closed_form.damping": None})
-    for i, doubt in enumerate(DOUBTS):
+    for i, doubt in enumerate(doubts):
         settings = changed(base, {"index.closed_form.doubt": doubt})
         index = fit_direct(run.model, run.train, settings)
         for j, decay in enumerate(DECAYS):
@@ -73,8 +80,10 @@ def figures(run: Run) -> np.ndarray:
     return out
 
 
-def left_out(all_BxHxIxJ: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """For each board: the constants that the other boards choose, and its own best ones.
+def left_out(
+    all_BxHxIxJ: np.ndarray, some: slice = slice(None)
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """For each board: the choice of the other boards among some doubts, and its own best of all.
 
     >>> two = np.zeros((2, 2, 1, 3))
     >>> two[0, 0, 0], two[1, 0, 0] = [0.1, 0.3, 0.2], [0.1, 0.2, 0.4]
@@ -83,24 +92,32 @@ def left_out(all_BxHxIxJ: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, 
     """
     out = []
     for b in range(len(all_BxHxIxJ)):
-        others = np.delete(all_BxHxIxJ[:, 0], b, axis=0).mean(axis=0)
+        others = np.delete(all_BxHxIxJ[:, 0, some], b, axis=0).mean(axis=0)
         best = [np.unravel_index(v.argmax(), v.shape) for v in (others, all_BxHxIxJ[b, 0])]
-        out.append(tuple((int(i), int(j)) for i, j in best))
+        (i, j), own = ((int(i), int(j)) for i, j in best)
+        out.append(((i + (some.start or 0), j), own))
     return out
 
 
 def rows(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> list[Row]:
-    """LDS at the defaults, at the left-out choice, and what that choice loses."""
+    """LDS at the defaults and by the rule, and what the choices of the other boards lose."""
+    numbers, rules = slice(0, len(DOUBTS)), slice(len(DOUBTS), None)
+    choices = zip(left_out(all_BxHxIxJ, numbers), left_out(all_BxHxIxJ, rules), strict=True)
     out = []
-    for board, own, (chosen, best) in zip(boards, all_BxHxIxJ, left_out(all_BxHxIxJ), strict=True):
-        loss = float(own[1][best] - own[1][chosen])
+    for board, own, ((number, best), (rule, _)) in zip(boards, all_BxHxIxJ, choices, strict=True):
+        top, factor = own[1][best], RULES[rule[0] - len(DOUBTS)]
         out += [
             Row(f"{board}: direct LDS at the defaults", float(own[1][_DEFAULT]), "higher"),
-            Row(f"{board}: direct LDS at the grid's best of its tuning half",
-                float(own[1][best]), "higher"),
-            Row(f"{board}: doubt that the other boards choose", DOUBTS[chosen[0]], "lower"),
-            Row(f"{board}: weight decay that the other boards choose", DECAYS[chosen[1]], "lower"),
-            Row(f"{board}: lost by the other boards' choice, LDS", loss, "lower", asked=_ASKED),
+            Row(f"{board}: direct LDS, doubt by the rule", float(own[1][_BY_RULE]), "higher"),
+            Row(f"{board}: direct LDS at the grid's best of its tuning half", float(top), "higher"),
+            Row(f"{board}: doubt that the other boards choose", DOUBTS[number[0]], "lower"),
+            Row(f"{board}: weight decay that the other boards choose", DECAYS[number[1]], "lower"),
+            Row(f"{board}: lost by the other boards' choice, LDS",
+                float(top - own[1][number]), "lower", asked=_ASKED),
+            Row(f"{board}: multiple of the rule's doubt that the other boards choose",
+                factor, "lower"),
+            Row(f"{board}: lost by the other boards' choice of a rule, LDS",
+                float(top - own[1][rule]), "lower", asked=_ASKED),
         ]  # fmt: skip
     return out
 
@@ -108,7 +125,8 @@ def rows(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> list[Row]:
 def table(boards: Sequence[str], all_BxHxIxJ: np.ndarray) -> str:
     """Tuning halves in Markdown: by weight decay at the default doubt, by doubt at that decay."""
     doubt, decay = _DEFAULT
-    heads = [*(f"decay {v:g}" for v in DECAYS), *(f"doubt {v:g}" for v in DOUBTS)]
+    doubts = [*(f"doubt {v:g}" for v in DOUBTS), *(f"{v:g} x rule" for v in RULES)]
+    heads = [*(f"decay {v:g}" for v in DECAYS), *doubts]
     lines = ["| board | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for board, own in zip(boards, all_BxHxIxJ, strict=True):
         figures = [*own[0, doubt], *own[0, :, decay]]

@@ -6,6 +6,7 @@ Reads boards and results files of `docs/`, writes `docs/figures/*.png` and the p
 `docs/figures.md`. Nothing is measured here.
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -20,7 +21,7 @@ from benchmarks.standing import opponents, read_boards
 from stride_jax.cli.doors import Parser
 from stride_jax.runtime.files import write_text
 
-_MARKS = "osD^v"
+_MARKS = "osD^vP*X<>hp"
 
 
 class Picture(NamedTuple):
@@ -79,7 +80,7 @@ def noise(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
 
     def draw(axes: Axes) -> str:
         said = []
-        for (name, board), mark in zip(boards.items(), _MARKS, strict=False):
+        for (name, board), mark in zip(boards.items(), itertools.cycle(_MARKS), strict=False):
             count, reliability = board["bank"]["num_seeds"], board["ceiling"]["reliability"]
             # Spearman and Brown: the mean of S outputs has S times the signal to noise of one.
             ratio = reliability / (1 - reliability) / count
@@ -100,6 +101,34 @@ def noise(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
         return (
             "LDS that a perfect predictor would have, by seeds a subset: " + "; ".join(said) + "."
         )
+
+    return draw
+
+
+def costs(rows: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
+    """Seconds of fit and 100 queries on MNIST-5k against N, method by method."""
+    pattern = re.compile(r"cost, mnist5k: (.*), N = ([\d,]+), Q = 100, seconds")
+    lines: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, row in rows.items():
+        if m := pattern.fullmatch(name):
+            lines.setdefault(m[1], {})[int(m[2].replace(",", ""))] = row
+
+    def draw(axes: Axes) -> str:
+        said, sizes = [], sorted(next(iter(lines.values())))
+        for (method, own), mark in zip(lines.items(), itertools.cycle(_MARKS), strict=False):
+            ours = method.startswith("stride")
+            values = [own[n]["value"] for n in sizes]
+            ends = [[abs(own[n]["interval"][e] - own[n]["value"]) for n in sizes] for e in (0, 1)]
+            axes.errorbar(sizes, values, yerr=ends, fmt=mark + ("-" if ours else ":"), capsize=2,
+                          color=OURS if ours else OTHERS, mfc=None if ours else "none",
+                          markersize=6, label=method)  # fmt: skip
+            said.append(f"{method} {values[0]:.2g} to {values[-1]:.2g} s")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("training examples N (MNIST-5k's MLP, 100 queries)")
+        axes.set_ylabel("seconds: fit and queries, without compilation")
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+        return f"From N = {sizes[0]:,} to {sizes[-1]:,}: " + ", ".join(said) + "."
 
     return draw
 

@@ -34,6 +34,9 @@ from stride_jax.runtime.progress import silent
 from stride_jax.settings import IndexSettings
 from stride_jax.taps import INPUT, Params, TappedModel, only, tap_names
 
+# Doubt where nothing was held out to say what it should be.
+_DOUBT = 0.005
+
 
 class Chunk(NamedTuple):
     """What the frozen model says about some of the examples.
@@ -200,6 +203,9 @@ def resolve(
       one: a batch of one example's inputs.
     """
     settings = with_sites(tapped, params, one, settings)
+    if settings.closed_form.doubt is None:
+        how = dataclasses.replace(settings.closed_form, doubt=_DOUBT)
+        settings = dataclasses.replace(settings, closed_form=how)
     if settings.closed_form.damping is None and not tapped.objective.classes:
         how = dataclasses.replace(settings.closed_form, damping=RELATIVE)
         settings = dataclasses.replace(settings, closed_form=how)

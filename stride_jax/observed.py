@@ -372,7 +372,7 @@ def _check_targets(objective: Objective, examples: Examples, shape: tuple[int, .
     objective.check(labels[:, None] if numbers and labels.ndim == 1 else labels, shape[-1])
 
 
-def as_training(observed: Observed, doubt: float) -> Observed:
+def as_training(observed: Observed, doubt: float | None) -> Observed:
     """Training examples as the closed form reads them: in doubt of the model's own certainty.
 
     `p' = (1 − eps) p + eps / C`. A network that fits its training set exactly has residuals
@@ -381,11 +381,12 @@ def as_training(observed: Observed, doubt: float) -> Observed:
 
     Args:
       observed: the frozen model on the training examples.
-      doubt: eps, in [0, 1).
+      doubt: eps, in [0, 1), as `frozen.resolve` leaves it.
 
     Returns:
       The same with other logits.
     """
+    assert doubt is not None, "settings of a frozen model are resolved"
     if doubt:
         doubted = observed.objective.doubted(observed.logits_NxTxC, doubt)
         observed = dataclasses.replace(observed, logits_NxTxC=doubted)

@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 
+from stride_jax import ClosedFormSettings
 from stride_jax.attribution import Attribution
 from stride_jax.design import Design
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings, read_run_settings
+from stride_jax.runtime import checkpoint
 from stride_jax.runtime.files import UnreadableFileError, atomic_path, fingerprint, read_arrays
 from stride_jax.runtime.settings import build
 from tests.report_pages import check_a_report, stored
@@ -216,6 +218,26 @@ def test_the_leaderboard_runs_every_method_on_one_bank(tmp_path):
     page = (tmp_path / "docs/leaderboard.md").read_text()
     assert all(f"| {name} |" in page for name in rows)
     assert (tmp_path / "docs/leaderboard_small.png").exists()
+
+
+def test_doubt_is_by_losses_on_held_out_examples(run):
+    """`.001 (held-out loss / training loss − 1)`, with both losses in numpy."""
+    settings = read_run_settings(run[0])
+    index = dataclasses.replace(settings.index, closed_form=ClosedFormSettings(doubt=None))
+    same = Run(dataclasses.replace(settings, index=index), run[0])
+    assert checkpoint.latest(same.products.path("model")) is not None, "the model of the whole run"
+
+    def nats(examples):
+        layers = [same.model.params[name] for name in ("dense0", "dense1", "head")]
+        z = np.asarray(examples.inputs, np.float64).reshape(len(examples), -1)
+        for i, layer in enumerate(layers):
+            z = z @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+            z = np.maximum(z, 0) if i < 2 else z / same.model.temperature
+        return np.mean(np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), examples.labels])
+
+    expected = 1e-3 * (nats(same.data[0]["calibration"]) / nats(same.train) - 1)
+    assert expected > 0
+    assert same.resolved.index.closed_form.doubt == pytest.approx(expected, rel=1e-4)
 
 
 def test_keys_follow_the_chain_of_stages(tmp_path):

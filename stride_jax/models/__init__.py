@@ -4,6 +4,7 @@ from stride_jax.models.build import ModelSettings, Origin, make_model
 from stride_jax.models.calibrate import (
     Calibration,
     calibrate,
+    fit_doubt,
     fit_sigmoid_temperature,
     fit_temperature,
     fit_variance,
@@ -41,6 +42,7 @@ __all__ = [
     "calibrate",
     "devices_for",
     "fit",
+    "fit_doubt",
     "fit_sigmoid_temperature",
     "fit_temperature",
     "fit_variance",

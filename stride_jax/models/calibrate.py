@@ -96,6 +96,45 @@ def fit_variance(outputs_NxC: np.ndarray, targets_NxC: np.ndarray) -> float:
     return variance
 
 
+_MEMORY = 1e-3
+_MOST_DOUBT = 0.05
+
+
+def fit_doubt(train_nats: float, held_out_nats: float) -> float:
+    """Doubt of what a model says of its training examples, by how much better it does on them.
+
+    `ε = min(κ (held-out loss / training loss − 1), .05)`, κ = .001: a model that does as well on
+    examples that it has not seen is believed, one that knows its training set by heart is not.
+
+    Args:
+      train_nats: mean loss on training examples, nats, calibrated.
+      held_out_nats: on examples that were not trained on.
+
+    Returns:
+      What `ClosedFormSettings.doubt` is, in [0, .05].
+
+    Raises:
+      ValueError: losses that are negative or not finite.
+
+    Source: docs/method.md §5.6.
+
+    >>> fit_doubt(0.01, 0.06)
+    0.005
+    >>> fit_doubt(0.2, 0.1), fit_doubt(0.0, 0.1)
+    (0.0, 0.05)
+    """
+    if not (0 <= train_nats < np.inf and 0 <= held_out_nats < np.inf):
+        raise ValueError(
+            f"mean losses {train_nats} and {held_out_nats} must be finite and at least 0: doubt is "
+            "of losses of classes; give closed_form.doubt a number"
+        )
+    if held_out_nats <= train_nats:
+        return 0.0
+    if train_nats * (1 + _MOST_DOUBT / _MEMORY) <= held_out_nats:
+        return _MOST_DOUBT
+    return _MEMORY * (held_out_nats / train_nats - 1)
+
+
 class Calibration(NamedTuple):
     """What held-out examples say of a model's certainty.
 

@@ -45,7 +45,8 @@ class ClosedFormSettings:
         Fisher of a loss of classes a weight decay, `gamma = .2 E||b||² / N`, which neither N nor
         confident predictions change; else 2 (docs/method.md §5.4).
       doubt: share of the uniform distribution that is mixed into predictions on training examples
-        (`observed.as_training`).
+        (`observed.as_training`). None: a run takes it from its calibration split
+        (`models.fit_doubt`); without one it is .005.
       output_damping: damping of the output side of plain Kronecker factors; `damping` is then that
         of the feature side.
       fisher: `exact`, `coupled` (`eigen`, with a whole block for the strongest pairs of
@@ -57,7 +58,7 @@ class ClosedFormSettings:
     """
 
     damping: float | None = None
-    doubt: float = 0.005
+    doubt: float | None = 0.005
     output_damping: float = 1.0
     fisher: str = "auto"
     exact_limit: int = 4096
@@ -74,7 +75,7 @@ class ClosedFormSettings:
             )
         if self.pairs < 1:
             raise ValueError(f"pairs={self.pairs}: the coupled Fisher needs one at least")
-        if not 0 <= self.doubt < 1:
+        if self.doubt is not None and not 0 <= self.doubt < 1:
             raise ValueError(f"doubt={self.doubt} is a share: it must lie in [0, 1)")
 
     @property

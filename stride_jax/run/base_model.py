@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from stride_jax import models
 from stride_jax.baselines.model import Model
 from stride_jax.data import Examples
+from stride_jax.frozen import evenly_spaced
 from stride_jax.run import model_source
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime import checkpoint
@@ -82,6 +83,31 @@ def _outputs(
     )
     outputs = np.concatenate([meshes.fetch(forward(params, x)) for x in batches])
     return outputs[: len(inputs)], labels[:, ::every]
+
+
+# Tokens of the training set that are compared with the calibration split.
+_COMPARED = 1 << 13
+
+
+def doubt_of(model: Model, params: Any, splits: dict[str, Examples], mesh: Mesh) -> float:
+    """Doubt by the mean losses on the calibration split and on part of the training set.
+
+    Args:
+      model: the calibrated base model.
+      params: its parameters, laid out as they will be used.
+      splits: of the data.
+      mesh: devices.
+    """
+
+    def nats(examples: Examples) -> float:
+        outputs, labels = _outputs(model.module, params, examples, mesh)
+        scaled = jnp.asarray(outputs / model.temperature)
+        losses = model.objective.loss(scaled, model.objective.targets(jnp.asarray(labels), scaled))
+        counted = labels != -1 if model.objective.classes else np.ones(losses.shape)
+        return float(losses.sum() / counted.sum())
+
+    few = evenly_spaced(splits["train"], _COMPARED)
+    return models.fit_doubt(nats(few), nats(splits["calibration"]))
 
 
 def starting_params(module: Any, one: np.ndarray, settings: RunSettings, mesh: Mesh | None) -> Any:

@@ -45,7 +45,7 @@ from stride_jax.models.train import refuse_kind
 from stride_jax.near_copies import near_copy_keys
 from stride_jax.objectives import named_objective
 from stride_jax.run import grouping, model_source, stages
-from stride_jax.run.base_model import restore_base, starting_params, train_base
+from stride_jax.run.base_model import doubt_of, restore_base, starting_params, train_base
 from stride_jax.run.planning import model_speed, with_speed
 from stride_jax.run.products import Arrays, Products
 from stride_jax.run.recovering import from_arrays, read_in_blocks
@@ -272,7 +272,12 @@ class Run:
         if self.settings.execution.mesh.parameters == "sharded":
             params = meshes.place(params, meshes.sharded_parameters(params, self.mesh))
         execution = Execution(self.mesh, self.progress, memory=self.settings.execution.memory)
-        return freeze(self.tapped, params, self.train, self.settings.index, execution)
+        settings = self.settings.index
+        if settings.closed_form.doubt is None:
+            doubt = doubt_of(self.model, params, self.data[0], self.mesh)
+            how = dataclasses.replace(settings.closed_form, doubt=doubt)
+            settings = dataclasses.replace(settings, closed_form=how)
+        return freeze(self.tapped, params, self.train, settings, execution)
 
     @functools.cached_property
     def groups(self) -> grouping.Named | None:
