@@ -65,6 +65,7 @@ def standings(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
             said.append(f"{name} {own:.2f} (best other, {best['method']}, {best['lds'] / top:.2f})")
         axes.set_xticks(range(len(boards)), [name.replace("_", " ") for name in boards])
         axes.set_xlim(-0.5, len(boards) - 0.3)
+        axes.set_ylim(top=1.02)  # room for the legend
         axes.set_ylabel("LDS / LDS of a perfect predictor")
         axes.plot([], [], "D", color=OURS, label="STRIDE, 95 % interval")
         axes.plot([], [], "o", mfc="none", mec=OTHERS, label="other methods, the best by name")
@@ -253,6 +254,7 @@ def pictures(docs: pathlib.Path) -> list[Picture]:
     """All figures of the page, in its order."""
     boards = read_boards(docs / "boards")
     pointing, applications = _rows(docs, "pointing"), _rows(docs, "applications")
+    of_boards = _rows(docs, "boards")
     return [
         Picture("Every board at a glance", standings(boards), "benchmarks.leaderboard"),
         Picture("What noise in the bank leaves to be had", noise(boards), "benchmarks.leaderboard"),
@@ -260,6 +262,7 @@ def pictures(docs: pathlib.Path) -> list[Picture]:
         Picture("What exact scores add to the sketch", budgets(pointing), "benchmarks.pointing"),
         Picture("Who is found as N grows", found(pointing), "benchmarks.growth"),
         Picture("What a query costs as N grows", growth(pointing), "benchmarks.growth"),
+        Picture("What a fit and 100 queries cost", costs(of_boards), "benchmarks.cost_curves"),
     ]
 
 
