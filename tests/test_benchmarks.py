@@ -194,7 +194,7 @@ def test_pictures_are_of_the_results_files_and_have_words(tmp_path):
     page = (tmp_path / "figures.md").read_text()
     assert page == (ROOT / "docs/figures.md").read_text(), "run python -m benchmarks.plots"
     drawn = re.findall(r"!\[(.*)\]\((figures/.*)\)", page)
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     for words, file in drawn:
         assert len(words) > 60
         pixels = np.asarray(Image.open(tmp_path / file).convert("L"))
