@@ -25,6 +25,7 @@ from benchmarks.program import listed
 from stride_jax import evaluation
 from stride_jax.cli.doors import Parser
 from stride_jax.index import Index
+from stride_jax.operators.closed_form import DOUBT
 from stride_jax.operators.fisher import DECAY
 from stride_jax.run import config_file
 from stride_jax.run.base_model import doubt_of
@@ -36,7 +37,7 @@ _OF_CLASSES = ("parkinsons", "breast_cancer", "mnist5k", "digits_resnet", "spam"
 DOUBTS = (0.0, 0.001, 0.005, 0.02)
 RULES = (0.3, 1.0, 3.0)
 DECAYS = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
-_DEFAULT = DOUBTS.index(0.005), DECAYS.index(DECAY)
+_DEFAULT = DOUBTS.index(DOUBT), DECAYS.index(DECAY)
 _BY_RULE = len(DOUBTS) + RULES.index(1.0), DECAYS.index(DECAY)
 _ASKED = 0.01
 

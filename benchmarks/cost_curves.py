@@ -19,7 +19,6 @@ import numpy as np
 from benchmarks.contestants import contestants
 from benchmarks.fitting import forward_pass, seconds
 from benchmarks.house import BOARDS, ROOT, Row, record
-from benchmarks.leaderboard import LeaderboardSettings
 from benchmarks.meter import Meter
 from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
 from benchmarks.program import Asked, Program, listed
@@ -46,9 +45,8 @@ def chosen(methods: Sequence[Method], board: Mapping[str, Any]) -> Iterator[tupl
     rows = {row["method"]: row["settings"] for row in board["rows"]}
     for method in methods:
         grid = [settings for group in method.grid for settings in group]
-        own = [s for s in grid if plain(s) == rows.get(method.name)]
-        if method.name == "stride":
-            own = grid
+        # What has one setting, as STRIDE, needs no board to choose it.
+        own = [s for s in grid if len(grid) == 1 or plain(s) == rows.get(method.name)]
         if not own:
             raise ValueError(f"--methods has {method.name!r}, which the board has no settings for")
         yield method, own[0]
@@ -124,7 +122,10 @@ def stages(run: Run, settings: Stride) -> dict[str, Callable[[], Any]]:
 
 
 def split(works: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each part by round: what a stage takes beyond what it holds of earlier ones."""
+    """Seconds of each part by round: what a stage takes beyond what it holds of earlier ones.
+
+    "Basis" is all that comes before the sums: checks and the choice of a tap too.
+    """
     every = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds + 1)][1:]
     return {
         "a forward pass over the corpus": [own["forward"] for own in every],
@@ -176,7 +177,7 @@ def main(asked: Asked) -> None:
 
 
 if __name__ == "__main__":
-    program = Program("cost_curves", __doc__, {"leaderboard": LeaderboardSettings})
+    program = Program("cost_curves", __doc__)
     some = ("stride", "stride-direct", "logra", "ekfac", "trak", "grad-dot")
     program.flag("methods", "Methods to time.", type=listed(str), default=some)
     program.flag("fixed", "Q while N grows.", type=at_least(1), default=100)

@@ -183,8 +183,9 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
 def write(docs: pathlib.Path) -> pathlib.Path:
     """Write `leaderboard.md` and a plot per board; returns the page's path.
 
-    Its sections are of `boards/*.json`, then those of earlier rounds as they are, `boards/*.md`.
-    First runs of boards that had no part in any choice are in `boards/first_run`.
+    Its sections are of `boards/*.json`, then those of earlier rounds as they are, `boards/*.md`,
+    of boards that this round lacks. First runs of boards that had no part in any choice are in
+    `boards/first_run`.
     """
     boards, first = (standing.read_boards(docs / own) for own in ("boards", "boards/first_run"))
     sections = [_INTRO, standing.LATER, "", standing.table(boards), ""]
@@ -205,7 +206,8 @@ def write(docs: pathlib.Path) -> pathlib.Path:
             f"perfect predictor scores about {ceiling['perfect_predictor']:.3f}. Temperature "
             f"{board['temperature']:.2f}. {board['device']}, jax {board['versions']['jax']}.\n"
         )
-    sections += [file.read_text() for file in sorted(docs.glob("boards/*.md"))]
+    earlier = [file for file in sorted(docs.glob("boards/*.md")) if file.stem not in boards]
+    sections += [file.read_text() for file in earlier]
     page = docs / "leaderboard.md"
     write_text(page, "\n".join(sections))
     return page

@@ -127,7 +127,10 @@ def rows(boards: dict[str, dict[str, Any]]) -> list[Row]:
     own = [standing(board) for board in boards.values()]
     first = sum(one["rank"] == 1 for one in own)
     clear = sum(one["ahead_ci95"][0] > 0 for one in own)
-    below = sum(one["ahead_ci95"][1] < 0 for one in own)
+    below = sum(
+        any(row["lds_minus_stride_ci95"][0] > 0 for row in opponents(board))
+        for board in boards.values()
+    )
     return [
         Row("boards", len(own), "higher", asked=9),
         Row("boards that stride is first on", first, "higher", asked=7),

@@ -8,7 +8,8 @@ LoGRA .285; arXiv 2606.05165) in kind, not in data.
         --workdir=runs/leaderboard/digits_resnet
 
 LDS .207 [.194, .220] on the board's scoring half; the models are noisy, a perfect predictor has
-.26. On two cores the 200 models take 201 s, and all 18 methods with their settings an hour.
+.26. On two cores the 200 models take 201 s; all methods with their settings took 83
+minutes on one of them, beside other jobs.
 """
 
 from ml_collections import ConfigDict

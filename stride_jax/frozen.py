@@ -27,15 +27,13 @@ from stride_jax.observed import (
     observed_source,
     token_weights,
 )
+from stride_jax.operators.closed_form import DOUBT
 from stride_jax.operators.fisher import RELATIVE
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.progress import silent
 from stride_jax.settings import IndexSettings
 from stride_jax.taps import INPUT, Params, TappedModel, only, tap_names
-
-# Doubt where nothing was held out to say what it should be.
-_DOUBT = 0.005
 
 
 class Chunk(NamedTuple):
@@ -203,12 +201,12 @@ def resolve(
       one: a batch of one example's inputs.
     """
     settings = with_sites(tapped, params, one, settings)
-    if settings.closed_form.doubt is None:
-        how = dataclasses.replace(settings.closed_form, doubt=_DOUBT)
-        settings = dataclasses.replace(settings, closed_form=how)
-    if settings.closed_form.damping is None and not tapped.objective.classes:
-        how = dataclasses.replace(settings.closed_form, damping=RELATIVE)
-        settings = dataclasses.replace(settings, closed_form=how)
+    closed_form = settings.closed_form
+    if closed_form.doubt is None:
+        closed_form = dataclasses.replace(closed_form, doubt=DOUBT)
+    if closed_form.damping is None and not tapped.objective.classes:
+        closed_form = dataclasses.replace(closed_form, damping=RELATIVE)
+    settings = dataclasses.replace(settings, closed_form=closed_form)
     wanted = _with_needed(tapped, settings)
     logits, activations = jax.eval_shape(wanted.forward, params, one)
     tokens, classes = math.prod(logits.shape[1:-1]), logits.shape[-1]

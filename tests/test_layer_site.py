@@ -154,6 +154,16 @@ def test_measurements_are_sums_of_direct_scores_and_what_steering_does(trained):
     close(stride_jax.steer(trained.tapped, trained.params, index, query.inputs, subset=3), by_hand)
 
 
+def turned(ours, theirs):
+    """-1 for each strongest pair whose eigenvectors came out as the negative of the other's."""
+    np.testing.assert_array_equal(ours.strongest_M, theirs.strongest_M)
+    signs_R, signs_O = (
+        np.sign(np.sum(np.asarray(a) * np.asarray(b), axis=0))
+        for a, b in zip(ours.rotation, theirs.rotation, strict=True)
+    )
+    return np.outer(signs_R, signs_O).reshape(-1)[np.asarray(ours.strongest_M)]
+
+
 def test_devices_batches_appending_and_files_change_nothing(trained, tmp_path):
     settings = with_pairs(FEW, design=dataclasses.replace(SETTINGS.design, kind="clusters"))
     whole = fitted(trained, settings, keep_moments=True)
@@ -161,9 +171,9 @@ def test_devices_batches_appending_and_files_change_nothing(trained, tmp_path):
     for execution in (Execution(meshes.make_mesh(2, 2)), Execution(one, batch_size=97)):
         other = fitted(trained, settings, execution=execution)
         close(other.operators[SITE].a_KxRxO, whole.operators[SITE].a_KxRxO, 1e-4)
-        # An eigenvector may come out as its negative, which changes signs here and nothing else.
-        blocks = (np.abs(own.fisher[SITE].coupled_MxM) for own in (other, whole))
-        close(*blocks, 1e-4)
+        signs_M = turned(other.fisher[SITE], whole.fisher[SITE])
+        block_MxM = signs_M[:, None] * other.fisher[SITE].coupled_MxM * signs_M
+        close(block_MxM, whole.fisher[SITE].coupled_MxM, 1e-5)
         np.testing.assert_array_equal(other.cluster_N, whole.cluster_N)
     whole.save(tmp_path / "index.npz")
     back = Index.load(tmp_path / "index.npz")

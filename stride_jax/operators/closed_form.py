@@ -35,6 +35,9 @@ from stride_jax.runtime.programs import Program, shape, shapes_like
 from stride_jax.runtime.settings import check_types
 from stride_jax.taps import Params
 
+DOUBT = 0.005
+"""Doubt where no held-out examples say what it should be."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ClosedFormSettings:
@@ -58,7 +61,7 @@ class ClosedFormSettings:
     """
 
     damping: float | None = None
-    doubt: float | None = 0.005
+    doubt: float | None = DOUBT
     output_damping: float = 1.0
     fisher: str = "auto"
     exact_limit: int = 4096

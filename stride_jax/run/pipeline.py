@@ -275,8 +275,8 @@ class Run:
         settings = self.settings.index
         if settings.closed_form.doubt is None:
             doubt = doubt_of(self.model, params, self.data[0], self.mesh)
-            how = dataclasses.replace(settings.closed_form, doubt=doubt)
-            settings = dataclasses.replace(settings, closed_form=how)
+            closed_form = dataclasses.replace(settings.closed_form, doubt=doubt)
+            settings = dataclasses.replace(settings, closed_form=closed_form)
         return freeze(self.tapped, params, self.train, settings, execution)
 
     @functools.cached_property
