@@ -172,7 +172,7 @@ def test_devices_batches_appending_and_files_change_nothing(trained, tmp_path):
         other = fitted(trained, settings, execution=execution)
         close(other.operators[SITE].a_KxRxO, whole.operators[SITE].a_KxRxO, 1e-4)
         signs_M = turned(other.fisher[SITE], whole.fisher[SITE])
-        block_MxM = signs_M[:, None] * other.fisher[SITE].coupled_MxM * signs_M
+        block_MxM = np.outer(signs_M, signs_M) * other.fisher[SITE].coupled_MxM
         close(block_MxM, whole.fisher[SITE].coupled_MxM, 1e-5)
         np.testing.assert_array_equal(other.cluster_N, whole.cluster_N)
     whole.save(tmp_path / "index.npz")
