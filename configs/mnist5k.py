@@ -8,8 +8,8 @@ Reproduces the paper's small supervised experiment (arXiv 2606.05165, MNIST MLP:
     python -m experiments.launch --config=configs/mnist5k.py --workdir=runs/sweep --sweep
     python -m benchmarks.leaderboard --config=configs/mnist5k.py --workdir=runs/leaderboard/mnist5k
 
-LDS .553 or .554 [.541, .565], by the CPU, on the whole bank; a perfect predictor has .86. On two cores fit and queries
-take 1.6 s after compilation, the 200 models 75 s.
+LDS .553 or .554 [.541, .565], by the CPU, on the whole bank; a perfect predictor has .86. On two
+cores fit and queries take 1.6 s after compilation, the 200 models 75 s.
 """
 
 from collections.abc import Callable
