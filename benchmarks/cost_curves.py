@@ -23,7 +23,6 @@ from benchmarks.meter import Meter
 from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
 from benchmarks.program import Asked, Program, listed
 from stride_jax import asking, fitting
-from stride_jax import operators as ops
 from stride_jax.cli.doors import at_least
 from stride_jax.design import known_membership
 from stride_jax.frozen import freeze
@@ -90,11 +89,7 @@ def stages(run: Run, settings: Stride) -> dict[str, Callable[[], Any]]:
     subsets_Nxd = known_membership(index.settings.design, train.ids, train.keys)
     bases = fitting.bases_of(index.operators)
     sums = fitting.fit_operators(frozen, train, subsets_Nxd).passed.moments
-    curvatures = {
-        name: ops.Curvature(frozen.forms[name], own.rotation, own.strongest_M)
-        for name, own in sums.items()
-    }
-    fixed = fitting.Fixed(bases, curvatures, index.content)
+    fixed = fitting.Fixed(bases, fitting.curvatures_of(frozen, sums), index.content)
     no_exact = changed(settings, {"read.exact.budget": 0})
 
     def solved() -> Any:

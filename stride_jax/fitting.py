@@ -275,6 +275,15 @@ def store_of(frozen: FrozenModel, basis: ops.Basis, site: str, shape: tuple[int,
     return ops.Store(places, settings.precision)
 
 
+def curvatures_of(frozen: FrozenModel, moments: Moments) -> dict[str, ops.Curvature]:
+    """Forms of curvature in which more examples can be added to moments."""
+    rows = frozen.settings.closed_form.rows
+    return {
+        name: ops.Curvature(frozen.forms[name], own.rotation, own.strongest_M, rows)
+        for name, own in moments.items()
+    }
+
+
 def _curvatures(
     frozen: FrozenModel, examples: Examples, bases: Bases, execution: Execution
 ) -> dict[str, ops.Curvature]:
@@ -284,16 +293,16 @@ def _curvatures(
     if not wanting:
         return made
     few = evenly_spaced(examples, frozen.settings.basis.sample)
-    # Factors do not depend on the membership.
-    rows = np.arange(len(few))[:, None] % frozen.settings.design.num_subsets
     execution = dataclasses.replace(on_one_device(frozen.params, execution), keep=nowhere)
-    source, pairs = frozen.source(few, training=True), frozen.settings.closed_form.pairs
+    source, how = frozen.source(few, training=True), frozen.settings.closed_form
     for name in wanting:
         factors = ops.accumulate(
-            frozen.settings.design, rows, frozen.sites[name], bases[name], source,
+            frozen.settings.design, None, frozen.sites[name], bases[name], source,
             ops.Curvature("kronecker"), execution,
         )  # fmt: skip
-        made[name] = ops.rotated(frozen.forms[name], frozen.sites[name], factors.moments, pairs)
+        made[name] = ops.rotated(
+            frozen.forms[name], frozen.sites[name], factors.moments, how.pairs, how.rows
+        )
     return made
 
 

@@ -22,6 +22,7 @@ from stride_jax.fitting import (
     Fixed,
     Moments,
     bases_of,
+    curvatures_of,
     fishers,
     fit_operators,
     group_operators,
@@ -169,11 +170,7 @@ def append(
         subsets_Nxd = known[len(index.train_ids) :]
     frozen = frozen_for(index, tapped, params, examples, execution)
     bases = bases_of(index.operators)
-    curvatures = {
-        name: ops.Curvature(frozen.forms[name], sums.rotation, sums.strongest_M)
-        for name, sums in moments.items()
-    }
-    fixed = Fixed(bases, curvatures, index.content)
+    fixed = Fixed(bases, curvatures_of(frozen, moments), index.content)
     new = pass_over(frozen, examples, subsets_Nxd, fixed, execution, own)
     old = {n: v if own is None else ops.with_groups(v, own.groups) for n, v in moments.items()}
     total = {name: ops.add(sums, new.moments[name]) for name, sums in old.items()}

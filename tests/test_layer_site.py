@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 import stride_jax
 from stride_jax import Design, Execution, IndexSettings, taps
@@ -28,8 +29,8 @@ SETTINGS = IndexSettings(
 FEW, ALL = 40, 6 * 34  # pairs of 6 features and 24 + 10 outputs
 
 
-def with_pairs(pairs, **changes):
-    how = dataclasses.replace(SETTINGS.closed_form, pairs=pairs)
+def with_pairs(pairs, rows=10, **changes):
+    how = dataclasses.replace(SETTINGS.closed_form, pairs=pairs, rows=rows)
     return dataclasses.replace(SETTINGS, closed_form=how, **changes)
 
 
@@ -79,10 +80,19 @@ def curvature(j, h):
     return np.einsum("ncg,ncd,ndk->gk", j, h, j, optimize=True) / len(j)
 
 
+def leading(h, rows):
+    """What the first columns of LAPACK's pivoted Cholesky factor hold of a matrix."""
+    factor, pivots, _, _ = scipy.linalg.lapack.dpstrf(h, lower=1, tol=0.0)
+    columns = np.zeros((len(h), rows))
+    columns[pivots - 1] = np.tril(factor)[:, :rows]
+    return columns @ columns.T
+
+
 def solution(case, index, right):
     """`(F + gamma S^-2)^{-1} right`: the prior of half the logits' variance through each output.
 
-    Beyond the block of the strongest pairs F is the diagonal in the eigenvectors of its factors.
+    Beyond the block of the strongest pairs F is the diagonal in the eigenvectors of its factors. In
+    the block only the leading rows of each example's curvature count beside the diagonal.
     """
     b, _, j, h = per_example(case, index, case.train, index.settings.closed_form.doubt)
     whole = curvature(j, h)
@@ -94,16 +104,19 @@ def solution(case, index, right):
     of_b, q_b = np.linalg.eigh(b.T @ b / len(b))
     q = np.kron(q_b, scale[:, None] * q_o)
     rotated = q.T @ whole @ q
-    strongest = np.argsort(-np.outer(of_b, values).ravel())[: index.settings.closed_form.pairs]
-    kept = np.diag(np.diag(rotated))
-    kept[np.ix_(strongest, strongest)] = rotated[np.ix_(strongest, strongest)]
+    how = index.settings.closed_form
+    strongest = np.argsort(-np.outer(of_b, values).ravel())[: how.pairs]
+    kept, among = np.diag(np.diag(rotated)), np.ix_(strongest, strongest)
+    few = np.stack([leading(own, how.rows) for own in h]) if how.rows < 9 else h
+    kept[among] = (q.T @ curvature(j, few) @ q)[among]
+    np.fill_diagonal(kept, np.diag(rotated))
     gamma = 0.2 * (b**2).sum(axis=1).mean() / len(b)
     return q @ np.linalg.solve(kept + gamma * np.eye(len(kept)), q.T @ right.T)
 
 
-@pytest.mark.parametrize("pairs", [FEW, ALL])
-def test_direct_scores_are_those_of_the_written_out_gauss_newton_matrix(trained, pairs):
-    index = fitted(trained, with_pairs(pairs))
+@pytest.mark.parametrize(("pairs", "rows"), [(FEW, 2), (FEW, 9), (ALL, 4)])
+def test_direct_scores_are_those_of_the_written_out_gauss_newton_matrix(trained, pairs, rows):
+    index = fitted(trained, with_pairs(pairs, rows))
     assert index.settings.sites == (SITE,)
     query = trained.query.take(slice(0, 30))
     found = stride_jax.direct(trained.tapped, trained.params, index, trained.train, query)
@@ -241,8 +254,9 @@ def test_what_a_layer_site_cannot_be_is_said_early(trained):
     alone = dataclasses.replace(SETTINGS, closed_form=how, sites=("logit",))
     with pytest.raises(ValueError, match="'coupled' for layer sites"):
         fitted(trained, alone)
-    with pytest.raises(ValueError, match="pairs=0"):
-        ops.ClosedFormSettings(pairs=0)
+    for wrong in ({"pairs": 0}, {"rows": 0}):
+        with pytest.raises(ValueError, match="one of each"):
+            ops.ClosedFormSettings(**wrong)
     table = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)), jnp.float32)
     model = stride_jax.from_function(
         lambda p, x: (p[x], {"embedding": p[x]}), suffix=lambda p, x, z: z["embedding"]

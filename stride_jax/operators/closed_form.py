@@ -26,7 +26,7 @@ from stride_jax.operators.basis import Basis, example_features
 from stride_jax.operators.fisher import Fisher, fisher_of, inverse_factors, precondition
 from stride_jax.operators.gradients import outer
 from stride_jax.operators.inner_sites import LayerSite
-from stride_jax.operators.moments import FORMS, PAIRS, Curvature, Moments, shardings, zeros
+from stride_jax.operators.moments import FORMS, PAIRS, ROWS, Curvature, Moments, shardings, zeros
 from stride_jax.operators.sites import Site
 from stride_jax.operators.steering import Operators
 from stride_jax.runtime import mesh as meshes
@@ -58,6 +58,8 @@ class ClosedFormSettings:
         else eigen.
       exact_limit: largest side of an exact Fisher.
       pairs: side of the block of `coupled`.
+      rows: rows of each token's curvature that count in that block, a class each without this
+        limit; what they leave over counts on its diagonal.
     """
 
     damping: float | None = None
@@ -66,6 +68,7 @@ class ClosedFormSettings:
     fisher: str = "auto"
     exact_limit: int = 4096
     pairs: int = PAIRS
+    rows: int = ROWS
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -76,8 +79,11 @@ class ClosedFormSettings:
                 f"damping={self.damping}, output_damping={self.output_damping}: both must be "
                 "positive, since the Fisher is singular (logits have a free constant)"
             )
-        if self.pairs < 1:
-            raise ValueError(f"pairs={self.pairs}: the coupled Fisher needs one at least")
+        if self.pairs < 1 or self.rows < 1:
+            raise ValueError(
+                f"pairs={self.pairs}, rows={self.rows}: the coupled Fisher needs one of each at "
+                "least"
+            )
         if self.doubt is not None and not 0 <= self.doubt < 1:
             raise ValueError(f"doubt={self.doubt} is a share: it must lie in [0, 1)")
 
@@ -128,7 +134,7 @@ def curvature_shapes(form: str, rank: int, width: int, settings: ClosedFormSetti
         return Curvature(form)
     pairs = shape((min(settings.pairs, rank * width),), jnp.int32)
     rotation = shape((rank, rank)), shape((width, width))
-    return Curvature(form, rotation, pairs if form == "coupled" else None)
+    return Curvature(form, rotation, pairs if form == "coupled" else None, settings.rows)
 
 
 def solve_program(

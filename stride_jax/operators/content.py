@@ -14,9 +14,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 
 from stride_jax.design import Design
 from stride_jax.operators.outputs import draw_signs, fold
+from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.precision import precise
 from stride_jax.runtime.programs import shape
 
@@ -74,6 +76,7 @@ def sketches(
     return z / jnp.maximum(size_B, 1e-30)[:, None], jnp.where(heavy_B, -size_B, size_B)
 
 
+@jax.jit
 @precise
 def nearest(centroids_KxZ: jax.Array, z_BxZ: jax.Array) -> jax.Array:
     """The nearest centroid of each sketch, `[B]` int32; of equal ones the first."""
@@ -150,19 +153,22 @@ def spherical_means(
         len(z_MxZ), num_subsets, replace=len(z_MxZ) < num_subsets, p=weight_M / weight_M.sum()
     )
     centroids = z_MxZ[first].astype(np.float32)
-    closest = jax.jit(nearest)
+    count = len(z_MxZ)
+    size, own_M = meshes.even(count, _CHUNK), np.empty(count, np.int32)
     for _ in range(_ROUNDS):
-        own_M = np.concatenate(
-            [closest(centroids, z_MxZ[i : i + _CHUNK]) for i in range(0, len(z_MxZ), _CHUNK)]
-        )
+        for start in range(0, count, size):
+            # The last part overlaps the one before: one size, one program.
+            some = slice(first := min(start, count - size), first + size)
+            own_M[some] = nearest(centroids, z_MxZ[some])
         total_K = np.bincount(own_M, weight_M, num_subsets)
-        order = np.argsort(own_M, kind="stable")
-        members = np.flatnonzero(np.diff(own_M[order], prepend=-1))
-        sums = np.add.reduceat(z_MxZ[order] * weight_M[order, None], members, axis=0)
-        present = own_M[order][members]
-        error_M = weight_M * ((z_MxZ - centroids[own_M]) ** 2).sum(axis=1)
-        centroids[present] = sums / total_K[present, None]
-        empty = np.flatnonzero(total_K == 0)
-        worst = np.argsort(-error_M, kind="stable")[: len(empty)]
-        centroids[empty[: len(worst)]] = z_MxZ[worst]
+        members = scipy.sparse.csc_array(
+            (weight_M, own_M, np.arange(count + 1)), shape=(num_subsets, count)
+        )
+        present, empty = np.flatnonzero(total_K > 0), np.flatnonzero(total_K == 0)
+        gap_MxZ = z_MxZ - centroids[own_M]
+        centroids[present] = (members @ z_MxZ)[present] / total_K[present, None]
+        if len(empty):
+            error_M = weight_M * np.einsum("mz,mz->m", gap_MxZ, gap_MxZ)
+            worst = np.argsort(-error_M, kind="stable")[: len(empty)]
+            centroids[empty[: len(worst)]] = z_MxZ[worst]
     return centroids

@@ -26,7 +26,7 @@ from stride_jax.operators.content import Content, assign
 from stride_jax.operators.inner_sites import LayerSite, ResidualSite
 from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import Moments, compensated, pairs
-from stride_jax.operators.products import Joined, sum_products
+from stride_jax.operators.products import Joined, squared, sum_products
 from stride_jax.operators.sites import Site
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.precision import precise
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
       data: input of `Step.forward`.
       row_B: int32 rows of the examples in the training set; −1 for padding.
       rows_WxSxK: rows of each device's share that each subset sums, from `passes.sum_table`; None
-        where content says who joins.
+        where content says who joins, or nobody does.
       sizes_K: members of each subset in the batch; None likewise.
       group_B: int32 named group of each example, −1 for none; None where none are named.
     """
@@ -87,12 +87,14 @@ class Step(NamedTuple):
       width: number of outputs whose outer products are held at a time, where a row of devices
         shares features and errors; 0 where it shares the products, which are smaller.
       mesh: devices.
+      rows: as in `moments.Curvature`.
     """
 
     forward: Forward
     parts: int
     width: int
     mesh: Mesh
+    rows: int
 
 
 class _Curvature(NamedTuple):
@@ -156,6 +158,7 @@ def _curvature(
     b_nxTxR: jax.Array,
     e_nxTxO: jax.Array,
     rows_nxCxO: jax.Array | None,
+    few_nxcxO: jax.Array | None,
     exact: bool,
 ) -> _Curvature:
     """The curvature of one device's examples, whose weights are those of the site's tokens."""
@@ -168,12 +171,14 @@ def _curvature(
         # `Σ w (Q_bᵀ b)² ⊗ (variance of the outputs' errors along Q_o)`
         eigenvalues = ((b @ left) ** 2 * w).T @ site.variances(right, hessian, e)
         if strongest_M is not None:
-            assert rows_nxCxO is not None, "a layer site has the rows of its curvature"
+            assert few_nxcxO is not None, "a layer site has the rows of its curvature"
             at_r, at_o = strongest_M // right.shape[1], strongest_M % right.shape[1]
-            along = jnp.einsum("nco,ou->ncu", rows_nxCxO, right)[..., at_o]
+            along = jnp.einsum("nco,ou->ncu", few_nxcxO, right)[..., at_o]
             along *= jnp.sqrt(w)[:, :, None]
             pairs_mxM = ((b @ left)[:, None, at_r] * along).reshape(-1, len(strongest_M))
-            coupled = pairs_mxM.T @ pairs_mxM
+            own = jnp.arange(len(strongest_M))
+            whole_M = eigenvalues.ravel()[strongest_M]
+            coupled = squared(pairs_mxM).at[own, own].set(whole_M)
     return _Curvature(
         (w * b).T @ b,
         site.fisher(w_n, hessian, e),
@@ -190,7 +195,7 @@ def _part(
     site: Site,
     basis: Basis,
     output: tuple[Observed, Context, jax.Array],
-    mesh: Mesh,
+    step: Step,
 ) -> tuple[_Curvature, _Part]:
     """Curvature of a part's examples by device, `[devices, …]`; what is summed by subset later."""
     observed, context, mask_n = output
@@ -198,8 +203,12 @@ def _part(
     b_nxTxR, errors_nxTxO = jax.lax.optimization_barrier(
         (example_features(basis, observed.activations), site.errors(params, observed, context))
     )
-    layered = isinstance(site, LayerSite)
-    rows_nxCxO = site.rows(params, observed, context) if layered else None
+    rows_nxCxO = few_nxcxO = None
+    if isinstance(site, LayerSite):
+        rows_nxCxO = site.rows(params, observed, context)
+        if total.strongest_M is not None:
+            count = min(step.rows, rows_nxCxO.shape[1] - observed.objective.invariant)
+            few_nxcxO = site.rows(params, observed, context, count)
     expected_nxTxO = errors_nxTxO
     if isinstance(site, ResidualSite):
         expected_nxTxO = site.drawn(params, observed, context)
@@ -212,13 +221,12 @@ def _part(
         own = _curvature(*args, exact=total.fisher_PxRxR is not None)
         return jax.tree.map(lambda v: v[None], own)
 
-    rows = meshes.over_examples(mesh).spec
+    rows = meshes.over_examples(step.mesh).spec
     by_device = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), P(), rows, rows, rows, rows), out_specs=rows,
-        check_vma=False,
+        local, mesh=step.mesh, in_specs=(P(), P(), *[rows] * 5), out_specs=rows, check_vma=False
     )  # fmt: skip
     fixed = total.rotation, total.strongest_M
-    curvature = by_device(fixed, site, observed, b_nxTxR, expected_nxTxO, rows_nxCxO)
+    curvature = by_device(fixed, site, observed, b_nxTxR, expected_nxTxO, rows_nxCxO, few_nxcxO)
     return curvature, _Part(b_nxTxR, errors_nxTxO * mask_nx1[..., None], residual_n)
 
 
@@ -240,7 +248,7 @@ def add_batch(
     def part(rows: tuple[Any, jax.Array]) -> tuple[_Curvature, _Part]:
         with meshes.traced_over(step.mesh):
             output = (*step.forward(params, site, rows[0]), rows[1])
-        return _part(total, params, site, basis, output, step.mesh)
+        return _part(total, params, site, basis, output, step)
 
     def add(so_far: _Curvature, rows: Any) -> tuple[_Curvature, _Part]:
         new, rest = part(rows)
@@ -257,24 +265,24 @@ def add_batch(
     new = jax.tree.map(lambda v: v.sum(axis=0), new)
     rest = jax.tree.map(lambda v: meshes.joined(v, devices), rest)
     b_BxTxR, e_BxTxO = rest.b_nxTxR, rest.e_nxTxO
+    cluster_B = jnp.full_like(batch.row_B, -1)
+    members = sizes_K = by_subset = by_group = kept = None
+    norm_B = jnp.zeros_like(rest.residual_n)
     if content is not None:
         nearest_B = _assigned(content, b_BxTxR, e_BxTxO, step.mesh)
         cluster_B = jnp.where(mask_B > 0, nearest_B, num_subsets)
         members, sizes_K = cluster_B, jax.ops.segment_sum(mask_B, cluster_B, num_subsets)
-    else:
-        assert batch.rows_WxSxK is not None, "a table, or content"
-        assert batch.sizes_K is not None, "a table, or content"
+    elif batch.rows_WxSxK is not None:
         members, sizes_K = batch.rows_WxSxK, batch.sizes_K
-        cluster_B = jnp.full_like(batch.row_B, -1)
-    num_groups = 0 if total.groups_GxRxO is None else len(total.groups_GxRxO[0])
-    joined = Joined(members, num_subsets, batch.group_B, num_groups)
-    by_subset, norm_B, by_group = sum_products(b_BxTxR, e_BxTxO, joined, step.width, step.mesh)
-    kept = None
+    if members is not None:
+        num_groups = 0 if total.groups_GxRxO is None else len(total.groups_GxRxO[0])
+        joined = Joined(members, num_subsets, batch.group_B, num_groups)
+        by_subset, norm_B, by_group = sum_products(b_BxTxR, e_BxTxO, joined, step.width, step.mesh)
     if sums.kept is not None:
         kept = _keep(sums.kept, b_BxTxR, e_BxTxO, batch.row_B, step.mesh)
 
     def grown(old: Any, new: jax.Array | None) -> Any:
-        return None if new is None else compensated(old, new)
+        return old if new is None else compensated(old, new)
 
     moments = Moments(
         grown(total.features_RxR, new.features_RxR),

@@ -182,9 +182,13 @@ class LayerSite:
         """`[Jᵀ v, v]`, with J of the layers after the tap, `[B, T, O]`."""
         return with_logits(self.layer.pulled(params, v_BxTxC, context), v_BxTxC)
 
-    def rows(self, params: Params, observed: Observed, context: Context) -> jax.Array:
-        """`r_c` with `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, `[B, C, O]`, a vjp for each."""
-        roots_BxCxC = observed.hessian().root()
+    def rows(
+        self, params: Params, observed: Observed, context: Context, count: int | None = None
+    ) -> jax.Array:
+        """`r_c` with `Σ_c r_c r_cᵀ = [J, I]ᵀ H [J, I]`, `[B, C, O]`, a vjp for each; or the `count`
+        that hold most of H."""
+        hessian = observed.hessian()
+        roots_BxCxC = hessian.root() if count is None else hessian.leading(count)
         pull = functools.partial(self.pulled, params, context=context)
         return jax.vmap(pull, in_axes=1, out_axes=1)(roots_BxCxC[:, :, None])[:, :, 0]
 

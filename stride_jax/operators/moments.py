@@ -6,6 +6,7 @@ Letters of its own: P = O (O + 1) / 2 pairs of outputs, G named groups.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,10 @@ PAIRS = 1024
 """Pairs of eigenvectors whose curvature is kept whole: with as many scores lose at most .005 LDS on
 five boards (docs/lab.md)."""
 
+ROWS = 4
+"""Rows of each token's curvature in that block; as good as all ten or 26 of them within .001 LDS on
+three boards, at a fraction of the products (docs/lab.md)."""
+
 Sum = tuple[jax.Array, jax.Array]
 """A float32 sum and its compensation (Kahan)."""
 
@@ -37,11 +42,14 @@ class Curvature(NamedTuple):
         examples' own factors, which takes one more pass. Moments can be added up if theirs are the
         same.
       strongest_M: int32 places `r O + o` of the pairs of `coupled`.
+      rows: rows of each token's curvature that count in the block of these pairs; what they leave
+        over counts on its diagonal.
     """
 
     form: str
     rotation: tuple[jax.Array, jax.Array] | None = None
     strongest_M: jax.Array | None = None
+    rows: int = ROWS
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +103,7 @@ def zeros(
     num_subsets: int, rank: int, width: int, curvature: Curvature, num_groups: int = 0
 ) -> Moments:
     """Moments of no examples."""
-    form, rotation, strongest_M = curvature
+    form, rotation, strongest_M, _ = curvature
     rotated = form in ("eigen", "coupled")
 
     def pair(*shape: int) -> Sum:
@@ -126,14 +134,19 @@ def empty(
 ) -> Moments:
     """`zeros`, laid out over the mesh."""
     meshes.check_divisible("num_subsets", num_subsets, mesh, meshes.SUBSET)
+    sizes, fixed = (num_subsets, rank, width, num_groups), curvature[1:3]
+    return _empty(sizes, curvature.form, mesh, *fixed)
 
-    def fresh(rotation: Any, strongest_M: jax.Array | None) -> Moments:
-        own = Curvature(curvature.form, rotation, strongest_M)
-        return zeros(num_subsets, rank, width, own, num_groups)
 
-    fixed = curvature.rotation, curvature.strongest_M
-    where = shardings(jax.eval_shape(fresh, *fixed), mesh)
-    return jax.jit(fresh, out_shardings=where)(*fixed)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(
+    sizes: tuple[int, int, int, int], form: str, mesh: Mesh, rotation: Any, strongest_M: Any
+) -> Moments:
+    """`empty`, compiled once for all passes of these sizes."""
+    num_subsets, rank, width, num_groups = sizes
+    own = Curvature(form, rotation, strongest_M)
+    fresh = zeros(num_subsets, rank, width, own, num_groups)
+    return jax.lax.with_sharding_constraint(fresh, shardings(fresh, mesh))
 
 
 def shardings(moments: Moments, mesh: Mesh) -> Moments:

@@ -25,6 +25,7 @@ from stride_jax.operators.kept import Kept
 from stride_jax.operators.moments import (
     FORMS,
     PAIRS,
+    ROWS,
     Curvature,
     Moments,
     eigenbases,
@@ -86,7 +87,7 @@ class Pass(NamedTuple):
 
 def accumulate(
     design: Design,
-    members: jax.Array | np.ndarray | Rows | Content,
+    members: jax.Array | np.ndarray | Rows | Content | None,
     site: Site,
     basis: Basis,
     source: Source,
@@ -99,7 +100,8 @@ def accumulate(
 
     Args:
       design: K.
-      members: `[N, d]` membership of these examples, or what assigns them by content.
+      members: `[N, d]` membership of these examples, or what assigns them by content. None sums
+        the curvature alone, without sums by subset and norms.
       site: where operators act.
       basis: psi, fitted before.
       source: the examples; `observed_source` for ones that were observed before.
@@ -122,15 +124,14 @@ def accumulate(
             "output basis, 'coupled' for layer sites ('<tap>+logit')"
         )
     if form in ("eigen", "coupled") and curvature.rotation is None:
-        factors = accumulate(
-            design, members, site, basis, source, Curvature("kronecker"), execution
-        )
-        curvature = rotated(form, site, factors.moments)
+        factors = accumulate(design, None, site, basis, source, Curvature("kronecker"), execution)
+        curvature = rotated(form, site, factors.moments, rows=curvature.rows)
     mesh, count = execution.mesh_for(design.num_subsets), source.num_rows
     content = members if isinstance(members, Content) else None
     fixed = curvature.rotation, curvature.strongest_M
     site, basis, fixed, content = meshes.everywhere((site, basis, fixed, content), mesh)
-    source, curvature = resident(source, mesh, execution.memory), Curvature(form, *fixed)
+    source = resident(source, mesh, execution.memory)
+    curvature = Curvature(form, *fixed, rows=curvature.rows)
     step = program(design, site, basis, source, curvature, count, execution, content, store)
     num_groups = 0 if labels is None else labels.groups
     sums = Sums(
@@ -167,19 +168,21 @@ def accumulate(
     return Pass(sums.moments, *own, kept)
 
 
-def rotated(form: str, site: Site, factors: Moments, pairs: int = PAIRS) -> Curvature:
+def rotated(
+    form: str, site: Site, factors: Moments, pairs: int = PAIRS, rows: int = ROWS
+) -> Curvature:
     """A form in the coordinates of Kronecker factors' eigenvectors.
 
     Args:
       form: `eigen` or `coupled`.
       site: where operators act.
       factors: moments of the form `kronecker`, of a sample or of everyone.
-      pairs: M of `coupled`.
+      pairs, rows: of `coupled`: M, and as in `Curvature`.
     """
     scales_O = site.scales(factors.outputs_OxO[0]) if isinstance(site, LayerSite) else None
     rotation = eigenbases(factors, scales_O)
     strongest_M = strongest_pairs(factors, rotation, pairs) if form == "coupled" else None
-    return Curvature(form, rotation, strongest_M)
+    return Curvature(form, rotation, strongest_M, rows)
 
 
 def _no_kept(site: Site, basis: Basis, store: Store, devices: int = 1) -> Kept | None:
@@ -234,9 +237,10 @@ def program(
     mesh, k = execution.mesh_for(design.num_subsets), design.num_subsets
     source = resident(source, mesh, execution.memory)
     tokens, classes = source.extent(site)
-    if isinstance(site, LayerSite):  # rows of the outputs, and of the pairs, for each class
+    if isinstance(site, LayerSite):  # rows of the outputs for each class, and a few of the pairs
         strongest_M = curvature.strongest_M
-        classes *= site.width + (0 if strongest_M is None else strongest_M.shape[0])
+        pairs = 0 if strongest_M is None else min(curvature.rows, classes) * strongest_M.shape[0]
+        classes = classes * site.width + pairs
     outer = basis.rank, site.width
     size, step = batch_sizes((tokens, classes), outer, count, execution, mesh)
     total = jax.eval_shape(
@@ -260,7 +264,7 @@ def program(
     kept = jax.tree.map(lambda v: shape(v.shape, v.dtype, where), kept)
     fixed = shapes_everywhere((source.params, site, basis, content), whole)
     args = (Sums(total, kept), *fixed, batch)
-    step = Step(source.forward, *step, mesh)
+    step = Step(source.forward, *step, mesh, curvature.rows)
     return Program(add_batch, args, {"step": step}, -(-count // size), size)
 
 
@@ -299,8 +303,8 @@ def batch_sizes(
     size = devices * parts * -(-own // parts)
     if shares_products:
         return size, (parts, 0)
-    width = memory // (4 * rank * size // rows)
-    return size, (parts, max(1, min(outputs, width)))
+    width = max(1, memory // (4 * rank * size // rows))
+    return size, (parts, meshes.even(outputs, width))
 
 
 Table = tuple[np.ndarray | None, np.ndarray | None]
@@ -309,7 +313,7 @@ Table = tuple[np.ndarray | None, np.ndarray | None]
 
 def _tables(members: Any, begin: int, num_subsets: int, size: int, mesh: Mesh) -> Iterator[Table]:
     """The tables of batches from `begin` on, one after the other."""
-    if isinstance(members, Content):
+    if members is None or isinstance(members, Content):
         yield from itertools.repeat((None, None))
     else:
         members = members if isinstance(members, Rows) else np.asarray(members)

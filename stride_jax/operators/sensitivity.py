@@ -64,11 +64,12 @@ def tap_energies(
             "choosing taps needs the rest of the network as a function of each tap: every adapter "
             "gives the tapped model a suffix; give from_function one, or name the taps"
         )
-    rows = np.random.default_rng(seed).permutation(len(observed))[:sample]
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(observed))[:sample]
     x = on_device(read_rows(inputs, rows))
     logits, activations = tapped(params, x)
-    signs = jax.random.rademacher(jax.random.key(seed), (probes, *logits.shape), jnp.float32)
-    signs = signs.astype(logits.dtype)
+    # Drawn on the host: to compile a draw on a CPU takes seconds.
+    signs = jnp.asarray(rng.choice([-1.0, 1.0], (probes, *logits.shape)), logits.dtype)
 
     counted = np.asarray(observed.weights_NxT) > 0
     energies = {}
