@@ -34,6 +34,9 @@ from stride_jax.runtime.progress import bars
 Sizes = tuple[int, int]
 """N and Q."""
 
+ASKED = {"logra": {"mnist5k": 1.0, "bible_gpt": 0.25}, "ekfac": 0.125, "trak": 0.125}
+"""Most seconds of STRIDE over an opponent's, on one board or on all."""
+
 
 def chosen(methods: Sequence[Method], board: Mapping[str, Any]) -> Iterator[tuple[Method, Any]]:
     """Methods with the settings that a board has for them.
@@ -133,6 +136,27 @@ def split(works: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list
     }
 
 
+def ratios(name: str, times: Mapping[tuple[str, Sizes], Sequence[float]]) -> list[Row]:
+    """Seconds of STRIDE over those of opponents that a bound is given for, at the whole N and Q.
+
+    Medians of the rounds' ratios, with the least and the most of them; none if STRIDE is not there.
+
+    >>> times = {("stride", (9, 9)): [1.0, 3.0, 2.0], ("trak", (9, 9)): [4.0, 6.0, 4.0]}
+    >>> (row,) = ratios("a", times)
+    >>> row.value, row.interval, row.asked
+    (0.5, (0.25, 0.5), 0.125)
+    """
+    largest = max(sizes for _, sizes in times)
+    ours, out = times.get(("stride", largest)), []
+    for opponent, bound in ASKED.items():
+        if ours and (theirs := times.get((opponent, largest))):
+            own = [a / b for a, b in zip(ours, theirs, strict=True)]
+            asked = bound.get(name) if isinstance(bound, dict) else bound
+            label, ends = f"{name}: seconds, stride over {opponent}", (min(own), max(own))
+            out.append(Row(label, statistics.median(own), "lower", ends, asked))
+    return out
+
+
 def rows(
     name: str, times: Mapping[tuple[str, Sizes], Sequence[float]],
     parts: Mapping[str, Sequence[float]],
@@ -164,7 +188,8 @@ def main(asked: Asked) -> None:
     began = time.monotonic()
     sizes = cells(len(run.train), len(run.query), flags.fixed)
     times = curves(run, list(chosen(methods, read_json(path))), sizes, flags.rounds)
-    measured = rows(name, times, split(stages(run, base), flags.rounds))
+    parts = split(stages(run, base), flags.rounds)
+    measured = ratios(name, times) + rows(name, times, parts)
     for row in measured:
         print(f"{row.name}: {row.value:.3g}")
     record(measured, path=BOARDS)

@@ -31,9 +31,6 @@ LATER = (
 
 _RETRAINED = ("datamodels", "encoder-trained")
 
-_SECONDS_ASKED = {"logra": {"mnist5k": 1.0, "bible_gpt": 0.25}, "ekfac": 0.125, "trak": 0.125}
-"""Most seconds of STRIDE over an opponent's, on one board or on all."""
-
 
 def read_boards(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Boards of a folder, by name."""
@@ -123,7 +120,7 @@ def table(boards: dict[str, dict[str, Any]]) -> str:
 
 
 def rows(boards: dict[str, dict[str, Any]]) -> list[Row]:
-    """What is asked of all boards together, and of STRIDE's seconds on each."""
+    """What is asked of all boards together; of seconds, `benchmarks.cost_curves` says it."""
     own = [standing(board) for board in boards.values()]
     first = sum(one["rank"] == 1 for one in own)
     clear = sum(one["ahead_ci95"][0] > 0 for one in own)
@@ -136,20 +133,7 @@ def rows(boards: dict[str, dict[str, Any]]) -> list[Row]:
         Row("boards that stride is first on", first, "higher", asked=7),
         Row("boards that stride is first on, clear of zero", clear, "higher", asked=5),
         Row("boards with a method clearly above stride", below, "lower", asked=0),
-        *(row for name, board in boards.items() for row in _cost_rows(name, board)),
     ]
-
-
-def _cost_rows(name: str, board: dict[str, Any]) -> list[Row]:
-    """Seconds of STRIDE over those of the opponents that a bound is given for, medians of each."""
-    seconds = {row["method"]: row["train_seconds"] + row["query_seconds"] for row in board["rows"]}
-    out = []
-    for opponent, bound in _SECONDS_ASKED.items():
-        asked = bound.get(name) if isinstance(bound, dict) else bound
-        if opponent in seconds:
-            ratio = seconds["stride"] / seconds[opponent]
-            out.append(Row(f"{name}: seconds, stride over {opponent}", ratio, "lower", None, asked))
-    return out
 
 
 def ranks(boards: dict[str, dict[str, Any]]) -> str:
