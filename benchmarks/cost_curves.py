@@ -54,13 +54,16 @@ def chosen(methods: Sequence[Method], board: Mapping[str, Any]) -> Iterator[tupl
         yield method, own[0]
 
 
-def cells(num_train: int, num_queries: int, fixed: int) -> list[Sizes]:
+def cells(num_train: int, num_queries: int, fixed: int, least: int) -> list[Sizes]:
     """An eighth of N to all of it at fixed Q, then a sixteenth of Q to all of it at the whole N.
 
-    >>> cells(4500, 400, 100)
-    [(562, 100), (1125, 100), (2250, 100), (4500, 100), (4500, 25), (4500, 400)]
+    No part of N is smaller than `least`, K of a design that fewer examples would leave empty.
+
+    >>> cells(4500, 400, 100, 1000)
+    [(1125, 100), (2250, 100), (4500, 100), (4500, 25), (4500, 400)]
     """
-    of_n = [(num_train // part, fixed) for part in (8, 4, 2, 1)]
+    parts = [part for part in (8, 4, 2, 1) if part == 1 or num_train // part >= least]
+    of_n = [(num_train // part, fixed) for part in parts]
     return of_n + [(num_train, num_queries // part) for part in (16, 1)]
 
 
@@ -186,7 +189,8 @@ def main(asked: Asked) -> None:
         sorted(names), base, only=flags.methods, checkpoints=len(run.model.checkpoints)
     )
     began = time.monotonic()
-    sizes = cells(len(run.train), len(run.query), flags.fixed)
+    least = run.settings.index.design.num_subsets
+    sizes = cells(len(run.train), len(run.query), flags.fixed, least)
     times = curves(run, list(chosen(methods, read_json(path))), sizes, flags.rounds)
     parts = split(stages(run, base), flags.rounds)
     measured = ratios(name, times) + rows(name, times, parts)
