@@ -99,18 +99,22 @@ class Hessian(NamedTuple):
           `[..., count, C]`.
 
         >>> p = jnp.array([0.25, 0.75])
-        >>> (row,) = Hessian(p, p).leading(1)
+        >>> (row, none) = Hessian(p, p).leading(2)
         >>> bool(jnp.allclose(jnp.outer(row, row), jnp.diag(p) - jnp.outer(p, p), atol=1e-6))
         True
+        >>> none.tolist()
+        [0.0, 0.0]
         """
         root = self.root()
         rest = jnp.einsum("...ci,...cj->...ij", root, root)
+        # Below that what is left is rounding, which a small pivot would blow up.
+        least = 1e-6 * jnp.diagonal(rest, axis1=-2, axis2=-1).max(axis=-1)[..., None]
         own = []
         for _ in range(count):
             pivot = jnp.diagonal(rest, axis1=-2, axis2=-1).argmax(axis=-1)[..., None]
             column = jnp.take_along_axis(rest, pivot[..., None], axis=-1)[..., 0]
             size = jnp.take_along_axis(column, pivot, axis=-1)
-            row = jnp.where(size > 0, column / jnp.sqrt(jnp.maximum(size, 1e-30)), 0.0)
+            row = jnp.where(size > least, column / jnp.sqrt(jnp.maximum(size, 1e-30)), 0.0)
             rest -= row[..., :, None] * row[..., None, :]
             own.append(row)
         return jnp.stack(own, axis=-2)
