@@ -125,7 +125,8 @@ def stages(run: Run, settings: Stride) -> dict[str, Callable[[], Any]]:
 def split(works: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each part by round: what a stage takes beyond what it holds of earlier ones.
 
-    "Basis" is all that comes before the sums: checks and the choice of a tap too.
+    "Basis" is all that comes before the sums: checks and the choice of a tap too. Stages are timed
+    one by one, so that a part smaller than their noise may come out below nought.
     """
     every = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds + 1)][1:]
     return {

@@ -294,14 +294,14 @@ def _curvatures(
         return made
     few = evenly_spaced(examples, frozen.settings.basis.sample)
     execution = dataclasses.replace(on_one_device(frozen.params, execution), keep=nowhere)
-    source, how = frozen.source(few, training=True), frozen.settings.closed_form
+    source, settings = frozen.source(few, training=True), frozen.settings.closed_form
     for name in wanting:
         factors = ops.accumulate(
             frozen.settings.design, None, frozen.sites[name], bases[name], source,
             ops.Curvature("kronecker"), execution,
         )  # fmt: skip
         made[name] = ops.rotated(
-            frozen.forms[name], frozen.sites[name], factors.moments, how.pairs, how.rows
+            frozen.forms[name], frozen.sites[name], factors.moments, settings.pairs, settings.rows
         )
     return made
 

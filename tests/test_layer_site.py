@@ -178,7 +178,7 @@ def turned(ours, theirs):
 
 
 def test_devices_batches_appending_and_files_change_nothing(trained, tmp_path):
-    settings = with_pairs(FEW, design=dataclasses.replace(SETTINGS.design, kind="clusters"))
+    settings = with_pairs(FEW, rows=4, design=dataclasses.replace(SETTINGS.design, kind="clusters"))
     whole = fitted(trained, settings, keep_moments=True)
     one = meshes.arranged((1, 1), jax.devices())
     for execution in (Execution(meshes.make_mesh(2, 2)), Execution(one, batch_size=97)):
@@ -197,7 +197,7 @@ def test_devices_batches_appending_and_files_change_nothing(trained, tmp_path):
     args, train = (trained.tapped, trained.params), trained.train
     half = train.take(slice(200))
     start = stride_jax.fit(
-        *args, half.inputs, half.labels, with_pairs(FEW), ids=half.ids, keep_moments=True
+        *args, half.inputs, half.labels, with_pairs(FEW, rows=4), ids=half.ids, keep_moments=True
     )
     grown = stride_jax.append(*args, start, train.inputs[200:], train.labels[200:],
                               ids=train.ids[200:])  # fmt: skip

@@ -89,8 +89,9 @@ class Hessian(NamedTuple):
     def leading(self, count: int) -> jax.Array:
         """Rows r_j whose `Σ_j r_j r_jᵀ` holds most of H and leaves no less than nothing of it over.
 
-        The first columns of a Cholesky factor whose pivots are the largest diagonal that is left:
-        plain products, as eigenvectors' own threads and those of sharded sums wait for each other.
+        The first columns of a Cholesky factor whose pivots are the largest diagonal that is left.
+        Eigenvectors would serve as well, but inside a sharded program a CPU's `eigh` and the
+        devices' gather can wait for each other for ever.
 
         Args:
           count: rows; as many as H has rank hold it all.

@@ -58,8 +58,8 @@ class ClosedFormSettings:
         else eigen.
       exact_limit: largest side of an exact Fisher.
       pairs: side of the block of `coupled`.
-      rows: rows of each token's curvature that count in that block, a class each without this
-        limit; what they leave over counts on its diagonal.
+      rows: rows of each token's curvature that count in that block, of one for every class; what
+        the others would add counts on its diagonal alone.
     """
 
     damping: float | None = None

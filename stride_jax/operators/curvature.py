@@ -265,9 +265,8 @@ def add_batch(
     new = jax.tree.map(lambda v: v.sum(axis=0), new)
     rest = jax.tree.map(lambda v: meshes.joined(v, devices), rest)
     b_BxTxR, e_BxTxO = rest.b_nxTxR, rest.e_nxTxO
-    cluster_B = jnp.full_like(batch.row_B, -1)
-    members = sizes_K = by_subset = by_group = kept = None
-    norm_B = jnp.zeros_like(rest.residual_n)
+    cluster_B, norm_B = jnp.full_like(batch.row_B, -1), jnp.zeros_like(rest.residual_n)
+    members, sizes_K, by_subset, by_group, kept = None, None, None, None, None
     if content is not None:
         nearest_B = _assigned(content, b_BxTxR, e_BxTxO, step.mesh)
         cluster_B = jnp.where(mask_B > 0, nearest_B, num_subsets)

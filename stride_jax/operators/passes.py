@@ -123,6 +123,7 @@ def accumulate(
             f"form={form!r}: use one of {FORMS}; 'exact' is for the logit site alone, without an "
             "output basis, 'coupled' for layer sites ('<tap>+logit')"
         )
+    assert members is not None or labels is None, "groups are summed beside subsets"
     if form in ("eigen", "coupled") and curvature.rotation is None:
         factors = accumulate(design, None, site, basis, source, Curvature("kronecker"), execution)
         curvature = rotated(form, site, factors.moments, rows=curvature.rows)
