@@ -53,8 +53,8 @@ shifted. AUPRC is of telling leaked problems from clean ones; hit@k asks whether
 is among the k most suspected; recall is that of the copies within 1.1 % of the rows; AUC is of
 telling what the model learnt from what is merely present. "a + b" adds up the reciprocal ranks of
 both, 1 / (60 + rank). Opponents take the setting that serves them best on these very problems.
-At .5 and 1 % three models were trained, with other leaks each, at 1.5 % two: AUPRC and AUC are
-means, their brackets the least and the most.
+Three models were trained at each rate, with other leaks each: AUPRC and AUC are means, their
+brackets the least and the most.
 """
 
 

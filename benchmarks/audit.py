@@ -30,6 +30,7 @@ from benchmarks.house import APPLICATIONS, ROOT, Row, command, commit_of, record
 from benchmarks.methods import ENCODER, Method, Stride
 from benchmarks.program import made_run
 from stride_jax.applications.audit import AuditSettings, judge, null_of, suspicion
+from stride_jax.applications.fusion import fused
 from stride_jax.applications.replicas import Evidence, gather, losses, read_problems
 from stride_jax.baselines.encoder import EncoderSettings
 from stride_jax.cli.doors import Parser
@@ -164,18 +165,10 @@ def theirs(case: Case, evidence: Evidence, method: Method) -> list[Said]:
     return said
 
 
-def fused(*parts: Said) -> Said:
-    """Reciprocal ranks of methods, added up (C. Cormack et al., 2009)."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        return 1 / (60 + np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1))
-
-    return Said(
-        *(
-            np.sum([ranks(getattr(own, field.name)) for own in parts], axis=0)
-            for field in dataclasses.fields(Said)
-        )
-    )
+def together(*parts: Said) -> Said:
+    """What methods say together, by their ranks."""
+    names = [field.name for field in dataclasses.fields(Said)]
+    return Said(*(fused(*(getattr(own, name) for own in parts)) for name in names))
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────
@@ -254,8 +247,8 @@ def board(case: Case) -> dict[str, Any]:
         }
         best[method.name] = max(tried, key=lambda t: float(np.mean(t[0]["recall"])))[1]
     for other in ("logra", "tf-idf", "encoder"):
-        rows[f"stride audit + {other}"] = figures(case, fused(own, best[other]), size_G)
-    rows["logra + tf-idf"] = figures(case, fused(best["logra"], best["tf-idf"]), size_G)
+        rows[f"stride audit + {other}"] = figures(case, together(own, best[other]), size_G)
+    rows["logra + tf-idf"] = figures(case, together(best["logra"], best["tf-idf"]), size_G)
     judged = judge(evidence, null_of(clean, settings), settings)
     return {
         "rows": rows,

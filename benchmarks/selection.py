@@ -17,8 +17,9 @@ Settings of a method: its own; which of both GPTs; and whether a row counts by t
 targets, by the one it does most for, or the targets choose in turn. `stride`'s own is whether
 scores are relative to the root of a row's self-influence. No figure is taken of the first tasks,
 and the others are halves: a method is judged on a task at the setting of the highest F1, then the
-lowest loss, on the first tasks and on every second task of the other half. `--noise` gives a share
-of the candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
+lowest loss, on the first tasks and on every second task of the other half. "a + b" adds up the
+reciprocal ranks of both, each at the setting it chose alone. `--noise` gives a share of the
+candidates another row's answer. Intervals are of a bootstrap over tasks, paired.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ import numpy as np
 from benchmarks.house import APPLICATIONS, ROOT, Row, command, commit_of, record
 from benchmarks.methods import ENCODER
 from benchmarks.program import made_run
-from benchmarks.selection_choices import Choice, choices
+from benchmarks.selection_choices import Choice, choices, joined
 from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import judged, judged_model
 from configs import instructions
@@ -44,6 +45,8 @@ from stride_jax.run.pipeline import Run
 from stride_jax.runtime.files import fingerprint, read_arrays, read_json, write_arrays, write_json
 
 _FRESH = TrainSettings(epochs=4, batch_size=16, optimizer="adamw", learning_rate=1e-3, warmup=0.05)
+JOINED = (("stride", "tf-idf"), ("stride", "encoder"), ("logra", "tf-idf"))
+"""Methods that choose together, each at its own setting."""
 FIGURES: dict[str, Literal["higher", "lower"]] = {
     "f1": "higher",
     "exact": "higher",
@@ -145,7 +148,7 @@ def tuned(
     place = [list(FIGURES).index(name) for name in ("f1", "loss")]
     told = {}
     for a in (asked := [*first, *voting[0], *voting[1]]):
-        rows_JxS = np.stack([one.rows_AxS[a] for one in made])
+        rows_JxS = np.stack([one.rows(a) for one in made])
         told[a] = contest.figures(names[a], rows_JxS, [0] * len(made))[:, place]
         print(f"settings: {len(told)} of {len(asked)} tasks, {names[a]} done", flush=True)
     out: dict[str, list[Choice]] = {}
@@ -167,9 +170,14 @@ def board(contest: Contest, tuning: Sequence[str], seeds: int, encoder: str) -> 
     made = list(choices(runs, contest.targets, contest.budget, encoder))
     best = tuned(contest, made, tuning)
     chosen = {
-        name: [np.stack([one.rows_AxS[a] for a, one in enumerate(own)])] * seeds
+        name: [np.stack([one.rows(a) for a, one in enumerate(own)])] * seeds
         for name, own in best.items()
     }
+    count = len(contest.run.train)
+    for both in JOINED:
+        parts_A = zip(*(best[name] for name in both), strict=True)
+        rows = [joined(parts, a, count) for a, parts in enumerate(parts_A)]
+        chosen[" + ".join(both)] = [np.stack(rows)] * seeds
     chosen |= references(contest.run, contest.targets, contest.budget, seeds)
     scored = [name for name in contest.targets.tasks if name not in tuning]
     figures: dict[str, dict[str, list[float]]] = {

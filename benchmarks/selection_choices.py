@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.contestants import contestants
 from benchmarks.methods import Stride
+from stride_jax.applications.fusion import fused
 from stride_jax.applications.selection import Pool, SelectSettings, choose
 from stride_jax.applications.targets import Targets, relative, task_scores
 from stride_jax.baselines.encoder import EncoderSettings
@@ -35,12 +36,34 @@ class Choice:
     Attributes:
       method: its name.
       setting: what it was chosen with.
-      rows_AxS: chosen rows.
+      orders_A: all rows of each task, best first; of rows that act as one there is one.
+      budget: S, rows that are chosen.
     """
 
     method: str
     setting: str
-    rows_AxS: np.ndarray
+    orders_A: tuple[np.ndarray, ...]
+    budget: int
+
+    def rows(self, task: int) -> np.ndarray:
+        """Chosen rows of a task, `[S]`, ascending."""
+        return np.sort(self.orders_A[task][: self.budget])
+
+
+def joined(parts: Sequence[Choice], task: int, count: int) -> np.ndarray:
+    """Rows of a task that methods choose together by their ranks, `[S]`, ascending.
+
+    Args:
+      parts: what each method chose, at its own setting.
+      task: which.
+      count: N, rows there are.
+    """
+    scores = np.full((len(parts), count), -np.inf)
+    for own_N, part in zip(scores, parts, strict=True):
+        order = part.orders_A[task]
+        own_N[order] = -np.arange(len(order))
+    best = np.argsort(-fused(*scores), kind="stable")
+    return np.sort(best[: parts[0].budget])
 
 
 def choices(
@@ -58,30 +81,25 @@ def choices(
     *_, last = runs
     for name, run in runs.items():
         for method, setting, scores in _scored(run, targets, encoder, asks_none=name == last):
-            for pooled, rows_AxS in _rows(run, targets, scores, budget).items():
-                yield Choice(method, ", ".join(filter(None, (name, pooled, setting))), rows_AxS)
+            for pooled, own in scores.items():
+                named = ", ".join(filter(None, (name, pooled, setting)))
+                yield Choice(method, named, _orders(run, targets, own), budget)
 
 
-def _rows(
-    run: Run, targets: Targets, scores: dict[str, np.ndarray], budget: int
-) -> dict[str, np.ndarray]:
-    """Rows chosen for each task, `[A, S]`, by how its targets are pooled.
+def _orders(run: Run, targets: Targets, scores_RxN: np.ndarray) -> tuple[np.ndarray, ...]:
+    """All rows in the order in which each task chooses them.
 
     A pool of one row a task is ranked; a row for each target lets them choose in turn.
     """
-    out = {}
-    for pooled, scores_RxN in scores.items():
-        rows = []
-        for a in range(len(targets.tasks)):
-            own = targets.task_Q == a if len(scores_RxN) == len(targets.task_Q) else [a]
-            some_RxN = np.atleast_2d(scores_RxN[own])
-            names = tuple(map(str, range(len(some_RxN))))
-            nothing = np.full(len(run.train), "")
-            pool = Pool(some_RxN, names, run.text.train.sizes_N, run.train.ids, nothing)
-            chosen = choose(pool, SelectSettings(budget, pool="turns")).chosen
-            rows.append(sorted(one.row for one in chosen))
-        out[pooled] = np.array(rows)
-    return out
+    every, orders = SelectSettings(len(run.train), pool="turns"), []
+    for a in range(len(targets.tasks)):
+        own = targets.task_Q == a if len(scores_RxN) == len(targets.task_Q) else [a]
+        some_RxN = np.atleast_2d(scores_RxN[own])
+        names = tuple(map(str, range(len(some_RxN))))
+        nothing = np.full(len(run.train), "")
+        pool = Pool(some_RxN, names, run.text.train.sizes_N, run.train.ids, nothing)
+        orders.append(np.array([one.row for one in choose(pool, every).chosen]))
+    return tuple(orders)
 
 
 def _scored(

@@ -11,9 +11,10 @@ import pytest
 from benchmarks import instructions
 from benchmarks.applications import sections, selection
 from benchmarks.selection import FIGURES, recorded, tuned
-from benchmarks.selection_choices import Choice, _by_task, _coarse, _rows
+from benchmarks.selection_choices import Choice, _by_task, _coarse, _orders, joined
 from benchmarks.selection_data import PoolSettings, write
 from benchmarks.selection_models import f1, greedy, starts
+from stride_jax.applications.fusion import fused
 from stride_jax.applications.targets import Targets
 from stride_jax.examples import Examples
 from stride_jax.models import GPT, GPTSettings, initial_params
@@ -130,8 +131,9 @@ def test_settings_are_chosen_on_the_other_half_of_the_tasks():
             own = f1_AxS[tasks.index(task)][rows_JxS[:, 0]]
             return np.stack([own, own, -own], axis=1)
 
-    made = [Choice("m", f"{row}", np.full((5, 1), row)) for row in (0, 1)]
-    best = tuned(Told(), [*made, Choice("one", "", np.zeros((5, 1), int))], ["a"])
+    orders = [(np.array([row, 1 - row]),) * 5 for row in (0, 1)]
+    made = [Choice("m", f"{row}", orders[row], 1) for row in (0, 1)]
+    best = tuned(Told(), [*made, Choice("one", "", orders[0], 1)], ["a"])
     # What is best on b and d is not what c and e say, and their own figures have no voice.
     assert [one.setting for one in best["m"]] == ["0", "1", "0", "1", "0"]
     assert len(best["one"]) == 5
@@ -150,10 +152,23 @@ def test_rows_are_the_strongest_or_each_targets_in_turn():
         text=types.SimpleNamespace(train=types.SimpleNamespace(sizes_N=np.ones(6, int))),
     )
     pooled = _by_task(scores_QxN, task_Q)
-    chosen = _rows(run, Targets(examples, ("s", "t"), task_Q), pooled, 2)
-    assert {name: own.tolist() for name, own in chosen.items()} == {
+    targets = Targets(examples, ("s", "t"), task_Q)
+    made = {name: Choice("m", name, _orders(run, targets, own), 2) for name, own in pooled.items()}
+    assert {name: [own.rows(a).tolist() for a in (0, 1)] for name, own in made.items()} == {
         "mean": [[0, 1], [1, 5]], "max": [[0, 1], [1, 5]], "turns": [[0, 3], [1, 5]],
     }  # fmt: skip
+
+
+def test_methods_that_choose_together_take_what_both_rank_high():
+    """Worked out by hand: 1 / (60 + rank), added up; rows that a method passes over come last."""
+    one = Choice("one", "", (np.array([0, 1, 2, 3]),), 2)
+    two = Choice("two", "", (np.array([3, 1, 4]),), 2)
+    # Row 1 is second of both, 2 / 61; of rows 0 and 3, 1 / 60 + 1 / 63 each, the earlier is taken.
+    assert joined([one, two], 0, 5).tolist() == [0, 1]
+    np.testing.assert_allclose(
+        fused(np.array([[9.0, 7.0, 5.0]] * 2), np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 2.0]])),
+        [[1 / 60 + 1 / 62, 2 / 61, 1 / 62 + 1 / 60], [2 / 60, 2 / 61, 2 / 62]],
+    )
 
 
 def test_few_settings_of_a_grid_are_spread_over_it():
