@@ -8,13 +8,16 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from stride_jax.applications.selection import Pool, SelectSettings, choose, table
-from stride_jax.applications.targets import targets_of, task_scores
+from stride_jax.applications.selection import POOLS, Pool, SelectSettings, choose, table
+from stride_jax.applications.targets import likeness, targets_of, task_scores
 from stride_jax.cli.main import main
 from stride_jax.data.bible import packaged_verses
+from stride_jax.examples import Examples
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import check_workdir, read_run_settings, run_settings
 from stride_jax.self_influence import self_influence
@@ -49,6 +52,12 @@ def test_pools() -> None:
     assert [one.task for one in chosen["turns"].chosen] == ["a", "b", "a", "b"]
     assert [one.task for one in chosen["max"].chosen] == ["a", "a", "b", "b"]
     assert chosen["mean"].unhelpful == 0
+    # Ranked by something else, rows keep their scores.
+    joined = pool._replace(ranks_AxN=np.array([[0.0, 1.0, 0.0, 3.0], [2.0, 0.0, 0.0, 0.0]]))
+    by_rank = {name: choose(joined, SelectSettings(2, pool=name)).chosen for name in POOLS}
+    assert [(one.row, one.score, one.task) for one in by_rank["max"]] == [(3, 1, "a"), (0, 0, "b")]
+    assert [(one.row, one.score) for one in by_rank["mean"]] == [(3, 2.0), (0, 2.5)]
+    assert [(one.row, one.score) for one in by_rank["turns"]] == [(3, 1.0), (0, 0.0)]
     assert choose(pool_of([1.0, -1.0, 0.0]), SelectSettings(3)).unhelpful == 2
 
 
@@ -209,6 +218,38 @@ def test_the_command(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     for a in range(2):
         largest = (scores_QxN / sizes)[targets.task_Q == a].max(axis=0)
         np.testing.assert_allclose(own[a], largest, rtol=1e-5)
+
+
+def test_words_rank_rows_too(folder: pathlib.Path) -> None:
+    """Reciprocal ranks of scores and of TF-IDF cosines, worked out from the texts' token ids."""
+    out = folder / "joined.jsonl"
+    words = (f"--targets={folder / 'dev.jsonl'}", "--by=book", "--words")
+    assert select(folder, *words, "--examples=20", f"--out={out}") == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    run = Run(read_run_settings(folder / "run"), folder / "run")
+    targets = targets_of(run, str(folder / "dev.jsonl"), "book")
+
+    def texts(part: Examples) -> list[str]:
+        ends = [int((own >= 0).nonzero()[0].max()) for own in part.labels]
+        both = zip(part.inputs, part.labels, ends, strict=True)
+        return [" ".join(map(str, [*own[: n + 1], label[n]])) for own, label, n in both]
+
+    vectors = TfidfVectorizer(token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True)
+    train_NxV = vectors.fit_transform(texts(run.train))
+    alike_QxN = (vectors.transform(texts(targets.examples)) @ train_NxV.T).toarray()
+    alike_AxN = np.stack([alike_QxN[targets.task_Q == a].mean(axis=0) for a in (0, 1)])
+    np.testing.assert_allclose(likeness(run, targets), alike_AxN, atol=1e-5)
+    scores_AxN, _ = task_scores(run, targets)
+    ranks = [
+        scipy.stats.rankdata(-own, method="ordinal", axis=1) for own in (scores_AxN, alike_AxN)
+    ]
+    joined_AxN = 1 / (59 + ranks[0]) + 1 / (59 + ranks[1])
+    best = np.argsort(-joined_AxN.max(axis=0), kind="stable")[:20]
+    names = run.text.train.origins("document")
+    assert [row["id"] for row in rows] == names[best].tolist()
+    assert [row["score"] for row in rows] == pytest.approx(
+        scores_AxN[joined_AxN.argmax(axis=0)[best], best].tolist(), rel=1e-5
+    )
 
 
 def test_bad_input_of_the_command(

@@ -55,6 +55,8 @@ class Pool(NamedTuple):
       sizes_N: tokens of each row.
       keys_N: key of each row; rows of one key act as one.
       sources_N: source of each row, strings; "" where none is known.
+      ranks_AxN: what rows are ranked by in place of their scores, the larger the better, as
+        `fusion.fused` joins several methods; None for the scores.
     """
 
     scores_AxN: np.ndarray
@@ -62,6 +64,7 @@ class Pool(NamedTuple):
     sizes_N: np.ndarray
     keys_N: np.ndarray
     sources_N: np.ndarray
+    ranks_AxN: np.ndarray | None = None
 
 
 class Chosen(NamedTuple):
@@ -69,7 +72,7 @@ class Chosen(NamedTuple):
 
     Attributes:
       row: its number.
-      score: what it is worth, by the pool's rule.
+      score: what it is worth, by the pool's rule; in nats whatever rows are ranked by.
       task: the task that it was chosen for: the one that it helps most, or whose turn it was.
     """
 
@@ -146,14 +149,18 @@ def choose(pool: Pool, settings: SelectSettings) -> Selection:
 def _ordered(pool: Pool, rule: str) -> Iterator[Chosen]:
     """Rows in the order in which they are offered; of `turns` some come several times."""
     scores_AxN, tasks = pool.scores_AxN, pool.tasks
+    ranks_AxN = scores_AxN if pool.ranks_AxN is None else pool.ranks_AxN
     if rule == "turns":
-        orders = [np.argsort(-own_N, kind="stable").tolist() for own_N in scores_AxN]
+        orders = [np.argsort(-own_N, kind="stable").tolist() for own_N in ranks_AxN]
         yield from _turns(orders, scores_AxN, tasks)
         return
-    worth_N = scores_AxN.max(axis=0) if rule == "max" else scores_AxN.mean(axis=0)
-    best_N = scores_AxN.argmax(axis=0)
+    best_N = ranks_AxN.argmax(axis=0)
+    if rule == "max":
+        worth_N, score_N = ranks_AxN.max(axis=0), scores_AxN[best_N, np.arange(len(best_N))]
+    else:
+        worth_N, score_N = ranks_AxN.mean(axis=0), scores_AxN.mean(axis=0)
     for row in np.argsort(-worth_N, kind="stable").tolist():
-        yield Chosen(row, float(worth_N[row]), tasks[best_N[row]])
+        yield Chosen(row, float(score_N[row]), tasks[best_N[row]])
 
 
 def _turns(

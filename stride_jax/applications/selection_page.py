@@ -94,7 +94,8 @@ def _about(run: Run, told: Mapping[str, Any]) -> dict[str, Any]:
         "scores": "by how much the mean loss of the task's targets would rise without the row"
                   + (", relative to the root of its self-influence" if told["relative"] else ""),
         "train": len(run.train), "queries": len(told["tasks"]), "top": 0, "versions": {},
-        "summary": {"settings": {n: told[n] for n in ("relative", "each")}}, "fine": ["found"],
+        "summary": {"settings": {n: told[n] for n in ("relative", "each", "words")}},
+        "fine": ["found"],
         "words": {"queries": "tasks", "doubt": "tasks in doubt", "help": "Chosen: they help",
                   "hurt": "Chosen although they do not help", "worth": "What was chosen",
                   "answer": "Of this task"},

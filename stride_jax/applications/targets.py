@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stride_jax import asking, reading, stride
+from stride_jax.baselines.text import TfidfSettings, fit_tfidf, score_tfidf
 from stride_jax.data.tuning import read_rows
 from stride_jax.estimate import estimator
 from stride_jax.examples import Examples
@@ -98,6 +99,21 @@ def task_scores(
         scores.append(stored["score_N"])
         verdicts.append(reading.VERDICTS[int(stored["verdict"])])
     return np.stack(scores), verdicts
+
+
+def likeness(run: Run, targets: Targets, *, each: bool = False) -> np.ndarray:
+    """How alike the words of each row and of a task's targets are: cosines of TF-IDF, `[A, N]`.
+
+    Args:
+      run: a run of text.
+      targets: target examples.
+      each: whether a row counts by its likest target, in place of the mean over a task's targets.
+    """
+    settings = TfidfSettings()
+    state = fit_tfidf(None, run.train, settings)
+    own_QxN = score_tfidf(state, None, run.train, targets.examples, settings)
+    parts = [own_QxN[targets.task_Q == a] for a in range(len(targets.tasks))]
+    return np.stack([own.max(axis=0) if each else own.mean(axis=0) for own in parts])
 
 
 def _largest(scores_nxN: np.ndarray) -> np.ndarray:

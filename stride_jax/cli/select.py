@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from stride_jax.applications.fusion import fused
 from stride_jax.applications.selection import (
     POOLS,
     Pool,
@@ -27,7 +28,7 @@ from stride_jax.applications.selection import (
     table,
 )
 from stride_jax.applications.selection_page import page
-from stride_jax.applications.targets import relative, targets_of, task_scores
+from stride_jax.applications.targets import likeness, relative, targets_of, task_scores
 from stride_jax.cli.doors import PAGES, Parser, at_least, out_file
 from stride_jax.data.dialogues import as_row, read_dialogues
 from stride_jax.run.opened import open_run
@@ -56,6 +57,8 @@ def _parser() -> Parser:
     parser.switch("relative", "Divide scores by the root of a row's self-influence: none is chosen "
                   "for its size.")  # fmt: skip
     parser.switch("each", "Take a row by the target that it does most for, in place of their mean.")
+    parser.switch("words", "Rank rows by their scores and by the likeness of their words (TF-IDF) "
+                  "together.")  # fmt: skip
     parser.switch("copies", "Rows that act as one may all be chosen.")
     return parser
 
@@ -124,10 +127,13 @@ def main(words: Sequence[str]) -> int:
     if given.relative:
         scores_AxN = relative(run, scores_AxN)
     pool = pool_of(run, scores_AxN, targets.tasks, given.source)
+    if given.words:
+        alike_AxN = likeness(run, targets, each=given.each)
+        pool = pool._replace(ranks_AxN=fused(scores_AxN, alike_AxN))
     selection = choose(pool, settings)
     write_rows(out, rows_of(run, selection))
     told = table(selection, pool) | {
-        "relative": given.relative, "each": given.each,
+        "relative": given.relative, "each": given.each, "words": given.words,
         "verdicts": dict(zip(targets.tasks, verdicts, strict=True)),
     }  # fmt: skip
     write_json(out.with_suffix(".report.json"), told)
