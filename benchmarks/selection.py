@@ -117,16 +117,19 @@ class Contest:
     def figures(self, task: str, rows_JxS: np.ndarray, seed_J: Sequence[int]) -> np.ndarray:
         """Figures of models trained on some rows each, `[J, figures]`; stored by what they are."""
         a = self.targets.tasks.index(task)
-        tests = self.tests.of(a)
-        both, paths = list(zip(rows_JxS, seed_J, strict=True)), []
-        for rows_S, seed in both:
+        tests, most = self.tests.of(a), int(np.bincount(self.tests.task_Q).max())
+        paths = []
+        for rows_S, seed in zip(rows_JxS, seed_J, strict=True):
             asked = fingerprint(self.run.products.key("model"), task, rows_S, int(seed), _FRESH)
             paths.append(self.run.workdir / "judged" / f"{asked}.npz")
-        new = [j for j, path in enumerate(paths) if not path.exists()]
+        # Settings that choose the same rows have one model.
+        new = {path: j for j, path in enumerate(paths) if not path.exists()}
         if new:
-            made = judged(self.run, rows_JxS[new], np.array(seed_J)[new], tests, _FRESH)
-            for j, one in zip(new, made, strict=True):
-                write_arrays(paths[j], figures=np.array([getattr(one, name) for name in FIGURES]))
+            chosen = list(new.values())
+            rows, seeds = rows_JxS[chosen], np.array(seed_J)[chosen]
+            made = judged(self.run, rows, seeds, tests, _FRESH, room=most)
+            for path, one in zip(new, made, strict=True):
+                write_arrays(path, figures=np.array([getattr(one, name) for name in FIGURES]))
         return np.stack([read_arrays(path)["figures"] for path in paths])
 
 

@@ -94,7 +94,7 @@ def _train_and_answer(
 
 def judged(
     run: Run, members_JxS: np.ndarray, seed_J: np.ndarray, tests: Examples,
-    training: TrainSettings, at_once: int = 4,
+    training: TrainSettings, at_once: int = 4, room: int = 0,
 ) -> list[Judged]:  # fmt: skip
     """Models trained from the run's start on rows of its training set, and judged on tests.
 
@@ -105,14 +105,17 @@ def judged(
       tests: of one task.
       training: recipe.
       at_once: models trained together.
+      room: tests that the program has room for, so that one serves tasks with fewer too.
     """
     start = run.retraining.start
     assert start is not None, "a run that starts from a model"
+    count = len(tests)
+    padded = tests.take(np.minimum(np.arange(max(room, count)), count - 1))
     data = {
         "start": jax.device_put(start.load()),
         "inputs": jnp.asarray(run.train.inputs), "labels": jnp.asarray(run.train.labels),
-        "test_inputs": jnp.asarray(tests.inputs), "test_labels": jnp.asarray(tests.labels),
-        "test_starts": jnp.asarray(starts(tests)),
+        "test_inputs": jnp.asarray(padded.inputs), "test_labels": jnp.asarray(padded.labels),
+        "test_starts": jnp.asarray(starts(padded)),
     }  # fmt: skip
     keys_J = model_keys(0, np.zeros_like(seed_J), seed_J)
     out: list[Judged] = []
@@ -124,7 +127,7 @@ def judged(
             module=run.module, training=training,
         )  # fmt: skip
         for b in range(min(size, len(members_JxS) - first)):
-            said, loss_Q = np.asarray(said_BxQxL[b]), np.asarray(outputs.losses_BxQ[b])
+            said, loss_Q = (np.asarray(v[b])[:count] for v in (said_BxQxL, outputs.losses_BxQ))
             out.append(_verdict(run.corpus.tokenizer, tests, said, loss_Q))
     return out
 
