@@ -110,12 +110,13 @@ def judged(
     start = run.retraining.start
     assert start is not None, "a run that starts from a model"
     count = len(tests)
-    padded = tests.take(np.minimum(np.arange(max(room, count)), count - 1))
+    places = np.minimum(np.arange(max(room, count)), count - 1)
     data = {
         "start": jax.device_put(start.load()),
         "inputs": jnp.asarray(run.train.inputs), "labels": jnp.asarray(run.train.labels),
-        "test_inputs": jnp.asarray(padded.inputs), "test_labels": jnp.asarray(padded.labels),
-        "test_starts": jnp.asarray(starts(padded)),
+        "test_inputs": jnp.asarray(tests.inputs[places]),
+        "test_labels": jnp.asarray(tests.labels[places]),
+        "test_starts": jnp.asarray(starts(tests)[places]),
     }  # fmt: skip
     keys_J = model_keys(0, np.zeros_like(seed_J), seed_J)
     out: list[Judged] = []
