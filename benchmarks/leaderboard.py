@@ -380,7 +380,7 @@ def main(asked: Asked) -> None:
     write_json(asked.workdir / "leaderboard.json", board)
     print(report.table(board))
     if name := asked.flags.rows:
-        record(report.rows(board, name), path=APPLICATIONS)
+        record(report.rows(board, name), path=pathlib.Path(asked.flags.results))
         return
     docs, name = pathlib.Path(asked.flags.docs), asked.workdir.name
     (docs / "boards").mkdir(parents=True, exist_ok=True)
@@ -392,5 +392,6 @@ def main(asked: Asked) -> None:
 if __name__ == "__main__":
     program = Program("leaderboard", __doc__, {"leaderboard": LeaderboardSettings})
     program.flag("docs", "Where leaderboard.md and its plots are written.", default="docs")
-    program.flag("rows", "Name of the board in applications.json, in place of a page.", default="")
+    program.flag("rows", "Name of the board among the results, in place of a page.", default="")
+    program.flag("results", "File of these rows.", default=str(APPLICATIONS))
     program.run(main)
