@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stride_jax import operators as ops
+from stride_jax.estimate import rest_sizes
 from stride_jax.exact import Directions, directions
 from stride_jax.examples import Examples, as_examples
 from stride_jax.frozen import FrozenModel
@@ -222,10 +223,12 @@ def ask(
       execution: devices, bars, memory.
     """
 
+    form = settings.measure
+    if form.form == "auto" and index.kept and not rest_sizes(index).any():
+        form = dataclasses.replace(form, form="first_order")
+
     def one(queries: Examples) -> Asked:
-        y_YxK = measure_all(
-            frozen, index.operators, queries, settings.measure, execution, what.question
-        )
+        y_YxK = measure_all(frozen, index.operators, queries, form, execution, what.question)
         return asked_of(
             frozen, index, queries, y_YxK, settings, has_corpus, execution, what.question
         )

@@ -6,6 +6,7 @@ is answered from it.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import operator
 import os
@@ -35,13 +36,15 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "jaxopt", "numpy", "str
 
 def versions() -> dict[str, str]:
     """Versions of the packages a result depends on."""
-    installed = {}
-    for name in _PACKAGES:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = "not installed"
-    return installed
+    return {name: _installed(name) for name in _PACKAGES}
+
+
+@functools.cache
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -234,16 +234,19 @@ def _fit_content(
 
     norms = np.concatenate([np.ravel(contents.token_norms(*pieces(one))) for one in sample])
     shape = examples.token_shape
-    share = store_of(frozen, basis, name, shape).places / math.prod(shape)
+    places = {n: store_of(frozen, own, n, shape).places for n, own in bases.items()}
+    share = places[name] / math.prod(shape)
     fresh = contents.unfitted(norms, share, site.width, settings.design.seed)
-    wanted = min(len(examples), _PER_CLUSTER * settings.design.num_subsets)
+    # Where all is kept, every score is exact, and clusters say nothing: K examples stand for them.
+    all_kept = min(places.values()) >= math.prod(shape)
+    wanted = min(len(examples), (1 if all_kept else _PER_CLUSTER) * settings.design.num_subsets)
     chunks: Any = sample
     if sum(len(one.observed) for one in sample) < wanted:
         rows = np.unique(np.linspace(0, len(examples) - 1, wanted).astype(int))
         execution = dataclasses.replace(execution, keep=nowhere)
         chunks = frozen.chunks(examples.take(rows), execution, "clusters")
     sketched = [contents.sketches(fresh, *pieces(one)) for one in chunks]
-    return contents.fit_content(fresh, sketched, settings.design)
+    return contents.fit_content(fresh, sketched, settings.design, refined=not all_kept)
 
 
 @jax.jit

