@@ -20,7 +20,7 @@ def fused(*scores: np.ndarray) -> np.ndarray:
 
     Source: G. Cormack, C. Clarke and S. Buettcher, Reciprocal Rank Fusion, 2009.
 
-    >>> fused(np.array([3.0, 2.0, 1.0]), np.array([0.0, 5.0, 4.0])).argmax()
+    >>> int(fused(np.array([3.0, 2.0, 1.0]), np.array([0.0, 5.0, 4.0])).argmax())
     1
     """
     return np.sum([1 / (_LATE + _ranks(own)) for own in scores], axis=0)
