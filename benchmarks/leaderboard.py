@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.contestants import contestants
-from benchmarks.house import APPLICATIONS, ROOT, commit_of, record, this_command
+from benchmarks.house import APPLICATIONS, BOARDS, ROOT, commit_of, record, this_command
 from benchmarks.meter import Cost, Meter, index_bytes
 from benchmarks.methods import Method, Stride, ensemble
 from benchmarks.program import Asked, Program
@@ -35,6 +35,9 @@ from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings
 from stride_jax.runtime.files import fingerprint, plain, read_arrays, write_arrays, write_json
 from stride_jax.runtime.progress import bars
+
+_RESULTS = {"applications": APPLICATIONS, "boards": BOARDS}
+"""Files that rows of a board without a page go to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,7 +383,7 @@ def main(asked: Asked) -> None:
     write_json(asked.workdir / "leaderboard.json", board)
     print(report.table(board))
     if name := asked.flags.rows:
-        record(report.rows(board, name), path=pathlib.Path(asked.flags.results))
+        record(report.rows(board, name), path=_RESULTS[asked.flags.results])
         return
     docs, name = pathlib.Path(asked.flags.docs), asked.workdir.name
     (docs / "boards").mkdir(parents=True, exist_ok=True)
@@ -393,5 +396,5 @@ if __name__ == "__main__":
     program = Program("leaderboard", __doc__, {"leaderboard": LeaderboardSettings})
     program.flag("docs", "Where leaderboard.md and its plots are written.", default="docs")
     program.flag("rows", "Name of the board among the results, in place of a page.", default="")
-    program.flag("results", "File of these rows.", default=str(APPLICATIONS))
+    program.flag("results", "Where these rows go.", choices=tuple(_RESULTS), default="applications")
     program.run(main)

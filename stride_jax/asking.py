@@ -224,6 +224,7 @@ def ask(
     """
 
     form = settings.measure
+    # What is measured then says whether there is any signal, and nothing of the scores.
     if form.form == "auto" and index.kept and not rest_sizes(index).any():
         form = dataclasses.replace(form, form="first_order")
 

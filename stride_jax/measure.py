@@ -32,8 +32,8 @@ class MeasureSettings:
     Attributes:
       form: `exact` steers the model; `first_order` takes the derivative at zero, one product per
         query and subset; `auto` is exact while K operators' shifts of one query stay below
-        `exact_limit`, and of first order where an index keeps all examples: their scores are
-        exact, whatever is measured.
+        `exact_limit`; but `attribute` takes the first order of an index that keeps all examples,
+        whose scores are exact whatever is measured.
       scale: factor on the steering matrices before an exact measurement, divided out again
         afterwards; additivity holds to first order, so a small factor reads the derivative, and
         the exact identity reads it without cancellation. 1 reads operators as published.

@@ -72,7 +72,7 @@ class Chosen(NamedTuple):
 
     Attributes:
       row: its number.
-      score: what it is worth, by the pool's rule; in nats whatever rows are ranked by.
+      score: what it is worth, by the pool's rule and scores, whatever rows are ranked by.
       task: the task that it was chosen for: the one that it helps most, or whose turn it was.
     """
 
