@@ -12,6 +12,7 @@ D width of an activation, R features, C classes or vocabulary, O outputs of an o
 """
 
 from stride_jax.adapters import from_equinox, from_haiku, from_linen, from_model, from_nnx
+from stride_jax.appending import append
 from stride_jax.attribution import Attribution, ensemble
 from stride_jax.check import Report, check
 from stride_jax.design import Design
@@ -35,7 +36,7 @@ from stride_jax.runtime.progress import bars
 from stride_jax.self_influence import SelfInfluence, self_influence
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.steer import load_operators, operators_pytree, save_operators, steer
-from stride_jax.stride import append, attribute, attribute_groups, direct, fit
+from stride_jax.stride import attribute, attribute_groups, direct, fit
 from stride_jax.taps import TappedModel, from_function, with_objective, with_temperature
 from stride_jax.unit import Unit
 from stride_jax.version import __version__

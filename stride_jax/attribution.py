@@ -16,21 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
+from stride_jax import attribution_file
 from stride_jax.ids import as_ids, as_keys, grouped, rows_of, same_ids
-from stride_jax.runtime.files import UnreadableFileError, reading
 from stride_jax.runtime.rows import Rows
-from stride_jax.runtime.tables import read_table, write_table
 from stride_jax.scores import Scores, as_dense, as_scores, mean, ranked, row_scores, top_rows
 from stride_jax.unit import Unit, words
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Of the file; raised when its columns or its note change.
-_FORMAT = 1
-# Letters of all ids and keys up to which a file lists them: Parquet's readers refuse long notes.
-_LISTED = 2**24
-_REMEDY = "give the path of a file that it wrote"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "jaxopt", "numpy", "stride-jax")
 
 
@@ -253,28 +247,9 @@ class Attribution:
           ValueError: a top_k that is no positive integer.
         """
         limit = len(self.train_ids) if top_k is None else _positive("top_k", top_k)
-        if all_ids is None:
-            all_ids = _letters(self.train_ids) + _letters(self.train_keys) <= _LISTED
         columns = self._columns(limit)
         del columns["query_row"], columns["train_row"]
-        note = {
-            "format": _FORMAT,
-            "settings": self.settings,
-            "versions": self.versions,
-            "top_k": top_k,
-            "query_ids": self.query_ids.tolist(),
-            "num_train": len(self.train_ids),
-            "train_ids": self.train_ids.tolist() if all_ids else None,
-            "query_labels": _listed(self.query_labels),
-            "train_labels": _listed(self.train_labels) if all_ids else None,
-            "train_keys": _listed(self.train_keys) if all_ids else None,
-            "diagnostics": {n: (v.dtype.str, v.tolist()) for n, v in self.diagnostics.items()},
-            "sources": list(self.sources),
-            "sign": "positive = proponent",
-            "unit": None if self.unit is None else [self.unit.slope, *self.unit.ci95],
-            "scores": words(self.unit),
-        }
-        write_table(path, columns, note)
+        attribution_file.write(path, self, columns, top_k, all_ids)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Attribution":
@@ -286,31 +261,7 @@ class Attribution:
         Raises:
           UnreadableFileError: not Parquet, not written by `save`, or of another format.
         """
-        table, note = _read(path)
-        with reading(path, "an attribution", _REMEDY):
-            query_ids, stored_ids = np.array(note["query_ids"], str), table["train_id"].astype(str)
-            if note["train_ids"] is None:
-                train_ids, at = np.unique(stored_ids, return_index=True)
-                labels = table["train_label"][at] if "train_label" in table else None
-            else:
-                train_ids, labels = np.array(note["train_ids"], str), note.get("train_labels")
-            pairs = _positions(query_ids, table["query_id"]), _positions(train_ids, stored_ids)
-            shape = (len(query_ids), len(train_ids))
-            diagnostics = note.get("diagnostics", {}).items()
-            return cls(
-                query_ids,
-                train_ids,
-                scipy.sparse.csr_array((table["score"], pairs), shape=shape),
-                note["settings"],
-                note["versions"],
-                note.get("query_labels"),
-                labels,
-                {name: np.array(values, dtype) for name, (dtype, values) in diagnostics},
-                _exact(table, tuple(note.get("sources", ())), pairs, shape),
-                tuple(note.get("sources", ())),
-                note.get("train_keys"),
-                _unit(note.get("unit")),
-            )
+        return attribution_file.read(path, cls)
 
     def _query(self, query_id: str) -> int:
         rows = np.flatnonzero(self.query_ids == str(query_id))
@@ -372,15 +323,6 @@ def _column(name: str, value: Any, count: int) -> Any:
     return array
 
 
-def _listed(column: np.ndarray | None) -> list | None:
-    return None if column is None else column.tolist()
-
-
-def _letters(names: Any) -> int:
-    """Letters that names have at most."""
-    return 0 if names is None else len(names) * names.dtype.itemsize // 4
-
-
 def _positive(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
@@ -400,47 +342,6 @@ def _design(settings: Any) -> Mapping[str, Any]:
     if not isinstance(settings, list):
         return {}
     return next(filter(None, map(_design, settings)), {})
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    table, note = read_table(path)
-    needed = {"query_ids", "train_ids", "settings", "versions"}
-    if not isinstance(note, dict) or not needed <= set(note):
-        raise UnreadableFileError(
-            f"{path} holds no attribution: Attribution.save did not write it; {_REMEDY}"
-        )
-    if (number := note.get("format", _FORMAT)) != _FORMAT:
-        raise UnreadableFileError(
-            f"{path} has format {number}, where this library reads {_FORMAT}: read it with the "
-            f"stride-jax that wrote it, {note['versions'].get('stride-jax')}"
-        )
-    return table, note
-
-
-def _exact(
-    table: Mapping[str, np.ndarray], sources: tuple[str, ...], pairs: Any, shape: tuple[int, int]
-) -> scipy.sparse.csr_array | None:
-    """Bits of the sources of the scores that a file holds; None in one that does not say."""
-    if "found_by" not in table:
-        return None
-    place = {name: 1 << i for i, name in enumerate(sources)}
-    bits = {
-        said: sum(place.get(name, 0) for name in said.split("+"))
-        for said in np.unique(table["found_by"].astype(str)).tolist()
-    }
-    data = np.array([bits[said] for said in table["found_by"].astype(str).tolist()], np.uint8)
-    found = scipy.sparse.csr_array((data, pairs), shape=shape)
-    found.eliminate_zeros()
-    return found
-
-
-def _unit(stored: list[float] | None) -> Unit | None:
-    return None if stored is None else Unit(stored[0], (stored[1], stored[2]))
-
-
-def _positions(ids: np.ndarray, wanted: np.ndarray) -> list[int]:
-    place = {name: i for i, name in enumerate(ids.tolist())}
-    return [place[name] for name in wanted.tolist()]
 
 
 def ensemble(attributions: Sequence[Attribution]) -> Attribution:

@@ -9,6 +9,30 @@ import scipy.sparse
 Scores = np.ndarray | scipy.sparse.csr_array
 
 
+class SparseScores(scipy.sparse.csr_array):
+    """Scores in compressed rows, where the row of a query, or the column of an example, is dense.
+
+    numpy takes a sparse vector for one object, and says that its order is `[0]`.
+
+    >>> scores = SparseScores(np.array([[0.5, 0.0, -2.0]], np.float32))
+    >>> np.argsort(scores[0]).tolist()
+    [2, 1, 0]
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        """As of any sparse array, but for vectors."""
+        found = super().__getitem__(key)
+        return found.toarray() if scipy.sparse.issparse(found) and found.ndim == 1 else found
+
+    def argsort(self, *_: Any, **__: Any) -> np.ndarray:
+        """Refused, whoever asks.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("scores in compressed rows have no order: sort scores[i], or scores_QxN")
+
+
 class Ranked(NamedTuple):
     """Pairs of a query and an example, P of them.
 
@@ -39,7 +63,7 @@ def as_scores(scores: Any, shape: tuple[int, int]) -> Scores:
         scores = np.asarray(scores, np.float32)
         bad = np.asarray(~np.isfinite(scores).all(axis=1))
     else:
-        scores = scipy.sparse.csr_array(scores, dtype=np.float32)
+        scores = SparseScores(scores, dtype=np.float32)
         if not scores.has_canonical_format:
             scores = scores.copy()
             scores.sum_duplicates()

@@ -5,7 +5,7 @@ against it. A run (`stride_jax.run`) calls the same steps one by one, with files
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,29 +14,16 @@ from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.asking import ask, measure_all, one_name, wanted
 from stride_jax.attribution import Attribution
-from stride_jax.candidates import as_one, named
+from stride_jax.candidates import Candidates, as_one, named
 from stride_jax.estimate import estimator
 from stride_jax.exact import directions, positions, scored
 from stride_jax.examples import Examples, as_examples
-from stride_jax.fitting import (
-    Fixed,
-    Moments,
-    bases_of,
-    curvatures_of,
-    fishers,
-    fit_operators,
-    group_operators,
-    made,
-    pass_over,
-    solve_operators,
-    store_of,
-)
+from stride_jax.fitting import fit_operators, made
 from stride_jax.frozen import FrozenModel, freeze
-from stride_jax.groups import Groups, labelled, sizes
+from stride_jax.groups import labelled
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
 from stride_jax.neighbours import finder, most_named, refuse_unfit
-from stride_jax.operators import kept as stores
 from stride_jax.reading import Corpus, highest, read
 from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.execution import Execution
@@ -114,119 +101,6 @@ def _of_class(settings: Any, wanted: type) -> None:
             f"settings={type(settings).__name__}(…) given where {wanted.__name__} is needed: "
             "IndexSettings make an index, ReadSettings read it"
         )
-
-
-def append(
-    tapped: TappedModel,
-    params: Params,
-    index: Index,
-    inputs: Any,
-    labels: Any,
-    *,
-    ids: Any = None,
-    weights: Any = None,
-    keys: Any = None,
-    groups: Any = None,
-    execution: Execution = Execution(),
-) -> Index:
-    """The index of the old training examples and these, without a pass over the old ones.
-
-    Sums of the new examples are added to the old sums; the basis stays as it was fitted.
-
-    Args:
-      tapped: the model the index was fitted on.
-      params: its parameters.
-      index: from `fit` with `keep_moments`, or from `append`.
-      inputs: the new examples, as in `fit`.
-      labels: of each.
-      ids: of each.
-      weights: of each label.
-      keys: of each; an old key joins the old examples that have it.
-      groups: the groups of the new examples, as in `fit`; old names grow, new ones are added.
-      execution: as in `fit`.
-
-    Raises:
-      ValueError: the index has no moments or is of another model, or an id is in it already; groups
-        for an index without, or none for an index with groups.
-    """
-    moments = _moments_of(index)
-    examples = as_examples(inputs, labels, ids, weights, keys)
-    names, own = _grown_groups(index, groups, len(examples))
-    if both := sorted(set(examples.ids.tolist()) & set(index.train_ids.tolist())):
-        raise ValueError(
-            f"{len(both)} of the new examples are in the index already, first {both[0]}: leave "
-            "them out"
-        )
-    everyone = np.concatenate([index.train_ids, examples.ids])
-    all_keys = None
-    if index.keys is not None or examples.keys is not None:
-        pairs = (index.keys, index.train_ids), (examples.keys, examples.ids)
-        all_keys = np.concatenate([ids if own is None else own for own, ids in pairs])
-    subsets_Nxd = None
-    if index.cluster_N is None:
-        # The design of all examples: those of the old ones come out as they were.
-        known = designs.known_membership(index.settings.design, everyone, all_keys)
-        assert known is not None, "a hash design is known"
-        subsets_Nxd = known[len(index.train_ids) :]
-    frozen = frozen_for(index, tapped, params, examples, execution)
-    bases = bases_of(index.operators)
-    fixed = Fixed(bases, curvatures_of(frozen, moments), index.content)
-    new = pass_over(frozen, examples, subsets_Nxd, fixed, execution, own)
-    old = {n: v if own is None else ops.with_groups(v, own.groups) for n, v in moments.items()}
-    total = {name: ops.add(sums, new.moments[name]) for name, sums in old.items()}
-    shape = (len(everyone), *examples.token_shape[1:])
-    kept = {}
-    for name, store in new.kept.items():
-        store = dataclasses.replace(store, row_H=store.row_H + len(index.train_ids))
-        places = store_of(frozen, bases[name], name, shape).places
-        both = name in index.kept
-        kept[name] = stores.joined(index.kept[name], store, places) if both else store
-    cluster_N = None
-    if index.cluster_N is not None and new.cluster_N is not None:
-        cluster_N = np.concatenate([index.cluster_N, new.cluster_N])
-    solved = None
-    if index.groups is not None and names is not None and own is not None:
-        added = sizes(own)
-        added[: len(index.groups)] += index.groups.sizes_G
-        solved = Groups(names, added, group_operators(frozen, bases, total))
-    return dataclasses.replace(
-        index,
-        operators=solve_operators(frozen, bases, total),
-        train_ids=everyone,
-        residual_N=np.concatenate([index.residual_N, new.residual_N]),
-        norm_N=np.concatenate([index.norm_N, new.norm_N]),
-        cluster_N=cluster_N,
-        fisher=fishers(total, frozen),
-        kept=kept,
-        keys=all_keys,
-        moments=total,
-        groups=solved,
-    )
-
-
-def _grown_groups(
-    index: Index, groups: Any, num_examples: int
-) -> tuple[np.ndarray | None, ops.Labels | None]:
-    """Names of the old and new groups, and the groups of new examples."""
-    if index.groups is None and groups is None:
-        return None, None
-    if index.groups is None:
-        raise ValueError("groups given for an index without: leave them out, or fit it with groups")
-    if groups is None:
-        raise ValueError(
-            f"this index has {len(index.groups)} groups: give groups=, the name of each new "
-            "example's, None for those of none"
-        )
-    return labelled(groups, num_examples, index.groups.names)
-
-
-def _moments_of(index: Index) -> Moments:
-    if not index.moments:
-        raise ValueError(
-            "this index has no moments, so nothing can be added: fit it in closed form with "
-            "keep_moments=True, and save it with them"
-        )
-    return index.moments
 
 
 def frozen_for(
@@ -324,24 +198,9 @@ def attribute(
         "together": together if isinstance(together, str) else together is not None,
     }
     index = _in_unit_of(index, said["question"])
-    others = [
-        named(source, own, index.train_ids, 1 if what.weight_Q is not None else len(queries))
-        for source, own in (candidates or {}).items()
-    ]
-    if others and train is None:
-        raise ValueError(
-            f"candidates {[one.source for one in others]} are scored from the training data: give "
-            "train=Examples(…) too"
-        )
     sources = settings.exact.sources
-    if both := set(sources) & set(candidates or {}):
-        raise ValueError(f"candidates {sorted(both)} have the name of a source: give them another")
-    if (count := len(others) + len(sources)) > 6:  # a byte says who named an example
-        raise ValueError(
-            f"{count} sources of candidates: at most 6 can be told apart, so join some"
-        )
-    if sources and train is None:
-        raise ValueError(f"sources={sources} look into the training data: give train=Examples(…)")
+    lists = 1 if what.weight_Q is not None else len(queries)
+    others = _candidates(index, candidates or {}, sources, lists, train is not None)
     refuse_unfit(sources, queries)
     if train is not None:
         positions(index, train)  # refuses other data before anything runs
@@ -365,6 +224,40 @@ def attribute(
         train_keys=index.keys, unit=index.unit,
         query_labels=queries.labels if alone else None,
     )  # fmt: skip
+
+
+def _candidates(
+    index: Index,
+    given: Mapping[str, Any],
+    sources: Sequence[str],
+    num_lists: int,
+    can_score: bool,
+) -> list[Candidates]:
+    """Candidates that the user gave, for each question or one for all.
+
+    Args:
+      index: whose examples they are.
+      given: `{source: ids}`.
+      sources: that name candidates themselves.
+      num_lists: questions.
+      can_score: whether there is training data to score them from.
+    """
+    if given and not can_score:
+        raise ValueError(
+            f"candidates {list(given)} are scored from the training data: give train=Examples(…) "
+            "too"
+        )
+    if both := set(sources) & set(given):
+        raise ValueError(f"candidates {sorted(both)} have the name of a source: give them another")
+    if (count := len(given) + len(sources)) > 6:  # a byte says who named an example
+        raise ValueError(
+            f"{count} sources of candidates: at most 6 can be told apart, so join some"
+        )
+    if sources and not can_score:
+        raise ValueError(
+            f"sources={tuple(sources)} look into the training data: give train=Examples(…)"
+        )
+    return [named(source, own, index.train_ids, num_lists) for source, own in given.items()]
 
 
 def attribute_groups(

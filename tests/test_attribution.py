@@ -232,6 +232,23 @@ def test_scores_ids_and_counts_that_mean_nothing_are_refused(attribution, tmp_pa
             attribution.save(tmp_path / "a.parquet", top_k=k)
 
 
+def test_numpy_reads_rows_of_sparse_scores_as_those_of_dense_ones(attribution, labelled):
+    dense, sparse = attribution.scores, labelled.scores
+    for asked in (2, np.int64(-1), (0, slice(None)), (slice(None), 3), (1, [4, 2, 9]), (1, 4)):
+        np.testing.assert_array_equal(sparse[asked], dense[asked])
+    for row in range(4):
+        for order in (np.argsort, np.argmax, np.median, np.linalg.norm):
+            np.testing.assert_array_equal(order(sparse[row]), order(dense[row]))
+    with pytest.raises(ValueError, match=r"have no order: sort scores\[i\], or scores_QxN"):
+        np.argsort(sparse)
+    for kept in (sparse[1:3], sparse[[2, 0]], sparse[:, 4:9], 2 * sparse, abs(sparse), sparse.T):
+        assert scipy.sparse.issparse(kept)
+        assert kept.ndim == 2
+    both = scipy.sparse.vstack([sparse, sparse]).toarray()
+    np.testing.assert_array_equal(both, np.concatenate([dense, dense]))
+    np.testing.assert_array_equal(sparse @ np.ones(30), dense @ np.ones(30))
+
+
 def test_an_ensemble_is_the_mean_and_stays_sparse(attribution, labelled, monkeypatch):
     other = dataclasses.replace(labelled, scores=scipy.sparse.csr_array(labelled.scores[:, ::-1]))
     expected = (attribution.scores + attribution.scores[:, ::-1]) / 2

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import stride_jax
-from stride_jax import asking, stride, taps
+from stride_jax import appending, asking, stride, taps
 from stride_jax import operators as ops
 from stride_jax.design import Design, membership, subset_sum
 from stride_jax.exact import score_rows
@@ -254,7 +254,7 @@ def test_an_appended_index_is_the_index_built_at_once(trained, kind):
     half = train.take(slice(250))
     start = stride.fit(*args, half.inputs, half.labels, settings, ids=half.ids, keep_moments=True)
     rest = train.inputs[250:], train.labels[250:]
-    grown = stride.append(*args, start, *rest, ids=train.ids[250:])
+    grown = appending.append(*args, start, *rest, ids=train.ids[250:])
     # Built at once, on the basis and the centroids that the first half fixed.
     frozen = freeze(*args, train, settings)
     basis = start.operators["logit"].basis
@@ -280,9 +280,9 @@ def test_an_appended_index_is_the_index_built_at_once(trained, kind):
     said = "an index' operators do not grow with its training set"
     assert grown.nbytes == start.nbytes + 150 * of_each, said
     with pytest.raises(ValueError, match="has no moments"):
-        stride.append(*args, dataclasses.replace(start, moments=None), *rest)
+        appending.append(*args, dataclasses.replace(start, moments=None), *rest)
     with pytest.raises(ValueError, match="150 of the new examples are in the index already"):
-        stride.append(*args, grown, *rest, ids=train.ids[250:])
+        appending.append(*args, grown, *rest, ids=train.ids[250:])
 
 
 @KINDS
