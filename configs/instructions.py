@@ -6,7 +6,7 @@
     python -m benchmarks.leaderboard --config=configs/instructions.py \\
         --workdir=runs/leaderboard/instructions --rows="SFT instructions"
 
-1,000 rows of 96 tokens, of 48 tasks, 3 epochs from `configs/instructions_base.py`'s model; 100
+1,000 rows of 96 tokens, of 48 tasks, 3 epochs from `configs/instructions_base.py`'s model; 300
 held-out rows as queries, of which the completions count. Every row is scored exactly, so that K and
 groups of tokens, which serve the sketch, are of no account. Operators act where the weights do, on
 the logits and on what each block adds by its MLP. Sites and damping were chosen on the tuning half
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "path": "data/instructions/rows.jsonl",
                 "length": 96,
                 "max_train": 1000,
-                "num_query": 100,
+                "num_query": 300,
                 "num_calibration": 50,
             },
             "model": {"init_from": "runs/instructions_base"},
@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "measure": {"form": "first_order", "group": 0},
                 "prior": 0.0,
                 "lasso": {"lambda_fraction": 0.2, "relative_gap": 1e-2},
-                "exact": common.exact(974),
+                "exact": common.exact(972),
             },
             "bank": {"num_subsets": 64, "alpha": 0.5, "num_seeds": 2, "models_at_once": 2},
             "execution": common.execution(),
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "methods": (
                     "stride", "stride-direct", "random", "feature-cosine", "rds+", "grad-dot",
                     "grad-cos", "trak", "logra", "ekfac", "ev-shampoo", "trackstar",
-                    "less", "tf-idf", "bm25", "encoder",
+                    "less", "tf-idf", "bm25", "dsir", "encoder",
                 ),
                 "uncalibrated": False,
                 "ensemble": 0,

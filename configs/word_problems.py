@@ -23,6 +23,6 @@ def get_config(arg: str = "") -> ConfigDict:
         **{
             "tuning.path": "data/instructions/solutions.jsonl",
             "index.closed_form.damping": 0.3,
-            **({} if common.is_small(arg) else {"read.exact.budget": 982}),
+            **({} if common.is_small(arg) else {"read.exact.budget": 984}),
         },
     )

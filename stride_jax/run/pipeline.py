@@ -29,22 +29,12 @@ from stride_jax.data import (
     TextSettings,
     TextSplits,
     TuningSettings,
-    load_shards,
-    load_splits,
-    load_text,
-    load_tuning,
-    load_verses,
     map_splits,
-    plant,
-    planted_facts,
     template_of,
     write_splits,
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
-from stride_jax.models.train import refuse_kind
-from stride_jax.near_copies import near_copy_keys
-from stride_jax.objectives import named_objective
-from stride_jax.run import grouping, model_source, stages
+from stride_jax.run import grouping, splits, stages
 from stride_jax.run.base_model import doubt_of, restore_base, starting_params, train_base
 from stride_jax.run.planning import model_speed, with_speed
 from stride_jax.run.products import Arrays, Products
@@ -58,7 +48,6 @@ from stride_jax.runtime.files import naming
 from stride_jax.runtime.folders import local_folder
 from stride_jax.runtime.progress import Progress, silent
 from stride_jax.scores import Scores
-from stride_jax.sequences import token_lists
 from stride_jax.unit import Unit
 
 STAGES = stages.STAGES
@@ -114,17 +103,7 @@ class Run:
     @functools.cached_property
     def corpus(self) -> TextSplits | ShardSplits:
         """Sequences and tokenizer of a language model's run, held in memory or not."""
-        s = self.settings
-        if s.shards is not None:
-            return load_shards(s.shards)
-        if s.tuning is not None:
-            return load_tuning(self.with_tokenizer(s.tuning), self.workdir)
-        if s.verses is not None:
-            splits = load_verses(s.verses, self.workdir)
-        else:
-            assert s.text is not None, "this run is not of text"
-            splits = load_text(self.with_tokenizer(s.text), self.workdir)
-        return plant(splits, planted_facts(seed=0, count=s.facts)) if s.facts else splits
+        return splits.corpus_of(self.settings, self.workdir)
 
     @property
     def text(self) -> TextSplits:
@@ -140,11 +119,7 @@ class Run:
 
     def with_tokenizer(self, text: _Tokenised) -> _Tokenised:
         """The text's settings with the tokenizer that came with the model, unless one is given."""
-        model = self.settings.model
-        if text.tokenizer or model.origin is None:
-            return text
-        kept = model_source.kept_tokenizer(model, self.workdir / "data")
-        return dataclasses.replace(text, tokenizer=kept)
+        return splits.with_tokenizer(self.settings, text, self.workdir)
 
     @functools.cached_property
     def data(self) -> tuple[dict[str, Examples], int]:
@@ -152,25 +127,16 @@ class Run:
         began = time.monotonic()
         with processes.leader_first("data"):
             data = self._read_data()
-        self._refuse_labels(*data)
+        splits.refuse_labels(data[0], self.settings.train.objective, data[1])
         self.products.seconds["data"] = time.monotonic() - began
         self.products.loaded("data", *self._told(data[0]))
         return data
 
-    def _told(self, splits: dict[str, Examples]) -> list[np.ndarray | str]:
+    def _told(self, by_role: dict[str, Examples]) -> list[np.ndarray | str]:
         """What tells one data set from another: ids, or the digest of those that are not read."""
         if self.settings.is_text and isinstance(self.corpus, ShardSplits):
             return [self.corpus.digest]
-        return [own.ids for own in splits.values()]
-
-    def _refuse_labels(self, splits: dict[str, Examples], width: int) -> None:
-        """Labels that the objective can't read, before a model is trained on them."""
-        objective = named_objective(self.settings.train.objective)
-        for role, examples in splits.items():
-            refuse_kind(objective, examples.labels, f"labels of the split {role!r}")
-            if not objective.classes:
-                rows = np.asarray(examples.labels, np.float32).reshape(len(examples), -1)
-                objective.check(rows, width)
+        return [own.ids for own in by_role.values()]
 
     def _read_data(self) -> tuple[dict[str, Examples], int]:
         """In memory; for several processes, memory-mapped files that the first of them writes.
@@ -189,23 +155,8 @@ class Run:
         return self.workdir / "data" / f"arrays-{self.products.key('data')}"
 
     def _load_data(self) -> tuple[dict[str, Examples], int]:
-        if not self.settings.is_text:
-            return load_splits(self.settings.data, self.workdir / "data")
-        if isinstance(self.corpus, ShardSplits):
-            return self.corpus.examples(), self._num_tokens
-        roles = ("train", "calibration", "query")
-        splits = {role: getattr(self.text, role).examples for role in roles}
-        if (near := self.settings.near_copies) is not None:
-            own = splits["train"]
-            keys = near_copy_keys(token_lists(own, "near_copies"), near, ids=own.ids)
-            splits["train"] = dataclasses.replace(own, keys=keys)
-        return splits, self._num_tokens
-
-    @property
-    def _num_tokens(self) -> int:
-        """Classes of a language model."""
-        origin = self.settings.model.origin  # a model's tables may be padded
-        return self.corpus.tokenizer.vocab_size if origin is None else origin.num_classes
+        corpus = self.corpus if self.settings.is_text else None
+        return splits.examples_of(self.settings, corpus, self.workdir)
 
     @property
     def train(self) -> Examples:
