@@ -43,7 +43,8 @@ judged on the task's tests: means over 17 tasks, three seeds each. Every method 
 chosen on other tasks: which of two models it asks, how the targets are pooled, and of those that
 ask a model two settings of their own. "Better" is `stride` less the method, paired over tasks (of
 losses the other way round). `random of the task` knows which task each row belongs to; `all
-candidates` trains one model on everything, for many more steps.
+candidates` trains one model on everything, for many more steps. "a + b" adds up the reciprocal
+ranks of both. Where rows are wrong, a share of the candidates has another row's answer.
 """
 
 _AUDIT = """## Finding leaked problems
