@@ -120,9 +120,9 @@ def _exact(
         for said in np.unique(table["found_by"].astype(str)).tolist()
     }
     data = np.array([bits[said] for said in table["found_by"].astype(str).tolist()], np.uint8)
-    found = scipy.sparse.csr_array((data, pairs), shape=shape)
-    found.eliminate_zeros()
-    return found
+    bits_QxN = scipy.sparse.csr_array((data, pairs), shape=shape)
+    bits_QxN.eliminate_zeros()
+    return bits_QxN
 
 
 def _unit(stored: list[float] | None) -> Unit | None:

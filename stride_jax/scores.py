@@ -21,8 +21,8 @@ class SparseScores(scipy.sparse.csr_array):
 
     def __getitem__(self, key: Any) -> Any:
         """As of any sparse array, but for vectors."""
-        found = super().__getitem__(key)
-        return found.toarray() if scipy.sparse.issparse(found) and found.ndim == 1 else found
+        part = super().__getitem__(key)
+        return part.toarray() if scipy.sparse.issparse(part) and part.ndim == 1 else part
 
     def argsort(self, *_: Any, **__: Any) -> np.ndarray:
         """Refused, whoever asks.
