@@ -10,7 +10,7 @@
 held-out rows as queries, of which the completions count. Every row is scored exactly, so that K and
 groups of tokens, which serve the sketch, are of no account. Operators act where the weights do, on
 the logits and on what each block adds by its MLP. Sites and damping were chosen on the tuning half
-of the bank (docs/lab.md), as the opponents' constants are.
+of an earlier bank, of 100 queries and other rows (docs/lab.md).
 """
 
 from ml_collections import ConfigDict

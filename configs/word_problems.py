@@ -7,7 +7,7 @@
         --workdir=runs/leaderboard/word_problems --rows="SFT word problems"
 
 Other rows and the same settings as `configs/instructions.py`, but for the damping, which was chosen
-on this bank's tuning half.
+on the tuning half of an earlier bank, of 100 queries and other rows.
 """
 
 from ml_collections import ConfigDict
