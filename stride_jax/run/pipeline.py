@@ -9,7 +9,7 @@ import functools
 import os
 import pathlib
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,7 @@ from stride_jax.data import (
     ChatTemplate,
     Examples,
     ShardSplits,
-    TextSettings,
     TextSplits,
-    TuningSettings,
     map_splits,
     template_of,
     write_splits,
@@ -51,8 +49,6 @@ from stride_jax.scores import Scores
 from stride_jax.unit import Unit
 
 STAGES = stages.STAGES
-
-_Tokenised = TypeVar("_Tokenised", TextSettings, TuningSettings)
 
 
 class Run:
@@ -117,7 +113,7 @@ class Run:
         own = self.settings.tuning
         return ChatTemplate() if own is None else template_of(self.with_tokenizer(own))
 
-    def with_tokenizer(self, text: _Tokenised) -> _Tokenised:
+    def with_tokenizer(self, text: splits.Tokenised) -> splits.Tokenised:
         """The text's settings with the tokenizer that came with the model, unless one is given."""
         return splits.with_tokenizer(self.settings, text, self.workdir)
 

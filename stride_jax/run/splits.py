@@ -28,7 +28,7 @@ from stride_jax.run import model_source
 from stride_jax.run.settings import RunSettings
 from stride_jax.sequences import token_lists
 
-_Tokenised = TypeVar("_Tokenised", TextSettings, TuningSettings)
+Tokenised = TypeVar("Tokenised", TextSettings, TuningSettings)
 
 
 def corpus_of(settings: RunSettings, workdir: pathlib.Path) -> TextSplits | ShardSplits:
@@ -46,7 +46,7 @@ def corpus_of(settings: RunSettings, workdir: pathlib.Path) -> TextSplits | Shar
     return plant(splits, planted_facts(seed=0, count=s.facts)) if s.facts else splits
 
 
-def with_tokenizer(settings: RunSettings, text: _Tokenised, workdir: pathlib.Path) -> _Tokenised:
+def with_tokenizer(settings: RunSettings, text: Tokenised, workdir: pathlib.Path) -> Tokenised:
     """The text's settings with the tokenizer that came with the model, unless one is given."""
     model = settings.model
     if text.tokenizer or model.origin is None:
