@@ -38,6 +38,18 @@ ASKED = {"logra": {"mnist5k": 1.0, "bible_gpt": 0.25}, "ekfac": 0.125, "trak": 0
 """Most seconds of STRIDE over an opponent's, on one board or on all."""
 
 
+def board_of(name: str) -> dict[str, Any]:
+    """The board of a config of this name.
+
+    Raises:
+      ValueError: there is none yet.
+    """
+    path = ROOT / f"docs/boards/{name}.json"
+    if not path.exists():
+        raise ValueError(f"config {name!r} has no board in docs/boards: hold it first")
+    return read_json(path)
+
+
 def chosen(methods: Sequence[Method], board: Mapping[str, Any]) -> Iterator[tuple[Method, Any]]:
     """Methods with the settings that a board has for them.
 
@@ -178,9 +190,7 @@ def rows(
 def main(asked: Asked) -> None:
     """Measure, print, write the rows down."""
     flags, name = asked.flags, pathlib.Path(asked.flags.config).stem
-    path = ROOT / f"docs/boards/{name}.json"
-    if not path.exists():
-        raise ValueError(f"config={flags.config!r} has no board in docs/boards: hold it first")
+    board = board_of(name)
     run = Run(asked.settings, asked.workdir, bars)
     if flags.fixed > len(run.query):
         raise ValueError(f"--fixed={flags.fixed} is more than the {len(run.query)} queries")
@@ -192,7 +202,7 @@ def main(asked: Asked) -> None:
     began = time.monotonic()
     least = run.settings.index.design.num_subsets
     sizes = cells(len(run.train), len(run.query), flags.fixed, least)
-    times = curves(run, list(chosen(methods, read_json(path))), sizes, flags.rounds)
+    times = curves(run, list(chosen(methods, board)), sizes, flags.rounds)
     parts = split(stages(run, base), flags.rounds)
     measured = ratios(name, times) + rows(name, times, parts)
     for row in measured:

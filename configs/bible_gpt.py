@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "bank": common.bank(models_at_once=1),
             "execution": common.execution(),
             "leaderboard": {
-                "num_subsets": 100,
+                "num_subsets": 128,
                 "repeats": 2,
                 "methods": _methods("stride-k300"),
                 "uncalibrated": False,
@@ -114,6 +114,6 @@ def _methods(fewer: str) -> tuple[str, ...]:
     """All but joint training, which holds every token's logits at once; the temperature is .97."""
     return (
         "stride", "stride-whole", "stride-full", "stride-residual", fewer, "stride-direct",
-        "random", "feature-cosine", "grad-dot", "grad-cos", "trak", "logra", "ekfac",
-        "tf-idf", "bm25",
+        "random", "feature-cosine", "rds+", "grad-dot", "grad-cos", "trak", "logra", "ekfac",
+        "ev-shampoo", "trackstar", "less", "tf-idf", "bm25", "dsir",
     )  # fmt: skip

@@ -35,7 +35,8 @@ class Asked:
     """Queries as an index sees them.
 
     Attributes:
-      y_YxK: measurements, of queries or of their token groups, a query's groups in a row.
+      y_YxK: measurements, of queries or of their token groups, a query's groups in a row; none,
+        `[Q, 0]`, where every score is exact and no sketch is asked.
       aim: directions of the rows of some queries, which it is given by number; None where nothing
         would be scored exactly.
       num_queries: Q.
@@ -47,6 +48,11 @@ class Asked:
     aim: Callable[[np.ndarray], Directions] | None
     num_queries: int
     total: int | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is nothing to estimate."""
+        return self.y_YxK.shape[1] == 0
 
     def rows(self, queries: np.ndarray) -> np.ndarray:
         """Measurements of some queries."""
@@ -105,6 +111,30 @@ def asked_of(
     return Asked(y_YxK, aim, len(queries))
 
 
+def needs_no_sketch(
+    index: Index, settings: ReadSettings, has_corpus: bool, num_queries: int, memory: int
+) -> bool:
+    """Whether every score is had exactly, so that K measurements would say nothing more.
+
+    Args:
+      index, settings: what is read, and how: scores are shrunk by token groups, and a rule of
+        lambda says what measurements are worth.
+      has_corpus: whether the training data are at hand.
+      num_queries: Q.
+      memory: bytes, of which answers over all examples take a quarter at most.
+    """
+    count, exact = len(index.train_ids), settings.exact
+    wants_more = exact.shrink or settings.selection.rule != "fixed"
+    if not index.fisher or wants_more or 4 * num_queries * count > memory // 4:
+        return False
+    return keeps_all(index) or (has_corpus and exact.allowed(count) == count)
+
+
+def keeps_all(index: Index) -> bool:
+    """Whether an index holds every example's gradient."""
+    return bool(index.kept) and not rest_sizes(index).any()
+
+
 def contrasted(asked: Asked, than: Asked) -> Asked:
     """What speaks for the first question and against the second, query by query."""
     first, second = asked.aim, than.aim
@@ -146,18 +176,22 @@ def one_name(ids: np.ndarray, how: Any) -> np.ndarray:
     return content_ids(column, np.asarray(how)[None])
 
 
-def say_where_no_signal(y_QxK: np.ndarray, query_ids: np.ndarray) -> None:
-    """Warn of queries whose K measurements are all the same, whatever their lambda."""
-    # As recovery has it: what varies by less than a float32 of its size is rounding.
-    signal = np.ptp(y_QxK, axis=1) > 1e-7 * np.abs(y_QxK).max(axis=1)
-    silent_Q = ~signal.reshape(len(query_ids), -1).any(axis=1)
+def say_where_no_signal(signal_Y: np.ndarray, query_ids: np.ndarray, stacklevel: int = 4) -> None:
+    """Warn of queries that nothing can be said of.
+
+    Args:
+      signal_Y: whether rows of queries, or of their token groups, differ between examples.
+      query_ids: names of the queries.
+      stacklevel: of the user's call.
+    """
+    silent_Q = ~signal_Y.reshape(len(query_ids), -1).any(axis=1)
     if silent_Q.any():
         warnings.warn(
             f"{int(silent_Q.sum())} of {len(query_ids)} queries have no measurable signal, first "
             f"{query_ids[silent_Q.argmax()]}: no operator changes what was asked, so their scores "
             "are all zero; a saturated prediction (p = 1 in float32) does this to the loss: set "
             "question='margin', or calibrate the model with taps.with_temperature",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
@@ -210,6 +244,7 @@ def ask(
     settings: ReadSettings,
     what: Wanted,
     has_corpus: bool,
+    exactly: bool,
     execution: Execution = Execution(),
 ) -> tuple[Asked, np.ndarray]:
     """What an index is asked, and the names of the rows of the answer.
@@ -220,16 +255,21 @@ def ask(
       settings: how they are measured, and whether anything is scored exactly.
       what: is asked of them.
       has_corpus: whether the training data are at hand.
+      exactly: whether every score is exact (`needs_no_sketch`), so that nothing is measured.
       execution: devices, bars, memory.
     """
-
     form = settings.measure
-    # What is measured then says whether there is any signal, and nothing of the scores.
-    if form.form == "auto" and index.kept and not rest_sizes(index).any():
+    if exactly:
+        form = dataclasses.replace(form, group=0)  # exact scores of token groups add up
+    elif form.form == "auto" and keeps_all(index):
+        # What is measured then says whether there is any signal, and nothing of the scores.
         form = dataclasses.replace(form, form="first_order")
+    settings = dataclasses.replace(settings, measure=form)
 
     def one(queries: Examples) -> Asked:
-        y_YxK = measure_all(frozen, index.operators, queries, form, execution, what.question)
+        y_YxK = np.zeros((len(queries), 0), np.float32)
+        if not exactly:
+            y_YxK = measure_all(frozen, index.operators, queries, form, execution, what.question)
         return asked_of(
             frozen, index, queries, y_YxK, settings, has_corpus, execution, what.question
         )
@@ -243,5 +283,8 @@ def ask(
     if what.weight_Q is not None:
         asked = together(asked, what.weight_Q)
         ids = one_name(ids, what.weight_Q)
-    say_where_no_signal(asked.y_YxK, ids)
+    if not exactly:
+        # As recovery has it: what varies by less than a float32 of its size is rounding.
+        spread_Y, y_YxK = np.ptp(asked.y_YxK, axis=1), np.abs(asked.y_YxK)
+        say_where_no_signal(spread_Y > 1e-7 * y_YxK.max(axis=1), ids)
     return asked, ids

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import scipy.sparse
 
-from stride_jax.asking import Asked
-from stride_jax.candidates import Candidates
+from stride_jax.asking import Asked, keeps_all
+from stride_jax.candidates import SKETCH, Candidates
 from stride_jax.estimate import Estimate, Estimator
 from stride_jax.exact import Directions, kept_scores, positions, scored
 from stride_jax.examples import Examples
 from stride_jax.frozen import FrozenModel
 from stride_jax.index import Index
 from stride_jax.listing import filed, listed
-from stride_jax.peeling import Peeled, peel
+from stride_jax.peeling import KEPT, Peeled, peel
 from stride_jax.recovery import Diagnostics
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime import processes
@@ -132,6 +132,44 @@ def read(
         parts.append(peel(own, y_YxK, len(block), kept, score, named, settings))
     whole = joined([_reading(*part) for part in parts])
     return whole if index.factor == 1 else whole._replace(scores=whole.scores * index.factor)
+
+
+def read_exactly(
+    index: Index, asked: Asked, corpus: Corpus | None, execution: Execution = Execution()
+) -> Reading:
+    """Scores of queries where all are exact: from what the index keeps, or from one forward pass.
+
+    Args:
+      index: that keeps every example, or whose training data are at hand.
+      asked: directions of whole queries.
+      corpus: the training data; None where the index keeps all.
+      execution: memory, bars.
+    """
+    assert asked.aim is not None, "exact scores have directions"
+    queries, count = asked.num_queries, len(index.train_ids)
+    width = sum(math.prod(one.a_KxRxO.shape[1:]) for one in index.operators.values())
+    size = max(1, execution.memory // 4 // (4 * width))
+    scores = np.empty((queries, count), np.float32)
+    for first in range(0, queries, size):
+        block = np.arange(first, min(first + size, queries))
+        v = asked.aim(block)
+        if keeps_all(index):
+            kept = kept_scores(index, v, execution.memory)
+            scores[block[:, None], kept.row_U] = kept.w_YxU
+        else:
+            assert corpus is not None, "what is not kept is scored from the training data"
+            place_N = positions(index, corpus.examples)
+            scores[block] = _scorer(corpus, index, v, place_N, execution)(np.arange(count))
+    named = np.full(queries * count, 1 if keeps_all(index) else 2, np.uint8)
+    ends = np.arange(queries + 1) * count
+    exact = scipy.sparse.csr_array(
+        (named, np.tile(np.arange(count, dtype=np.int32), queries), ends), shape=scores.shape
+    )
+    nothing_Q = np.full(queries, np.nan)  # was estimated, so there is nothing to compare
+    explained_Q = scores.any(axis=1).astype(np.float64)
+    own = Peeled(scores, exact, (KEPT, SKETCH), explained_Q, nothing_Q, nothing_Q)
+    whole = _reading(own, Estimate(None, None, None, None))
+    return whole if index.factor == 1 else whole._replace(scores=scores * index.factor)
 
 
 def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -> bool:

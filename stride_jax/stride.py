@@ -12,7 +12,14 @@ import numpy as np
 
 from stride_jax import design as designs
 from stride_jax import operators as ops
-from stride_jax.asking import ask, measure_all, one_name, wanted
+from stride_jax.asking import (
+    ask,
+    measure_all,
+    needs_no_sketch,
+    one_name,
+    say_where_no_signal,
+    wanted,
+)
 from stride_jax.attribution import Attribution
 from stride_jax.candidates import Candidates, as_one, named
 from stride_jax.estimate import estimator
@@ -24,7 +31,7 @@ from stride_jax.groups import labelled
 from stride_jax.index import Index
 from stride_jax.measure import MeasureSettings
 from stride_jax.neighbours import finder, most_named, refuse_unfit
-from stride_jax.reading import Corpus, highest, read
+from stride_jax.reading import Corpus, highest, read, read_exactly
 from stride_jax.runtime.digests import parameters_fingerprint
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
@@ -205,13 +212,23 @@ def attribute(
     if train is not None:
         positions(index, train)  # refuses other data before anything runs
     frozen = frozen_for(index, tapped, params, queries, execution)
-    asked, names = ask(frozen, index, queries, settings, what, train is not None, execution)
+    exactly = not others and not sources and needs_no_sketch(
+        index, settings, train is not None, len(queries), execution.memory
+    )
+    asked, names = ask(
+        frozen, index, queries, settings, what, train is not None, exactly, execution
+    )
     corpus = None if train is None else Corpus(frozen, train)
-    if train is not None:
-        most = most_named(settings.exact, len(index.train_ids))
-        found = finder(sources, frozen, index, train, execution)(queries, most)
-        others += found if what.weight_Q is None else [as_one(own, most) for own in found]
-    reading = read(estimator(index, settings, execution), index, asked, corpus, others, execution)
+    if exactly:
+        reading = read_exactly(index, asked, corpus, execution)
+        say_where_no_signal(reading.scores.any(axis=1), names, stacklevel=3)
+    else:
+        if train is not None:
+            most = most_named(settings.exact, len(index.train_ids))
+            found = finder(sources, frozen, index, train, execution)(queries, most)
+            others += found if what.weight_Q is None else [as_one(one, most) for one in found]
+        own = estimator(index, settings, execution)
+        reading = read(own, index, asked, corpus, others, execution)
     if what.highest:
         reading, names = highest(reading), one_name(names, "max")
     alone = queries.labels.ndim == 1 and together is None

@@ -8,15 +8,19 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.linear_model import Lasso
 
-from benchmarks import leaderboard, leaderboard_page, plots, report, retrieval, standing
+from benchmarks import ensembles, leaderboard, leaderboard_page, plots, report, retrieval, standing
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
+from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
+from stride_jax.baselines.model import Model
 from stride_jax.data import relevant
+from stride_jax.models import MLP
 from stride_jax.run.pipeline import Run
 from stride_jax.run.settings import RunSettings, run_settings
 from stride_jax.runtime.settings import build
@@ -112,6 +116,46 @@ def test_every_board_holds_a_small_contest(name, tmp_path):
     assert all(-1 <= row["lds"] <= 1 and row["index_bytes"] >= 0 for row in rows.values())
     assert rows["stride"]["lds_minus_stride_ci95"] == (0, 0)
     assert rows["grad-dot"]["ratio_to_grad_dot"] == 1
+
+
+def test_a_dropout_mask_leaves_hidden_units_out_by_the_next_layers_rows():
+    module, x = MLP(3, (8, 5)), np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    params = module.init(jax.random.key(0), x)["params"]
+    own = ensembles.dropped(Model(module, (params,)), 0.5, seed=1, num_inputs=6)
+    rng, out = np.random.default_rng(1), x.reshape(4, 6)
+    for name, width in (("dense0", 8), ("dense1", 5)):
+        layer = params[name]
+        kept = rng.random(width) >= 0.5
+        assert 0 < kept.sum() < width
+        out = np.maximum(out @ layer["kernel"] + layer["bias"], 0) * kept / 0.5
+    wanted = out @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(own.logits(own.params, x), wanted, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*repeat another's content:UserWarning")
+def test_averages_of_several_models_are_compared_with_one(tmp_path):
+    values = importlib.import_module("configs.breast_cancer").get_config("runlocal").to_dict()
+    del values["leaderboard"]
+    run = Run(run_settings(values), tmp_path)
+    method = Method("stride", fit_stride, score_stride, [[own := Stride.of(run.settings)]])
+    scores = ensembles.compare(method, own, run, sizes=(2,))
+    by_hand = [score_stride(fit_stride(m, run.train, s), m, run.train, run.query, s)
+               for i, m in enumerate((run.model, run.another(1).model))
+               for s in [changed(own, {"index.design.seed": own.index.design.seed + i})]]  # fmt: skip
+    np.testing.assert_allclose(scores["2 seeds"], np.mean(by_hand, axis=0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(scores["one model"], by_hand[0], rtol=1e-5, atol=1e-7)
+    kinds = {"one model", "temperature 1", "2 seeds", "last 2 checkpoints", "2 dropout masks"}
+    assert set(scores) == kinds
+    found = {row.name: row for row in ensembles.rows("b", "m", scores, run.bank.halves()[1])}
+    assert set(found) == {
+        f"ensemble, b: m, {kind}, {figure}"
+        for kind in kinds
+        for figure in ("LDS", "gain")
+        if (kind, figure) != ("one model", "gain")
+    }
+    lds = {kind: found[f"ensemble, b: m, {kind}, LDS"].value for kind in kinds}
+    gain = found["ensemble, b: m, 2 seeds, gain"].value
+    assert gain == pytest.approx(lds["2 seeds"] - lds["one model"])
 
 
 @pytest.mark.filterwarnings("ignore:.*repeat another's content:UserWarning")

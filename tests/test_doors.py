@@ -144,6 +144,7 @@ def test_logits_without_anything_to_say_are_said(linear, index):
         with pytest.warns(UserWarning, match="6 of 12 queries have no measurable signal"):
             mixed = stride_jax.attribute(
                 model, params, dataclasses.replace(own, kept={}), query.inputs[::-1], wrong,
+                stride_jax.ReadSettings(exact=stride_jax.ExactSettings(budget=100)),
                 train=train, execution=stride_jax.Execution(memory=memory),
             )  # fmt: skip
         silent = np.isnan(mixed.diagnostics["agreement"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stride_jax
-from stride_jax import exact, listing, reading, unmixing
+from stride_jax import asking, exact, listing, reading, stride, unmixing
 from stride_jax import operators as ops
 from stride_jax.design import Design, Membership
 from stride_jax.estimate import key_shares, rest_sizes
@@ -23,6 +23,7 @@ from stride_jax.operators.moments import pairs
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.rows import Taken
+from stride_jax.scores import as_dense
 from stride_jax.settings import ExactSettings, IndexSettings, ReadSettings
 from stride_jax.unit import Unit
 
@@ -98,6 +99,41 @@ def test_scoring_everything_exactly_is_direct_scoring(trained, plain):
     assert found.diagnostics["exact"].tolist() == [400] * 6
     assert (found.diagnostics["explained"] > 0.999).all()
     assert (found.diagnostics["verdict"] == 0).all()
+
+
+ASKED_OTHERWISE = ({"question": "margin"}, {"together": "mean"}, {"together": "max"},
+                   {"against": 3})  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [{}, *ASKED_OTHERWISE])
+def test_an_answer_that_is_exact_throughout_measures_nothing(trained, plain, more, monkeypatch):
+    index, _ = plain
+    if "against" in more:
+        more = {"against": (trained.query.labels[:6] + more["against"]) % 10}
+    keeps = fitted(trained, settings_of(index.settings.design.kind, kept=2**20))
+    ways = ((index, budget(400), {"train": trained.train}), (keeps, ReadSettings(), {}))
+    for own, read, data in ways:
+        assert asking.needs_no_sketch(own, read, bool(data), 6, ONE.memory)
+    with monkeypatch.context() as patched:
+        patched.setattr(stride, "needs_no_sketch", lambda *_: False)
+        wanted = [asked(trained, own, read, **data, **more) for own, read, data in ways]
+
+    def refuse(*_, **__):
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr(asking, "measure_all", refuse)
+    for (own, read, data), slowly in zip(ways, wanted, strict=True):
+        for memory in (ONE.memory, 2000):  # in one block, and query by query
+            monkeypatch.setattr(stride, "needs_no_sketch", lambda *_: True)
+            execution = dataclasses.replace(ONE, memory=memory)
+            found = asked(trained, own, read, execution=execution, **data, **more)
+            assert found.exact.nnz == found.scores_QxN.size
+            close(found.scores_QxN, as_dense(slowly.scores))
+            assert found.query_ids.tolist() == slowly.query_ids.tolist()
+            for name in found.diagnostics:
+                np.testing.assert_allclose(
+                    found.diagnostics[name], slowly.diagnostics[name], atol=1e-3
+                )
 
 
 def test_listed_examples_are_exact_and_the_rest_is_peeled(trained, plain):
