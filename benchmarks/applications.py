@@ -31,10 +31,10 @@ LDS against models that are fine-tuned again, from the same base model, on rando
 (alpha = .5), two seeds each: one half of 64 subsets chooses the opponents' settings, the other
 scores. `stride` has the setting of its config, whose sites and damping were chosen on the tuning
 half of an earlier bank (800 of these rows and 100 of these queries were in it). "Above" is
-`stride`'s figure less the method's, paired over queries. Seconds are those of fit and 100 queries
-without compilation, of an earlier round (where two commands stand below a table, they
-are the second's). *datamodels* and *encoder-trained* are charged for the models of the tuning half,
-which no other method needs.
+`stride`'s figure less the method's, paired over queries. Seconds are those of fit and 300 queries
+without compilation, alone on the machine; a command below a table that names methods is theirs.
+*datamodels* and *encoder-trained* are charged for the models of the tuning half, which no other
+method needs.
 """
 
 _SELECTION = """## Choosing training rows

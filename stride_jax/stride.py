@@ -212,8 +212,10 @@ def attribute(
     if train is not None:
         positions(index, train)  # refuses other data before anything runs
     frozen = frozen_for(index, tapped, params, queries, execution)
-    exactly = not others and not sources and needs_no_sketch(
-        index, settings, train is not None, len(queries), execution.memory
+    exactly = (
+        not others
+        and not sources
+        and needs_no_sketch(index, settings, train is not None, len(queries), execution.memory)
     )
     asked, names = ask(
         frozen, index, queries, settings, what, train is not None, exactly, execution

@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.linear_model import Lasso
 
 from benchmarks import ensembles, leaderboard, leaderboard_page, plots, report, retrieval, standing
+from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
 from benchmarks.signals import plant, pose, relative_gaps
 from benchmarks.solvers import left_out
-from benchmarks.methods import Method, Stride, changed, fit_stride, score_stride
 from stride_jax.baselines.model import Model
 from stride_jax.data import relevant
 from stride_jax.models import MLP
@@ -139,9 +139,11 @@ def test_averages_of_several_models_are_compared_with_one(tmp_path):
     run = Run(run_settings(values), tmp_path)
     method = Method("stride", fit_stride, score_stride, [[own := Stride.of(run.settings)]])
     scores = ensembles.compare(method, own, run, sizes=(2,))
-    by_hand = [score_stride(fit_stride(m, run.train, s), m, run.train, run.query, s)
-               for i, m in enumerate((run.model, run.another(1).model))
-               for s in [changed(own, {"index.design.seed": own.index.design.seed + i})]]  # fmt: skip
+    by_hand = []
+    for i, member in enumerate((run.model, run.another(1).model)):
+        mine = changed(own, {"index.design.seed": own.index.design.seed + i})
+        index = fit_stride(member, run.train, mine)
+        by_hand.append(score_stride(index, member, run.train, run.query, mine))
     np.testing.assert_allclose(scores["2 seeds"], np.mean(by_hand, axis=0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(scores["one model"], by_hand[0], rtol=1e-5, atol=1e-7)
     kinds = {"one model", "temperature 1", "2 seeds", "last 2 checkpoints", "2 dropout masks"}
