@@ -16,9 +16,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import flax
 import jax
 import numpy as np
+from flax import traverse_util
 
 from benchmarks.contestants import contestants
 from benchmarks.cost_curves import board_of, chosen
@@ -48,12 +48,12 @@ def dropped(model: Model, rate: float, seed: int, num_inputs: int) -> Model:
       num_inputs: numbers in an input.
     """
     rng = np.random.default_rng(seed)
-    leaves = flax.traverse_util.flatten_dict(model.params)
+    leaves = traverse_util.flatten_dict(model.params)
     for path, kernel in sorted(leaves.items()):
         if path[-1] == "kernel" and kernel.ndim == 2 and len(kernel) != num_inputs:
             kept_I = rng.random(len(kernel)) >= rate
             leaves[path] = kernel * (kept_I / (1 - rate)).astype(np.float32)[:, None]
-    return with_params(model, flax.traverse_util.unflatten_dict(leaves))
+    return with_params(model, traverse_util.unflatten_dict(leaves))
 
 
 def with_params(model: Model, params: Any) -> Model:

@@ -117,14 +117,14 @@ def needs_no_sketch(
     """Whether every score is had exactly, so that K measurements would say nothing more.
 
     Args:
-      index, settings: what is read, and how: scores are shrunk by token groups, and a rule of
-        lambda says what measurements are worth.
+      index, settings: what is read, and how: scores are shrunk by token groups, sources are told
+        apart, and a rule of lambda says what measurements are worth.
       has_corpus: whether the training data are at hand.
       num_queries: Q.
       memory: bytes, of which answers over all examples take a quarter at most.
     """
     count, exact = len(index.train_ids), settings.exact
-    wants_more = exact.shrink or settings.selection.rule != "fixed"
+    wants_more = exact.shrink or exact.sources or settings.selection.rule != "fixed"
     if not index.fisher or wants_more or 4 * num_queries * count > memory // 4:
         return False
     return keeps_all(index) or (has_corpus and exact.allowed(count) == count)

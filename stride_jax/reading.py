@@ -166,7 +166,7 @@ def read_exactly(
         (named, np.tile(np.arange(count, dtype=np.int32), queries), ends), shape=scores.shape
     )
     nothing_Q = np.full(queries, np.nan)  # was estimated, so there is nothing to compare
-    explained_Q = scores.any(axis=1).astype(np.float64)
+    explained_Q = np.asarray(scores.any(axis=1), np.float64)
     own = Peeled(scores, exact, (KEPT, SKETCH), explained_Q, nothing_Q, nothing_Q)
     whole = _reading(own, Estimate(None, None, None, None))
     return whole if index.factor == 1 else whole._replace(scores=scores * index.factor)

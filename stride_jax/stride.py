@@ -212,10 +212,8 @@ def attribute(
     if train is not None:
         positions(index, train)  # refuses other data before anything runs
     frozen = frozen_for(index, tapped, params, queries, execution)
-    exactly = (
-        not others
-        and not sources
-        and needs_no_sketch(index, settings, train is not None, len(queries), execution.memory)
+    exactly = not others and needs_no_sketch(
+        index, settings, train is not None, len(queries), execution.memory
     )
     asked, names = ask(
         frozen, index, queries, settings, what, train is not None, exactly, execution
@@ -223,7 +221,7 @@ def attribute(
     corpus = None if train is None else Corpus(frozen, train)
     if exactly:
         reading = read_exactly(index, asked, corpus, execution)
-        say_where_no_signal(reading.scores.any(axis=1), names, stacklevel=3)
+        say_where_no_signal(reading.diagnostics["explained"] > 0, names, stacklevel=3)
     else:
         if train is not None:
             most = most_named(settings.exact, len(index.train_ids))
