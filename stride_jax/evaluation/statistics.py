@@ -121,9 +121,14 @@ def pearson_rows(a_QxM: np.ndarray, b_QxM: np.ndarray) -> np.ndarray:
 
 
 def spearman_brown(correlation: float, factor: float) -> float:
-    """Reliability of a mean of `factor` times as many runs: `f r / (1 + (f − 1) r)`.
+    """Reliability of a mean of `factor` times as many runs: `f r / (1 + (f − 1) r)`, −1 at least.
 
-    >>> round(spearman_brown(0.307, 2), 2)
-    0.47
+    Runs that contradict each other, as two seeds of two subsets may, have none to speak of; the
+    formula goes to minus infinity there.
+
+    >>> round(spearman_brown(0.307, 2), 2), spearman_brown(-1.0, 2)
+    (0.47, -1.0)
     """
-    return factor * correlation / (1 + (factor - 1) * correlation)
+    over = factor * correlation
+    under = 1 + (factor - 1) * correlation
+    return over / under if over > -under else -1.0
