@@ -49,11 +49,6 @@ class Asked:
     num_queries: int
     total: int | None = None
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether there is nothing to estimate."""
-        return self.y_YxK.shape[1] == 0
-
     def rows(self, queries: np.ndarray) -> np.ndarray:
         """Measurements of some queries."""
         groups = len(self.y_YxK) // self.num_queries
