@@ -99,11 +99,11 @@ def rows(name: str, method: str, scores: dict[str, np.ndarray], half: evaluation
     """LDS of every kind, and what it gains over one model, paired over queries."""
     alone, out = evaluation.lds(scores["one model"], half), []
     for kind, own in scores.items():
-        found = evaluation.lds(own, half)
+        score = evaluation.lds(own, half)
         label = f"ensemble, {name}: {method}, {kind}"
-        out.append(Row(f"{label}, LDS", found.lds, "higher", found.ci95))
+        out.append(Row(f"{label}, LDS", score.lds, "higher", score.ci95))
         if kind != "one model":
-            gain, ends = evaluation.lds_difference(found, alone)
+            gain, ends = evaluation.lds_difference(score, alone)
             out.append(Row(f"{label}, gain", gain, "higher", ends))
     return out
 
@@ -114,19 +114,20 @@ def main(asked: Asked) -> None:
     if asked.settings.is_text:
         raise ValueError(f"config={flags.config!r} is of texts: give a board of classes")
     if min(flags.sizes) < 2:
-        raise ValueError(f"--sizes={flags.sizes} has an average of fewer than two models")
+        raise ValueError(
+            f"--sizes={flags.sizes} has an average of fewer than two models: give 2 or more"
+        )
     board = board_of(name)
     contest = asked.section("leaderboard", LeaderboardSettings)
     run = Run(on_bank_of(contest, asked.settings), asked.workdir, bars)
     names = jax.eval_shape(run.tapped.forward, run.model.params, run.train.inputs[:1])[1]
     methods = contestants(sorted(names), Stride.of(run.settings), only=flags.methods)
     half = run.bank.halves()[1]
-    for method, settings in chosen(methods, board):
-        found = rows(name, method.name, compare(method, settings, run, flags.sizes), half)
-        for row in found:
-            ends = "" if row.interval is None else " [{:+.3f}, {:+.3f}]".format(*row.interval)
-            print(f"{row.name}: {row.value:.3f}{ends}", flush=True)
-        record(found, path=BOARDS)
+    for method, settings in list(chosen(methods, board)):  # refused before anything is averaged
+        measured = rows(name, method.name, compare(method, settings, run, flags.sizes), half)
+        for row in measured:
+            print(f"{row.name}: {row.value:.3f} {row.interval}", flush=True)
+        record(measured, path=BOARDS)
 
 
 if __name__ == "__main__":

@@ -280,6 +280,6 @@ def ask(
         ids = one_name(ids, what.weight_Q)
     if not exactly:
         # As recovery has it: what varies by less than a float32 of its size is rounding.
-        spread_Y, y_YxK = np.ptp(asked.y_YxK, axis=1), np.abs(asked.y_YxK)
-        say_where_no_signal(spread_Y > 1e-7 * y_YxK.max(axis=1), ids)
+        spread_Y, size_Y = np.ptp(asked.y_YxK, axis=1), np.abs(asked.y_YxK).max(axis=1)
+        say_where_no_signal(spread_Y > 1e-7 * size_Y, ids)
     return asked, ids

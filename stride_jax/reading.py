@@ -149,18 +149,19 @@ def read_exactly(
     queries, count = asked.num_queries, len(index.train_ids)
     width = sum(math.prod(one.a_KxRxO.shape[1:]) for one in index.operators.values())
     size = max(1, execution.memory // 4 // (4 * width))
-    scores = np.empty((queries, count), np.float32)
+    scores, whole = np.empty((queries, count), np.float32), keeps_all(index)
     for first in range(0, queries, size):
         block = np.arange(first, min(first + size, queries))
         v = asked.aim(block)
-        if keeps_all(index):
-            kept = kept_scores(index, v, execution.memory)
-            scores[block[:, None], kept.row_U] = kept.w_YxU
+        if whole:
+            columns = kept_scores(index, v, execution.memory)
+            scores[block[:, None], columns.row_U] = columns.w_YxU
         else:
             assert corpus is not None, "what is not kept is scored from the training data"
             place_N = positions(index, corpus.examples)
             scores[block] = _scorer(corpus, index, v, place_N, execution)(np.arange(count))
-    named = np.full(queries * count, 1 if keeps_all(index) else 2, np.uint8)
+    # The index' own, or those of a shortlist as long as the training set.
+    named = np.full(queries * count, 1 if whole else 2, np.uint8)
     ends = np.arange(queries + 1) * count
     exact = scipy.sparse.csr_array(
         (named, np.tile(np.arange(count, dtype=np.int32), queries), ends), shape=scores.shape
@@ -168,8 +169,8 @@ def read_exactly(
     nothing_Q = np.full(queries, np.nan)  # was estimated, so there is nothing to compare
     explained_Q = np.asarray(scores.any(axis=1), np.float64)
     own = Peeled(scores, exact, (KEPT, SKETCH), explained_Q, nothing_Q, nothing_Q)
-    whole = _reading(own, Estimate(None, None, None, None))
-    return whole if index.factor == 1 else whole._replace(scores=scores * index.factor)
+    made = _reading(own, Estimate(None, None, None, None))
+    return made if index.factor == 1 else made._replace(scores=scores * index.factor)
 
 
 def _is_long(own: Estimator, index: Index, asked: Asked, execution: Execution) -> bool:
