@@ -119,15 +119,18 @@ def contest(
 ) -> Outcome:
     """Tune a method, calibrated and not; its scores are stored on disk."""
     tried = [settings for group in method.grid for settings in group]
-    key = fingerprint(run.products.key("model"), method.name, tried, halves[0].identity)
+    half = halves[0]
+    key = fingerprint(
+        run.products.key("model"), method.name, tried, half.identity, half.members_MxS
+    )
     path = folder / f"{method.name}-{key}.npz"
     if not path.exists():
         with Meter() as cost:
-            settings, scores, state_bytes = tune(method, run.model, run, halves[0])
+            settings, scores, state_bytes = tune(method, run.model, run, half)
             uncalibrated = np.nan
             if method.calibrates and uncalibrated_too:
                 plain_model = dataclasses.replace(run.model, temperature=1.0)
-                _, other, _ = tune(method, plain_model, run, halves[0])
+                _, other, _ = tune(method, plain_model, run, half)
                 uncalibrated = evaluation.lds(other, halves[1]).lds
         write_arrays(
             path,
