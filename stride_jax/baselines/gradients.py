@@ -82,17 +82,17 @@ def score(
         pairs = [(model.params, 1.0)]
     scores = np.zeros((len(query), len(train)), np.float32)
     for params, rate in pairs:
-        queries = [
-            (q, _pass(model, params, x, y))
-            for q, x, y, _ in batches(query.inputs, query.labels, settings.batch_size)
-        ]
+        queries = []
+        for q, x, y, _ in batches(query.inputs, query.labels, settings.batch_size):
+            held = _pass(model, params, x, y)
+            queries.append((q, held, _norms(held) if settings.cosine else None))
         for i, x, y, _ in batches(train.inputs, train.labels, settings.batch_size):
             layers = _pass(model, params, x, y)
-            for q, held in queries:
+            norms = _norms(layers) if settings.cosine else None
+            for q, held, held_norms in queries:
                 dots = _dot(held, layers)
-                if settings.cosine:
-                    norms = _norms(held)[:, None] * _norms(layers)[None]
-                    dots = dots / jnp.maximum(norms, 1e-30)
+                if held_norms is not None and norms is not None:
+                    dots = dots / jnp.maximum(held_norms[:, None] * norms[None], 1e-30)
                 block = scores[q : q + settings.batch_size, i : i + settings.batch_size]
                 block += rate * np.asarray(dots)[: block.shape[0], : block.shape[1]]
     return scores
