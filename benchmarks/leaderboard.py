@@ -8,7 +8,6 @@ from the second half. Finished methods are stored in the workdir and not run aga
 
 import dataclasses
 import functools
-import math
 import pathlib
 import statistics
 import time
@@ -46,7 +45,7 @@ class LeaderboardSettings:
 
     Attributes:
       num_subsets: of the bank; one half tunes, the other scores.
-      repeats: timed rounds; each runs every method once. With 0 rows have no seconds (`--rows`).
+      repeats: timed rounds; each runs every method once. With 0 there are no seconds.
       timed_seconds: a method that took as long in all its rounds so far is left out of the next.
       methods: contestants; all for none.
       uncalibrated: whether to tune and judge each method at temperature 1 as well.
@@ -288,7 +287,7 @@ def _costs(name: str, times: dict[str, list[tuple[Cost, Cost]]]) -> dict[str, An
     """Cost columns of a method, or of an ensemble named after one."""
     single, _, members = name.rpartition("-")
     if not times:
-        return {"train_seconds": math.nan, "query_seconds": math.nan, "peak_bytes": 0}
+        return {"train_seconds": None, "query_seconds": None, "peak_bytes": None}
     if name in times:
         return cost_columns(name, times)
     return cost_columns(single, times, int(members))
@@ -377,10 +376,6 @@ def hold(run: Run, settings: LeaderboardSettings) -> dict[str, Any]:
 def main(asked: Asked) -> None:
     """Hold the contest, write the results."""
     settings = asked.section("leaderboard", LeaderboardSettings)
-    if not (settings.repeats or asked.flags.rows):
-        raise ValueError(
-            "leaderboard.repeats=0 leaves out the costs, which a page has: give --rows"
-        )
     run = Run(on_bank_of(settings, asked.settings), asked.workdir, bars)
     board = plain(hold(run, settings))
     write_json(asked.workdir / "leaderboard.json", board)

@@ -68,6 +68,8 @@ def _settings(row: Mapping[str, Any]) -> str:
 
 def _cost(row: Mapping[str, Any]) -> str:
     """What a method is, and what it costs."""
+    if row["train_seconds"] is None:
+        return f"{row['method']}: no seconds were taken"
     seconds = f"fit {row['train_seconds']:.3g} s, queries {row['query_seconds']:.3g} s"
     times = row.get("ratio_to_grad_dot")
     return f"{row['method']}: {seconds}" + ("" if times is None else f", {times:.3g} × grad-dot")

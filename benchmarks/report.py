@@ -5,7 +5,6 @@
 Writes what the boards show together into `docs/results/boards.json` as well.
 """
 
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +50,19 @@ def _signed(interval: list[float]) -> str:
     return f"{interval[0]:+.3f} … {interval[1]:+.3f}"
 
 
-def _size(count: float) -> str:
+def _seconds(row: dict[str, Any]) -> float | None:
+    """Fit and all queries; None where no rounds were timed."""
+    fit, queries = row["train_seconds"], row["query_seconds"]
+    return None if fit is None else fit + queries
+
+
+def _written(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _size(count: float | None) -> str:
+    if count is None:
+        return ""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -77,8 +88,7 @@ def rows(board: dict[str, Any], name: str) -> list[Row]:
             gap = Row(f"{name}: stride above {method}, LDS", ours - row["lds"], "higher",
                       (-high, -low), asked=0.0 if method in single else None)  # fmt: skip
             out.append(gap)
-        if not math.isnan(row["train_seconds"]):
-            seconds = row["train_seconds"] + row["query_seconds"]
+        if (seconds := _seconds(row)) is not None:
             out.append(Row(f"{name}: {method}, seconds", seconds, "lower"))
     return out
 
@@ -103,7 +113,7 @@ def table(board: dict[str, Any]) -> str:
             f"| {row['method']} | {row['lds']:.3f} | {low:.3f} – {high:.3f} | {gap} | "
             f"{'' if bare is None else f'{bare:.3f}'} |"
             + "".join(f" {drop:.3f} |" for drop in drops)
-            + f" {row['train_seconds']:.2f} | {row['query_seconds']:.2f} | "
+            + f" {_written(row['train_seconds'])} | {_written(row['query_seconds'])} | "
             f"{'' if ratio is None else f'{ratio:.1f}'} | {row['compile_seconds']:.0f} | "
             f"{_size(row['index_bytes'])} | {_size(row['peak_bytes'])} |"
         )
@@ -136,16 +146,21 @@ def _label(
 
 
 def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
-    """LDS against seconds (log scale), with intervals and the ceiling."""
+    """LDS against seconds (log scale), with intervals and the ceiling.
+
+    Where no rounds were timed methods stand side by side, the best first.
+    """
     figure, axes = blank(title, (8, 5))
+    every = [_seconds(row) for row in board["rows"]]
+    timed = None not in every
     points = []
-    for row in board["rows"]:
-        seconds = max(row["train_seconds"] + row["query_seconds"], 1e-3)
+    for place, (row, seconds) in enumerate(zip(board["rows"], every, strict=True)):
+        x = max(seconds, 1e-3) if timed and seconds is not None else place
         low, high = row["lds_ci95"]
         ours = row["method"].startswith("stride")
         colour = OURS if ours else OTHERS
         axes.errorbar(
-            seconds,
+            x,
             row["lds"],
             yerr=[[row["lds"] - low], [high - row["lds"]]],
             fmt="D" if ours else "o",
@@ -154,7 +169,7 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
             mfc=colour if ours else "none",
             capsize=2,
         )
-        points.append((row["method"], (seconds, row["lds"]), colour))
+        points.append((row["method"], (x, row["lds"]), colour))
     top = board["ceiling"]["perfect_predictor"]
     axes.axhline(top, color=BOUND, linewidth=0.8, linestyle="--")
     axes.annotate(
@@ -166,9 +181,13 @@ def plot(board: dict[str, Any], title: str, path: pathlib.Path) -> None:
         fontsize=8,
         color=BOUND,
     )
-    axes.set_xscale("log")
     axes.margins(x=0.14, y=0.08)
-    axes.set_xlabel("seconds: fit + all queries, compilation excluded (log scale)")
+    if timed:
+        axes.set_xscale("log")
+        axes.set_xlabel("seconds: fit + all queries, compilation excluded (log scale)")
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel("methods, the best first (no seconds were taken)")
     axes.set_ylabel("LDS")
     figure.draw_without_rendering()  # fixes the layout that labels are placed in
     taken: list[BboxBase] = []
