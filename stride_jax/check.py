@@ -189,7 +189,7 @@ def _of_sample(
     log_p_nxC, labels_n = outputs.log_probabilities(own)
     if len(labels_n) == 0:
         return
-    yield outputs.against_chance(log_p_nxC, labels_n)
+    yield outputs.against_chance(log_p_nxC, labels_n, whole=few.labels.ndim == 1)
     yield outputs.saturation(log_p_nxC)
     if held_out is None:
         yield outputs.calibration(log_p_nxC, labels_n, held_out=False)

@@ -193,6 +193,17 @@ def test_labels_of_another_order(trained):
     assert levels(report)["loss"] == "warning"
 
 
+def test_a_model_that_has_learnt_little(trained):
+    """Right on two examples of five; a temperature changes the loss, and not what is right."""
+    y = np.asarray(trained.train.labels)
+    half = Examples(trained.train.inputs, np.where(np.arange(len(y)) % 5 < 3, (y + 1) % 10, y))
+    flat = with_temperature(trained.tapped, 100.0)
+    report = check(flat, trained.params, half)
+    assert report["loss"].level == "note"
+    assert "damping" in report["loss"].remedy
+    assert check(flat, trained.params, trained.train)["loss"].level == "ok"
+
+
 def test_labels_out_of_range_or_balance(trained):
     high = Examples(trained.train.inputs, trained.train.labels + 1)
     report = check(trained.tapped, trained.params, high)
