@@ -63,7 +63,7 @@ def standings(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
             axes.annotate(best["method"], (x, best["lds"] / top), xytext=(7, -9),
                           textcoords="offset points", fontsize=7.5, color=OTHERS)  # fmt: skip
             said.append(f"{name} {own:.2f} (best other, {best['method']}, {best['lds'] / top:.2f})")
-        axes.set_xticks(range(len(boards)), [name.replace("_", " ") for name in boards])
+        axes.set_xticks(range(len(boards)), [name.replace("_", "\n") for name in boards])
         axes.set_xlim(-0.5, len(boards) - 0.3)
         axes.set_ylim(top=1.02)  # room for the legend
         axes.set_ylabel("LDS / LDS of a perfect predictor")
@@ -80,7 +80,7 @@ def noise(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
     seeds = range(1, 17)
 
     def draw(axes: Axes) -> str:
-        said = []
+        said, begins = [], []
         for (name, board), mark in zip(boards.items(), itertools.cycle(_MARKS), strict=False):
             count, reliability = board["bank"]["num_seeds"], board["ceiling"]["reliability"]
             # Spearman and Brown: the mean of S outputs has S times the signal to noise of one.
@@ -91,9 +91,13 @@ def noise(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
             top = reliability**0.5
             axes.errorbar(count, top, yerr=[[top - low], [high - top]], fmt=mark, color=OURS,
                           capsize=2, markersize=5)  # fmt: skip
-            axes.annotate(name.replace("_", " "), (1, tops[0]), xytext=(-5, -3), ha="right",
-                          textcoords="offset points", fontsize=8)  # fmt: skip
+            begins.append((tops[0], name.replace("_", " ")))
             said.append(f"{name} {top:.2f} with {count}, {tops[-1]:.2f} with {seeds[-1]}")
+        at = 1.0
+        for begin, name in sorted(begins, reverse=True):
+            at = min(begin, at - 0.03)  # names stay apart where lines don't
+            axes.annotate(name, (1, at), xytext=(-5, -3), ha="right",
+                          textcoords="offset points", fontsize=8)  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
         axes.set_xlim(0.6, 17)
