@@ -353,7 +353,7 @@ def test_pages_of_runs_and_of_an_audit_are_used(tmp_path, call):
                     assert tab.locator(".shared").count() > 0
                 if name == "boards":
                     tab.locator("#search").fill("letters")
-                    assert tab.locator("#count").inner_text() == "1 of 8 boards"
+                    assert tab.locator("#count").inner_text() == "1 of 9 boards"
                     tab.locator(".row").click()
                     assert "gauss-newton" in tab.locator("#detail").inner_text()
                 for button in tab.locator("nav button:visible").all():
