@@ -8,8 +8,8 @@ GPT of depth 3 and width 64; K = 1000, d = 10, read in groups of four tokens.
     python -m benchmarks.leaderboard --config=configs/bible_gpt.py \\
         --workdir=runs/leaderboard/bible_gpt
 
-LDS .561 on the 64 subsets that score, EK-FAC .512; a perfect predictor has .80. On two cores fit and
-queries take 20 s and the eight models that tell the unit 3 minutes; the bank's 256 models took
+LDS .561 on the 64 subsets that score, EK-FAC .512; a perfect predictor has .80. On two cores fit
+and queries take 20 s and the eight models that tell the unit 3 minutes; the bank's 256 models took
 104 minutes of one core.
 """
 
