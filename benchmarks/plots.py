@@ -60,7 +60,8 @@ def standings(boards: dict[str, dict[str, Any]]) -> Callable[[Axes], str]:
             own = ours["lds"] / top
             axes.errorbar(x, own, yerr=[[own - low], [high - own]], fmt="D", color=OURS, capsize=3)
             best = others[0]
-            axes.annotate(best["method"].replace("-", "-\n"), (x, best["lds"] / top), xytext=(7, -12),
+            name_in_lines = best["method"].replace("-", "-\n")
+            axes.annotate(name_in_lines, (x, best["lds"] / top), xytext=(7, -12),
                           textcoords="offset points", fontsize=7.5, color=OTHERS)  # fmt: skip
             said.append(f"{name} {own:.2f} (best other, {best['method']}, {best['lds'] / top:.2f})")
         axes.set_xticks(range(len(boards)), [name.replace("_", "\n") for name in boards])
