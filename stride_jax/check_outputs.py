@@ -178,7 +178,7 @@ def against_chance(log_p_nxC: np.ndarray, labels_n: np.ndarray, *, whole: bool =
       log_p_nxC, labels_n: from `log_probabilities`, of training examples.
       whole: whether examples have one label each. Such a model that has learnt less than half of
         what the largest class leaves to learn is noted: it is far from a minimum, where scores are
-        poor (docs/limits.md). Of tokens no model is ever right so often.
+        poor (docs/limits.md). Tokens are left out, as few models are right on half of them.
     """
     classes = log_p_nxC.shape[1]
     loss = float(-np.take_along_axis(log_p_nxC, labels_n[:, None], axis=1).mean())
