@@ -26,6 +26,8 @@ from stride_jax.frozen import FrozenModel, evenly_spaced, freeze
 from stride_jax.inputs import read_rows
 from stride_jax.model_checks import LEVELS, Finding, forward_findings
 from stride_jax.observed import Observed, check_fit, forward_all
+from stride_jax.operators.closed_form import ClosedFormSettings
+from stride_jax.operators.fisher import DECAY
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.files import plain
 from stride_jax.runtime.flops import bytes_held, count_flops
@@ -189,7 +191,7 @@ def _of_sample(
     log_p_nxC, labels_n = outputs.log_probabilities(own)
     if len(labels_n) == 0:
         return
-    yield outputs.against_chance(log_p_nxC, labels_n, whole=few.labels.ndim == 1)
+    yield outputs.against_chance(log_p_nxC, labels_n)
     yield outputs.saturation(log_p_nxC)
     if held_out is None:
         yield outputs.calibration(log_p_nxC, labels_n, held_out=False)
@@ -199,6 +201,18 @@ def _of_sample(
 
 
 # ── the index ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_training(resolved: ClosedFormSettings) -> Iterator[Finding]:
+    """Whether a classifier was found to have been stopped early."""
+    if resolved.decay is not None and resolved.decay > DECAY:
+        yield Finding(
+            "training", "note",
+            f"stopped early: a weight decay of {resolved.decay:.3g} and a doubt of "
+            f"{resolved.doubt:.3g} are used",
+            "train longer, as scores of a model that has settled are more faithful; or name "
+            "closed_form.decay",
+        )  # fmt: skip
 
 
 def _of_fit(
@@ -225,6 +239,7 @@ def _of_fit(
         yield Finding("taps", "note", f"the model has {', '.join(names)}", told)
     else:
         yield Finding("taps", "ok", measured)
+    yield from _of_training(frozen.settings.closed_form)
     design = frozen.settings.design
     try:
         designs.known_membership(design, examples.ids, examples.keys)

@@ -171,14 +171,11 @@ def labels(examples: Examples, classes: int) -> Finding:
     return Finding("labels", "ok", said)
 
 
-def against_chance(log_p_nxC: np.ndarray, labels_n: np.ndarray, *, whole: bool = False) -> Finding:
+def against_chance(log_p_nxC: np.ndarray, labels_n: np.ndarray) -> Finding:
     """Whether the model does better on the labels than one that knows nothing.
 
     Args:
       log_p_nxC, labels_n: from `log_probabilities`, of training examples.
-      whole: whether examples have one label each. Such a model that has learnt less than half of
-        what the largest class leaves to learn is noted: it is far from a minimum, where scores are
-        poor (docs/limits.md). Tokens are left out, as few models are right on half of them.
     """
     classes = log_p_nxC.shape[1]
     loss = float(-np.take_along_axis(log_p_nxC, labels_n[:, None], axis=1).mean())
@@ -188,13 +185,6 @@ def against_chance(log_p_nxC: np.ndarray, labels_n: np.ndarray, *, whole: bool =
             "loss", "warning", said,
             "check that labels count as in training, that inputs are preprocessed as there, and "
             "the checkpoint",
-        )  # fmt: skip
-    right, largest = (log_p_nxC.argmax(axis=1) == labels_n).mean(), np.bincount(labels_n).max()
-    if whole and right < (1 + largest / len(labels_n)) / 2:
-        return Finding(
-            "loss", "note", f"{said}; {right:.0%} of training examples are right",
-            "train longer: scores of a model far from its minimum are poor; or raise "
-            "closed_form.damping (30, say)",
         )  # fmt: skip
     return Finding("loss", "ok", said)
 

@@ -14,6 +14,7 @@ from stride_jax import operators as ops
 from stride_jax.examples import Examples
 from stride_jax.inputs import read_rows
 from stride_jax.model_checks import check_model
+from stride_jax.objectives import CROSS_ENTROPY
 from stride_jax.observed import (
     Context,
     Forward,
@@ -27,8 +28,9 @@ from stride_jax.observed import (
     observed_source,
     token_weights,
 )
-from stride_jax.operators.closed_form import DOUBT
-from stride_jax.operators.fisher import RELATIVE
+from stride_jax.operators import settled
+from stride_jax.operators.closed_form import DOUBT, ClosedFormSettings
+from stride_jax.operators.fisher import DECAY, RELATIVE
 from stride_jax.runtime import mesh as meshes
 from stride_jax.runtime.execution import Execution
 from stride_jax.runtime.progress import silent
@@ -181,7 +183,8 @@ def freeze(
         chosen = _chosen_taps(only(tapped, names), params, examples, execution, names)
         settings = dataclasses.replace(settings, taps=chosen)
     design = settings.design.resolved(examples.token_shape, settings.fit)
-    settings = dataclasses.replace(settings, design=design)
+    closed_form = _for_unsettled(tapped, params, examples, settings, execution)
+    settings = dataclasses.replace(settings, design=design, closed_form=closed_form)
     return resolve(tapped, params, one, settings, signs_C=signs_C)
 
 
@@ -204,6 +207,8 @@ def resolve(
     closed_form = settings.closed_form
     if closed_form.doubt is None:
         closed_form = dataclasses.replace(closed_form, doubt=DOUBT)
+    if closed_form.decay is None:
+        closed_form = dataclasses.replace(closed_form, decay=DECAY)
     if closed_form.damping is None and not tapped.objective.classes:
         closed_form = dataclasses.replace(closed_form, damping=RELATIVE)
     settings = dataclasses.replace(settings, closed_form=closed_form)
@@ -321,6 +326,30 @@ def _chosen_taps(
     few = evenly_spaced(examples, sample)
     observed = forward_all(tapped, params, few, on_one_device(params, execution))
     return (ops.choose_tap(ops.tap_energies(tapped, params, observed, few.inputs)),)
+
+
+def _for_unsettled(
+    tapped: TappedModel,
+    params: Params,
+    examples: Examples,
+    settings: IndexSettings,
+    execution: Execution,
+) -> ClosedFormSettings:
+    """Doubt and weight decay, raised where training was stopped early and nobody named a decay."""
+    own = settings.closed_form
+    named = own.decay is not None or own.damping is not None or settings.fit != "closed_form"
+    if named or tapped.objective.name != CROSS_ENTROPY.name or len(examples.token_shape) > 1:
+        return own
+    few = evenly_spaced(examples, settled.SAMPLE)
+    read = only(tapped, settings.every_tap())
+    classes = jax.eval_shape(read.forward, params, read_rows(few.inputs, slice(0, 1)))[0].shape[-1]
+    if classes > settled.MOST_CLASSES:
+        return own
+    observed = forward_all(read, params, few, on_one_device(params, execution))
+    doubt, decay = settled.unsettled(settled.gain(observed, tapped.temperature))
+    return dataclasses.replace(
+        own, decay=decay, doubt=max(doubt, DOUBT if own.doubt is None else own.doubt)
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from stride_jax import design as designs
 from stride_jax import operators as ops
 from stride_jax.groups import Groups
 from stride_jax.objectives import CROSS_ENTROPY
+from stride_jax.operators.fisher import DECAY
 from stride_jax.runtime.files import (
     UnreadableFileError,
     first_line,
@@ -172,7 +173,10 @@ class Index:
                 f"reads {FORMAT}: fit the index again, or read it with stride_jax {writer}"
             )
         try:
-            settings = build(IndexSettings, json.loads(str(meta["settings"])), "index")
+            stored = json.loads(str(meta["settings"]))
+            # What an index of before the setting was made with.
+            stored.setdefault("closed_form", {}).setdefault("decay", DECAY)
+            settings = build(IndexSettings, stored, "index")
             keys = arrays.pop("keys", None)
             names = meta["train_ids"], keys
             index = from_arrays(arrays, names, settings, str(meta.get("model", "")))

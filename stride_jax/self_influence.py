@@ -206,7 +206,7 @@ class Root(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("rank", "width", "dampings"))
 @precise
 def root_of(
-    fisher: ops.Fisher, rank: int, width: int, dampings: tuple[float | None, float]
+    fisher: ops.Fisher, rank: int, width: int, dampings: tuple[float | None, float, float]
 ) -> Root:
     """The root of a curvature.
 
@@ -215,19 +215,19 @@ def root_of(
       rank, width: R and O.
       dampings: of the settings (`ClosedFormSettings.dampings`).
     """
-    tokens = fisher.tokens.astype(jnp.float32)
+    tokens, (damping, output_damping, decay) = fisher.tokens.astype(jnp.float32), dampings
     if fisher.exact_LxS is not None:
-        inverse = _inverse(exact_factor(fisher, rank, width, dampings[0]))
+        inverse = _inverse(exact_factor(fisher, rank, width, damping, decay))
         return Root(inverse, None, None, None, tokens)
     if fisher.eigenvalues_RxO is not None and fisher.rotation is not None:
         left, right = (v.astype(jnp.float32) for v in fisher.rotation)
         if fisher.coupled_MxM is not None:
-            factor, rest_RxO = coupled_root(fisher, dampings[0])
+            factor, rest_RxO = coupled_root(fisher, damping, decay)
             return Root(_inverse(factor), left, right, rest_RxO, tokens, fisher.strongest_M)
         values = fisher.eigenvalues_RxO.astype(jnp.float32)
-        return Root(None, left, right, 1 / damped(values, dampings[0]), tokens)
+        return Root(None, left, right, 1 / damped(values, damping), tokens)
     # `bᵀ A⁻¹ b = ||Cᵀ b||²` with A⁻¹ = C Cᵀ.
-    left, right = (jnp.linalg.cholesky(v) for v in inverse_factors(fisher, *dampings))
+    left, right = map(jnp.linalg.cholesky, inverse_factors(fisher, damping, output_damping))
     return Root(None, left, right, None, tokens)
 
 

@@ -49,6 +49,7 @@ class TappedModel:
       layers: taps inside a layer's block, such as outputs before a nonlinearity; of a model that
         reads its inputs by such a layer, that first: operators may act there, and no basis reads
         them unless it names them.
+      temperature: what the logits of training have been divided by (`with_temperature`).
 
     >>> tapped = from_function(lambda p, x: (x @ p, {"input": x}))
     >>> logits, activations = tapped(jnp.eye(2), jnp.ones((1, 2)))
@@ -62,6 +63,7 @@ class TappedModel:
     objective: Objective = CROSS_ENTROPY
     dtype: str | None = None
     layers: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     def __call__(self, params: Params, inputs: Any) -> tuple[jax.Array, Activations]:
         return self.forward(params, inputs)
@@ -237,13 +239,17 @@ def _cooled(tapped: TappedModel, temperature: float) -> TappedModel:
         None if inner is None else jax.jit(suffix),
         None if tapped.shifted is None else cooled(tapped.shifted),
     )
-    return _like(made, tapped)
+    return dataclasses.replace(_like(made, tapped), temperature=tapped.temperature * temperature)
 
 
 def _like(made: TappedModel, tapped: TappedModel) -> TappedModel:
     """A model made of another, with what that one is said to be."""
     return dataclasses.replace(
-        made, objective=tapped.objective, dtype=tapped.dtype, layers=tapped.layers
+        made,
+        objective=tapped.objective,
+        dtype=tapped.dtype,
+        layers=tapped.layers,
+        temperature=tapped.temperature,
     )
 
 

@@ -193,15 +193,14 @@ def test_labels_of_another_order(trained):
     assert levels(report)["loss"] == "warning"
 
 
-def test_a_model_that_has_learnt_little(trained):
-    """Right on two examples of five; a temperature changes the loss, and not what is right."""
+def test_a_model_that_was_stopped_early(trained):
+    """One whose examples still agree on what to learn: here three labels of five are new to it."""
     y = np.asarray(trained.train.labels)
     half = Examples(trained.train.inputs, np.where(np.arange(len(y)) % 5 < 3, (y + 1) % 10, y))
-    flat = with_temperature(trained.tapped, 100.0)
-    report = check(flat, trained.params, half)
-    assert report["loss"].level == "note"
-    assert "damping" in report["loss"].remedy
-    assert check(flat, trained.params, trained.train)["loss"].level == "ok"
+    report = check(trained.tapped, trained.params, half)
+    assert report["training"].level == "note"
+    assert "a weight decay of 25.6 and a doubt of 0.5" in report["training"].measured
+    assert "training" not in levels(check(trained.tapped, trained.params, trained.train))
 
 
 def test_labels_out_of_range_or_balance(trained):

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from stride_jax.observed import Context, Observed, Source
 from stride_jax.operators.basis import Basis, example_features
-from stride_jax.operators.fisher import Fisher, fisher_of, inverse_factors, precondition
+from stride_jax.operators.fisher import DECAY, Fisher, fisher_of, inverse_factors, precondition
 from stride_jax.operators.gradients import outer
 from stride_jax.operators.inner_sites import LayerSite
 from stride_jax.operators.moments import FORMS, PAIRS, ROWS, Curvature, Moments, shardings, zeros
@@ -45,8 +45,11 @@ class ClosedFormSettings:
 
     Attributes:
       damping: gamma relative to the mean eigenvalue of the Fisher. None: with the exact or coupled
-        Fisher of a loss of classes a weight decay, `gamma = .2 E||b||² / N`, which neither N nor
-        confident predictions change; else 2 (docs/method.md §5.4).
+        Fisher of a loss of classes a weight decay, `gamma = decay E||b||² / N`, which neither N
+        nor confident predictions change; else 2 (docs/method.md §5.4).
+      decay: that weight decay. None: .2; and where an index is made of a classifier whose training
+        was stopped early, more, up to 25.6, with a doubt of up to .5 (`settled.unsettled`,
+        docs/method.md §5.8).
       doubt: share of the uniform distribution that is mixed into predictions on training examples
         (`observed.as_training`). None: a run takes it from its calibration split
         (`models.fit_doubt`); without one it is .005.
@@ -63,6 +66,7 @@ class ClosedFormSettings:
     """
 
     damping: float | None = None
+    decay: float | None = None
     doubt: float | None = DOUBT
     output_damping: float = 1.0
     fisher: str = "auto"
@@ -79,6 +83,8 @@ class ClosedFormSettings:
                 f"damping={self.damping}, output_damping={self.output_damping}: both must be "
                 "positive, since the Fisher is singular (logits have a free constant)"
             )
+        if self.decay is not None and self.decay <= 0:
+            raise ValueError(f"decay={self.decay}: it must be positive; None decides by the model")
         if self.pairs < 1 or self.rows < 1:
             raise ValueError(
                 f"pairs={self.pairs}, rows={self.rows}: the coupled Fisher needs one of each at "
@@ -88,9 +94,9 @@ class ClosedFormSettings:
             raise ValueError(f"doubt={self.doubt} is a share: it must lie in [0, 1)")
 
     @property
-    def dampings(self) -> tuple[float | None, float]:
-        """Damping of the Fisher, or of its feature side, and of its output side."""
-        return self.damping, self.output_damping
+    def dampings(self) -> tuple[float | None, float, float]:
+        """Damping of the Fisher, or of its feature side; of its output side; the weight decay."""
+        return self.damping, self.output_damping, DECAY if self.decay is None else self.decay
 
     def form(self, rank: int, site: Site) -> str:
         """The form of curvature summed at a site, with R = `rank` features."""
@@ -114,7 +120,7 @@ def solve_steps(
     def local(moments: Moments) -> tuple[jax.Array, jax.Array]:
         # A K-th of the tokens first, so that matrices of huge corpora stay inside float32.
         right_KxRxO = moments.gradients_KxRxO[0] * (num_subsets / moments.tokens[0])
-        a_KxRxO = precondition(fisher_of(moments), right_KxRxO, *settings.dampings, mesh)
+        a_KxRxO = precondition(fisher_of(moments), right_KxRxO, *settings.dampings, mesh=mesh)
         # Root mean square shift of the outputs over the training tokens, from E[b bᵀ].
         features_RxR = moments.features_RxR[0] / moments.tokens[0]
         power_K = jnp.einsum("kro,rs,kso->k", a_KxRxO, features_RxR, a_KxRxO)
@@ -198,7 +204,7 @@ def _directions(
     e_BxTxO = site.errors(params, observed, context)
     if fisher.factors is not None:
         # `A⁻¹ (b eᵀ) B⁻¹ = (A⁻¹ b) (B⁻¹ e)ᵀ`: tokens are cheaper to solve for than matrices.
-        left, right = inverse_factors(fisher, *settings.dampings)
+        left, right = inverse_factors(fisher, settings.damping, settings.output_damping)
         g_BxRxO = outer(b_BxTxR @ left, e_BxTxO @ right, group)
     else:
         g_BxRxO = precondition(fisher, outer(b_BxTxR, e_BxTxO, group), *settings.dampings)

@@ -108,13 +108,14 @@ def blocks(exact_LxS: jax.Array, rank: int, width: int) -> jax.Array:
     return jnp.stack([block(c, o) for c, o in zip(first.tolist(), second.tolist(), strict=True)])
 
 
-@functools.partial(jax.jit, static_argnames=("damping", "output_damping", "mesh"))
+@functools.partial(jax.jit, static_argnames=("damping", "output_damping", "decay", "mesh"))
 @precise
 def precondition(
     fisher: Fisher,
     v_BxRxO: jax.Array,
     damping: float | None,
     output_damping: float = 1.0,
+    decay: float = DECAY,
     mesh: Mesh | None = None,
 ) -> jax.Array:
     """`(F + gamma I)^{-1} v` for each of B matrices.
@@ -127,8 +128,9 @@ def precondition(
       fisher: the curvature.
       v_BxRxO: right-hand sides.
       damping: gamma relative to the mean eigenvalue; that of the feature side of factors. None
-        for `DECAY` with the exact and the coupled Fisher, and for `RELATIVE` with the others.
+        for `decay` with the exact and the coupled Fisher, and for `RELATIVE` with the others.
       output_damping: damping of the output side of factors.
+      decay: `N gamma / E||b||²` where no damping is given.
       mesh: mesh of the surrounding `jax.shard_map`; None outside of one.
 
     Returns:
@@ -136,7 +138,7 @@ def precondition(
     """
     n, r, o = v_BxRxO.shape
     if fisher.exact_LxS is not None:
-        factor = exact_factor(fisher, r, o, damping, mesh)
+        factor = exact_factor(fisher, r, o, damping, decay, mesh)
         v_nxB = v_BxRxO.transpose(2, 1, 0).reshape(o * r, n)
         solved = jax.scipy.linalg.cho_solve((factor, True), v_nxB)
         return solved.reshape(o, r, n).transpose(2, 1, 0)
@@ -147,7 +149,7 @@ def precondition(
             values = fisher.eigenvalues_RxO.astype(jnp.float32)
             solved = rotated / damped(values, damping)[None]
         else:
-            factor, inverse_RxO = coupled_root(fisher, damping)
+            factor, inverse_RxO = coupled_root(fisher, damping, decay)
             chosen_BxM = rotated.reshape(n, -1)[:, fisher.strongest_M]
             own_MxB = jax.scipy.linalg.cho_solve((factor, True), chosen_BxM.T)
             rest = (rotated * inverse_RxO[None]).reshape(n, -1)
@@ -159,28 +161,35 @@ def precondition(
 
 
 def exact_factor(
-    fisher: Fisher, rank: int, width: int, damping: float | None, mesh: Mesh | None = None
+    fisher: Fisher,
+    rank: int,
+    width: int,
+    damping: float | None,
+    decay: float = DECAY,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Lower Cholesky factor of the damped exact Fisher, `[O R, O R]`, ordered (output, feature).
 
     Args:
       fisher: of the form `exact`.
       rank, width: R and O.
-      damping, mesh: as in `precondition`.
+      damping, decay, mesh: as in `precondition`.
     """
     assert fisher.exact_LxS is not None, "a Fisher of the form exact"
     fisher_PxRxR = blocks(fisher.exact_LxS, rank, width)
     own = np.flatnonzero(np.equal(*pairs(width)))
     trace = jnp.trace(fisher_PxRxR[own], axis1=1, axis2=2).sum()
-    return cholesky(fisher_PxRxR, _ridge(fisher, trace, rank * width, damping), width, mesh)
+    return cholesky(fisher_PxRxR, _ridge(fisher, trace, rank * width, damping, decay), width, mesh)
 
 
-def coupled_root(fisher: Fisher, damping: float | None) -> tuple[jax.Array, jax.Array]:
+def coupled_root(
+    fisher: Fisher, damping: float | None, decay: float = DECAY
+) -> tuple[jax.Array, jax.Array]:
     """What a damped Fisher of the form `coupled` is solved with.
 
     Args:
       fisher: of that form.
-      damping: as in `precondition`.
+      damping, decay: as in `precondition`.
 
     Returns:
       The lower Cholesky factor of the block of the strongest pairs, `[M, M]`; and the inverse
@@ -189,20 +198,22 @@ def coupled_root(fisher: Fisher, damping: float | None) -> tuple[jax.Array, jax.
     assert fisher.eigenvalues_RxO is not None, "a Fisher of the form coupled"
     assert fisher.coupled_MxM is not None, "a Fisher of the form coupled"
     values_RxO = fisher.eigenvalues_RxO.astype(jnp.float32)
-    gamma = _ridge(fisher, values_RxO.sum(), values_RxO.size, damping)
+    gamma = _ridge(fisher, values_RxO.sum(), values_RxO.size, damping, decay)
     block = fisher.coupled_MxM.astype(jnp.float32)
     factor = jnp.linalg.cholesky(block + gamma * jnp.eye(len(block)), symmetrize_input=False)
     inverse = (1 / (values_RxO + gamma)).ravel().at[fisher.strongest_M].set(0.0)
     return factor, inverse.reshape(values_RxO.shape)
 
 
-def _ridge(fisher: Fisher, trace: jax.Array, size: int, damping: float | None) -> jax.Array:
+def _ridge(
+    fisher: Fisher, trace: jax.Array, size: int, damping: float | None, decay: float
+) -> jax.Array:
     """gamma of an exact or coupled Fisher of this trace and side."""
     if damping is not None:
         return damping * trace / size
     assert fisher.power is not None, "kept with every Fisher of these forms"
     # A curvature of nothing has no solution, and is refused; the decay alone would hide it.
-    return jnp.where(trace > 0, DECAY * fisher.power / fisher.tokens, 0.0)
+    return jnp.where(trace > 0, decay * fisher.power / fisher.tokens, 0.0)
 
 
 def damped(values: jax.Array, damping: float | None) -> jax.Array:
