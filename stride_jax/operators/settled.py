@@ -22,7 +22,10 @@ MOST_CLASSES = 256
 """Of more classes a step is not solved for."""
 # Features, before and after principal components are taken; numbers of a step at most.
 _WIDTH, _RANK, _NUMBERS = 512, 64, 1040
-_ENOUGH = 0.04
+# A loss below this share of log C counts as that: little is left to learn, and much of little.
+_LEAST = 0.05
+# Gains that the rule begins and ends at.
+_BEGIN, _END = 0.005, 0.04
 _DECAYS = 128.0
 
 
@@ -32,7 +35,7 @@ def gain(observed: Observed, temperature: float = 1.0) -> float:
     One Newton step of operators at the logits, and its value to an example that it was not learnt
     from, over all pairs of different examples:
 
-        ½ mean_{i ≠ j} g_iᵀ (F + gamma I)^{-1} g_j / mean_i Loss(o_i)
+        ½ mean_{i ≠ j} g_iᵀ (F + gamma I)^{-1} g_j / max(mean_i Loss(o_i), .05 log C)
 
     The logits are read as training left them, without the temperature that calibrates them: a
     model that knows its training set by heart has no loss left there, and a calibrated one would.
@@ -42,7 +45,7 @@ def gain(observed: Observed, temperature: float = 1.0) -> float:
       temperature: what the logits have been divided by.
 
     Returns:
-      The share; about 0, or less, for a model that has settled; 0 where there is no loss at all.
+      The share; about 0, or less, for a model that has settled.
 
     Source: docs/method.md §5.8.
 
@@ -57,32 +60,32 @@ def gain(observed: Observed, temperature: float = 1.0) -> float:
     kept = np.asarray(observed.weights_NxT[:, 0]) > 0
     o_NxC = np.asarray(observed.logits_NxTxC[:, 0], np.float64)[kept] * temperature
     labels_N = np.asarray(observed.labels_NxT[:, 0])[kept]
-    rank = max(4, min(_RANK, _NUMBERS // o_NxC.shape[1]))
+    count, classes = o_NxC.shape
+    if min(count, classes) < 2:
+        return 0.0
+    rank = max(4, min(_RANK, _NUMBERS // classes))
     b_NxR = _features(observed.activations, kept, rank)
     log_p_NxC = np.asarray(scipy.special.log_softmax(o_NxC, axis=1))
-    count, classes = o_NxC.shape
     loss = -float(log_p_NxC[np.arange(count), labels_N].mean())
-    if loss <= 0 or count < 2:
-        return 0.0
     p_NxC = np.exp(log_p_NxC)
     g_NxP = ((np.eye(classes)[labels_N] - p_NxC)[:, :, None] * b_NxR[:, None]).reshape(count, -1)
     gamma = DECAY * float((b_NxR**2).sum(axis=1).mean()) / count
     factor = np.linalg.cholesky(_fisher(b_NxR, p_NxC) + gamma * np.eye(g_NxP.shape[1]))
     white_PxN = scipy.linalg.solve_triangular(factor, g_NxP.T, lower=True)
     pairs = (white_PxN.sum(axis=1) ** 2).sum() - (white_PxN**2).sum()
-    return float(pairs) / (2 * count * (count - 1) * loss)
+    return float(pairs) / (2 * count * (count - 1) * max(loss, _LEAST * np.log(classes)))
 
 
 def unsettled(share: float) -> tuple[float, float]:
     """Doubt and weight decay for a model of that gain.
 
-    With `u = min(max(gain, 0) / .04, 1)`: doubt `u / 2`, the mean of predictions on a straight way
-    from uniform ones to the last, and a decay of `.2 · 128^u`.
+    With `u = (gain − .005) / .035`, in [0, 1]: doubt `u / 2`, the mean of predictions on a straight
+    way from uniform ones to the last, and a decay of `.2 · 128^u`.
 
     >>> unsettled(-0.01), unsettled(0.2)
     ((0.0, 0.2), (0.5, 25.6))
     """
-    u = float(np.clip(share / _ENOUGH, 0.0, 1.0))
+    u = float(np.clip((share - _BEGIN) / (_END - _BEGIN), 0.0, 1.0))
     return u / 2, DECAY * _DECAYS**u
 
 
@@ -99,7 +102,7 @@ def _features(activations: Activations, kept: np.ndarray, rank: int) -> np.ndarr
     values, vectors = np.linalg.eigh(x.T.astype(np.float64) @ x)
     rank = min(rank, int((values > values[-1] * 1e-7).sum()))
     b_NxR = x @ vectors[:, ::-1][:, :rank]
-    b_NxR /= max(float(np.sqrt((b_NxR**2).mean())), 1e-30)
+    b_NxR *= np.sqrt(max(b_NxR.size, 1) / max(float((b_NxR**2).sum()), 1e-30))
     return np.concatenate([b_NxR, np.ones((len(b_NxR), 1))], axis=1)
 
 
