@@ -4,7 +4,7 @@
         --workdir=runs/stopped_early/letters
 
 A board's model and its bank are trained anew for each number of epochs. Direct scores with doubt
-and weight decay by the training set (docs/method.md §5.8), with those of a model that has settled,
+and weight decay by the training set (docs/method.md §5.7), with those of a model that has settled,
 and of opponents tuned on the bank's first half of subsets; every figure is from the second half.
 Rows go to `docs/results/boards.json`.
 """

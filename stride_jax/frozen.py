@@ -335,7 +335,10 @@ def _for_unsettled(
     settings: IndexSettings,
     execution: Execution,
 ) -> ClosedFormSettings:
-    """Doubt and weight decay, raised where training was stopped early and nobody named a decay."""
+    """Weight decay and the default's doubt, raised where training was stopped early.
+
+    A decay that is named is left alone, and so is a doubt other than the default.
+    """
     own = settings.closed_form
     named = own.decay is not None or own.damping is not None or settings.fit != "closed_form"
     if named or tapped.objective.name != CROSS_ENTROPY.name or len(examples.token_shape) > 1:
@@ -347,8 +350,9 @@ def _for_unsettled(
         return own
     observed = forward_all(read, params, few, on_one_device(params, execution))
     doubt, decay = settled.unsettled(settled.gain(observed, tapped.temperature))
-    return dataclasses.replace(
-        own, decay=decay, doubt=max(doubt, DOUBT if own.doubt is None else own.doubt)
+    own = dataclasses.replace(own, decay=decay)
+    return (
+        own if own.doubt not in (None, DOUBT) else dataclasses.replace(own, doubt=max(doubt, DOUBT))
     )
 
 

@@ -25,6 +25,7 @@ SETTINGS = IndexSettings(
     design=Design(num_subsets=16, degree=3, kind="hash"),
     taps=("input",),
     basis=ops.BasisSettings(rank=5),
+    closed_form=ops.ClosedFormSettings(decay=0.2),
 )
 FEW, ALL = 40, 6 * 34  # pairs of 6 features and 24 + 10 outputs
 

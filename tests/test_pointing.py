@@ -34,8 +34,9 @@ def settings_of(kind, kept=0, **changes):
     design = Design(20, 3, kind=kind)
     basis = ops.BasisSettings(rank=12)
     return IndexSettings(
-        design=design, taps=("input",), basis=basis, kept=kept, sites=("logit",), **changes
-    )
+        design=design, taps=("input",), basis=basis, kept=kept, sites=("logit",),
+        closed_form=ops.ClosedFormSettings(decay=0.2), **changes,
+    )  # fmt: skip
 
 
 def fitted(trained, settings, train=None, execution=ONE, **more):

@@ -81,7 +81,7 @@ def dense(case, index):
         curvature = np.einsum("nt,ntr,nts,ntcd->rcsd", weight, b, b, s).reshape(n, n) / total
         gamma = damping * np.trace(curvature) / n
         if own.damping is None:
-            gamma = 0.2 * np.trace(a) / total
+            gamma = own.decay * np.trace(a) / total
         curvature = curvature + gamma * np.eye(n)
     g = np.einsum("nt,ntr,nto->nro", weight, b, e).reshape(len(b), n)
     return (g * np.linalg.solve(curvature, g.T).T).sum(axis=1) / total
@@ -180,7 +180,7 @@ def test_residual_site_is_doubted(trained):
     )  # fmt: skip
     b = bases.example_features(index.operators["hidden0"].basis, read.activations)
     g = jnp.einsum("ntr,nto->nro", b, context["errors"])
-    v = ops.fisher.precondition(index.fisher["hidden0"], g, *settings.closed_form.dampings)
+    v = ops.fisher.precondition(index.fisher["hidden0"], g, *index.settings.closed_form.dampings)
     close(ours.scores_N, np.asarray((g * v).sum(axis=(1, 2)) / index.fisher["hidden0"].tokens))
     # The loss is the model's own.
     logits = trained.tapped(trained.params, trained.train.inputs)[0]

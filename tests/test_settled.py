@@ -113,6 +113,8 @@ def test_a_decay_that_is_named_and_other_losses_are_left_alone(digits):
         return frozen.freeze(model, params, as_examples(x, labels), settings).settings.closed_form
 
     assert closed_form(tapped, y, decay=1.5).doubt == 0.005
+    raised = closed_form(tapped, y, doubt=0.1)
+    assert (raised.doubt, raised.decay) == (0.1, pytest.approx(25.6))
     assert closed_form(tapped, y, damping=3.0).decay == DECAY
     numbers = taps.with_objective(tapped, "squared_error")
     assert closed_form(numbers, np.eye(10, dtype=np.float32)[y]).decay == DECAY

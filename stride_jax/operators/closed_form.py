@@ -48,8 +48,8 @@ class ClosedFormSettings:
         Fisher of a loss of classes a weight decay, `gamma = decay E||b||² / N`, which neither N
         nor confident predictions change; else 2 (docs/method.md §5.4).
       decay: that weight decay. None: .2; and where an index is made of a classifier whose training
-        was stopped early, more, up to 25.6, with a doubt of up to .5 (`settled.unsettled`,
-        docs/method.md §5.8).
+        was stopped early, more, up to 25.6, with a doubt of up to .5 in place of the default
+        (`settled.unsettled`, docs/method.md §5.7).
       doubt: share of the uniform distribution that is mixed into predictions on training examples
         (`observed.as_training`). None: a run takes it from its calibration split
         (`models.fit_doubt`); without one it is .005.

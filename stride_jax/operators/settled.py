@@ -47,7 +47,7 @@ def gain(observed: Observed, temperature: float = 1.0) -> float:
     Returns:
       The share; about 0, or less, for a model that has settled.
 
-    Source: docs/method.md §5.8.
+    Source: docs/method.md §5.7.
 
     >>> import jax.numpy as jnp
     >>> x, y = np.linspace(-1, 1, 40), np.arange(40) >= 16

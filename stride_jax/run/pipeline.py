@@ -32,6 +32,7 @@ from stride_jax.data import (
     write_splits,
 )
 from stride_jax.frozen import FrozenModel, freeze, resolve
+from stride_jax.operators.fisher import DECAY
 from stride_jax.run import grouping, splits, stages
 from stride_jax.run.base_model import doubt_of, restore_base, starting_params, train_base
 from stride_jax.run.planning import model_speed, with_speed
@@ -219,12 +220,15 @@ class Run:
         if self.settings.execution.mesh.parameters == "sharded":
             params = meshes.place(params, meshes.sharded_parameters(params, self.mesh))
         execution = Execution(self.mesh, self.progress, memory=self.settings.execution.memory)
-        settings = self.settings.index
-        if settings.closed_form.doubt is None:
+        frozen = freeze(self.tapped, params, self.train, self.settings.index, execution)
+        own = frozen.settings.closed_form
+        if self.settings.index.closed_form.doubt is None and own.decay == DECAY:
+            # The calibration split says what to think of a model that has settled.
             doubt = doubt_of(self.model, params, self.data[0], self.mesh)
-            closed_form = dataclasses.replace(settings.closed_form, doubt=doubt)
-            settings = dataclasses.replace(settings, closed_form=closed_form)
-        return freeze(self.tapped, params, self.train, settings, execution)
+            closed_form = dataclasses.replace(own, doubt=doubt)
+            settings = dataclasses.replace(frozen.settings, closed_form=closed_form)
+            frozen = dataclasses.replace(frozen, settings=settings)
+        return frozen
 
     @functools.cached_property
     def groups(self) -> grouping.Named | None:
