@@ -32,8 +32,9 @@ from stride_jax.runtime.files import UnreadableFileError
 DESIGN = Design(num_subsets=16, degree=3, kind="hash")
 KINDS = pytest.mark.parametrize("kind", ["hash", "clusters"])
 SETTINGS = stride_jax.IndexSettings(
-    design=DESIGN, taps=("input", "hidden0"), basis=ops.BasisSettings(rank=6)
-)
+    design=DESIGN, taps=("input", "hidden0"), basis=ops.BasisSettings(rank=6),
+    closed_form=ops.ClosedFormSettings(decay=0.2),
+)  # fmt: skip
 # A feature, an error, and 12 bytes of what is said of a token.
 KEPT_BYTES = 4 * (7 + 10) + 12
 READ = stride_jax.ReadSettings(measure=MeasureSettings("first_order"))

@@ -32,7 +32,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, QUERIES = 120, 6
 ONE = stride_jax.Execution(mesh=single_mesh())  # compiles faster than eight devices
 # As many subsets as so few examples allow; all else is left at its default.
-SETTINGS = stride_jax.IndexSettings(design=stride_jax.Design(num_subsets=40, degree=4))
+SETTINGS = stride_jax.IndexSettings(
+    design=stride_jax.Design(num_subsets=40, degree=4),
+    closed_form=stride_jax.ClosedFormSettings(decay=0.2),  # models of random weights
+)
 
 
 class Case(NamedTuple):

@@ -32,7 +32,9 @@ TARGETS = {
     "sigmoid": RNG.random((N, C)) < 0.4,
     "poisson": RNG.poisson(np.exp(X @ W)).astype(np.float32),
 }
-HOW = stride_jax.IndexSettings(design=stride_jax.Design(30, 4))
+HOW = stride_jax.IndexSettings(
+    design=stride_jax.Design(30, 4), closed_form=stride_jax.ClosedFormSettings(decay=0.2)
+)
 
 
 def close(found, wanted, rtol=1e-4):

@@ -234,7 +234,7 @@ def test_a_groups_operator_is_that_of_the_same_subset(trained, kind):
             Design(6, 1), subset_N[:, None], site, own.basis, source,
             ops.Curvature(frozen.forms[name]),
         )  # fmt: skip
-        alone = ops.closed_form(own.basis, passed.moments, settings.closed_form)
+        alone = ops.closed_form(own.basis, passed.moments, index.settings.closed_form)
         group = index.groups.operators[name]
         expected = (alone.a_KxRxO * alone.size_K[:, None, None])[:5]
         close(group.a_KxRxO * group.size_K[:, None, None], expected, 5e-3)

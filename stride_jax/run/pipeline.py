@@ -221,8 +221,8 @@ class Run:
             params = meshes.place(params, meshes.sharded_parameters(params, self.mesh))
         execution = Execution(self.mesh, self.progress, memory=self.settings.execution.memory)
         frozen = freeze(self.tapped, params, self.train, self.settings.index, execution)
-        own = frozen.settings.closed_form
-        if self.settings.index.closed_form.doubt is None and own.decay == DECAY:
+        asked, own = self.settings.index.closed_form, frozen.settings.closed_form
+        if asked.doubt is None and own.decay in (asked.decay, DECAY):
             # The calibration split says what to think of a model that has settled.
             doubt = doubt_of(self.model, params, self.data[0], self.mesh)
             closed_form = dataclasses.replace(own, doubt=doubt)
